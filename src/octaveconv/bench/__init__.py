@@ -1,0 +1,1 @@
+"""Measuring: the one stopwatch."""

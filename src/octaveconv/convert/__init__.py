@@ -1,0 +1,1 @@
+"""Bringing weights in from elsewhere."""

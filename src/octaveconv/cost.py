@@ -1,0 +1,247 @@
+"""What a network costs: parameters, multiply-accumulates and activation bytes, per layer and per frequency.
+
+Every figure is computed twice: by an analytic formula from the shapes that each layer sees, and, for the
+multiply-accumulates, by PyTorch's own counter watching what is really executed. No arithmetic is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._text import text_table
+from .nn import OctBatchNorm2d, OctConv2d
+from .octave import Octave, as_octave
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, multiply-accumulates (MACs), and bytes of the maps that convolutions and linear layers write."""
+
+    params: int = 0
+    macs: int = 0
+    activation_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.params + other.params, self.macs + other.macs, self.activation_bytes + other.activation_bytes)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer: what its high and its low output cost, MACs by path, and what it costs in the dense twin."""
+
+    name: str
+    kind: str
+    high: Cost
+    low: Cost
+    dense: Cost
+    paths: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Cost:
+        """Both outputs together."""
+        return self.high + self.low
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """The cost of a network at one input size and batch 1. ``print(report)`` shows it as a table.
+
+    ``macs`` is the analytic formula's sum, ``counted_macs`` what PyTorch's counter saw; the two are equal for every
+    network made of convolutions and linear layers. ``dense`` is the cost of the same network at alpha 0.
+    """
+
+    layers: list[LayerCost]
+    input_size: tuple[int, ...]
+    counted_macs: int
+
+    @property
+    def high(self) -> Cost:
+        """What producing the high-frequency maps costs, dense layers included."""
+        return _sum(layer.high for layer in self.layers)
+
+    @property
+    def low(self) -> Cost:
+        """What producing the low-frequency maps costs."""
+        return _sum(layer.low for layer in self.layers)
+
+    @property
+    def total(self) -> Cost:
+        """Both frequencies together."""
+        return self.high + self.low
+
+    @property
+    def dense(self) -> Cost:
+        """The dense twin."""
+        return _sum(layer.dense for layer in self.layers)
+
+    @property
+    def params(self) -> int:
+        """Parameters, the same at every alpha."""
+        return self.total.params
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of convolutions and linear layers, by the analytic formula."""
+        return self.total.macs
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of the maps that convolutions and linear layers write."""
+        return self.total.activation_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, for JSON."""
+        parts = {name: asdict(getattr(self, name)) for name in ("total", "high", "low", "dense")}
+        layers = [asdict(layer) for layer in self.layers]
+        return {"input_size": list(self.input_size), **parts, "counted_macs": self.counted_macs, "layers": layers}
+
+    def table(self) -> list[list[str]]:
+        """Rows of text, the heading first: each frequency, their total, the dense twin, and the share of it."""
+        rows = [["", "parameters", "MACs", "activation bytes"]]
+        for name, part in (("high", self.high), ("low", self.low), ("total", self.total), ("dense twin", self.dense)):
+            rows.append([name, *(f"{number:,}" for number in astuple(part))])
+        shares = (f"{one / other:.3f}" if other else "" for one, other in zip(astuple(self.total), astuple(self.dense)))
+        return [*rows, ["total / dense", *shares]]
+
+    def layer_table(self) -> list[list[str]]:
+        """Rows of text, the heading first: each layer's figures, by frequency of its output."""
+        rows = [
+            ["layer", "kind", "parameters", "of low", "MACs", "of low", "activation bytes", "of low", "MACs / dense"]
+        ]
+        for layer in self.layers:
+            pairs = zip(astuple(layer.total), astuple(layer.low))
+            share = f"{layer.total.macs / layer.dense.macs:.3f}" if layer.dense.macs else ""
+            rows.append([layer.name, layer.kind, *(f"{number:,}" for pair in pairs for number in pair), share])
+        return rows
+
+    def __str__(self) -> str:
+        return f"{text_table(self.layer_table())}\n\n{text_table(self.table())}"
+
+
+def cost(model: nn.Module, input_size: int | tuple[int, ...] = 224, *, in_chans: int = 3) -> CostReport:
+    """Report what ``model`` costs for one image, without running any arithmetic.
+
+    Args:
+        model: any module that takes one tensor; it is not changed.
+        input_size: pixels of a square image, or ``(C, H, W)``.
+        in_chans: channels of that square image.
+
+    Returns:
+        A `CostReport`. A MAC is one multiply-accumulate of a convolution or a linear layer (the paper's "FLOPs").
+
+    Source: the analytic formula is section 3.3 of Chen et al., ICCV 2019, per path.
+
+    Example:
+        >>> import octaveconv as oc
+        >>> report = oc.cost(oc.OctConv2d(64, 64, 3, padding=1, alpha_out=0.5), (64, 56, 56))
+        >>> report.macs == report.counted_macs, report.low.macs, report.dense.macs
+        (True, 14450688, 115605504)
+    """
+    from torch.func import functional_call
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = (in_chans, input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    state = {name: tensor.detach().to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
+    image = torch.empty(1, *shape, dtype=dtype, device="meta")
+    training = [module for module in model.modules() if module.training]
+    with _record(model) as layers:
+        try:
+            model.eval()
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                functional_call(model, state, (image,))
+        finally:
+            for module in training:
+                module.training = True
+    return CostReport(layers, shape, counter.get_total_flops() // 2)  # the counter takes a MAC as two operations
+
+
+@contextmanager
+def _record(model: nn.Module) -> Iterator[list[LayerCost]]:
+    """Collect the cost of each layer as it is called; parameters count once, however often their layer is called."""
+    layers: list[LayerCost] = []
+    waiting = {
+        module: (name, sum(p.numel() for p in module.parameters(recurse=False)))
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    }
+    names = {module: name for module, (name, _) in waiting.items()}
+
+    def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        params = waiting.pop(module, ("", 0))[1]
+        layers.append(_layer_cost(names[module], module, params, args[0], output))
+
+    hooks = [module.register_forward_hook(record) for module in names]
+    try:
+        yield layers
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for module, (name, params) in waiting.items():
+        layers.append(LayerCost(name, type(module).__name__, Cost(params), Cost(), Cost(params)))
+
+
+def _layer_cost(name: str, module: nn.Module, params: int, x: Any, y: Any) -> LayerCost:
+    kind = type(module).__name__
+    if isinstance(module, OctConv2d):
+        return _octconv_cost(name, module, params, as_octave(x), y)
+    if isinstance(module, OctBatchNorm2d):
+        high = params * module.split.high // module.num_features
+        return LayerCost(name, kind, Cost(high), Cost(params - high), Cost(params))
+    whole = Cost(params)
+    if isinstance(module, _CONVS):
+        whole = Cost(params, y.numel() * module.weight[0].numel(), _bytes(y))
+    elif isinstance(module, nn.Linear):
+        whole = Cost(params, y.numel() * module.in_features, _bytes(y))
+    return LayerCost(name, kind, whole, Cost(), whole)
+
+
+def _octconv_cost(name: str, module: OctConv2d, params: int, x: Octave, y: Octave) -> LayerCost:
+    """MACs of a path = output channels x input channels per group x kernel area x pixels that it convolves."""
+    spec, inputs, outputs = module.spec, module.spec.inputs, module.spec.outputs
+    pixels_high, pixels_low = (0 if part is None else prod(part.shape[-2:]) for part in y)
+    pixels_in_low = 0 if x.low is None else prod(x.low.shape[-2:])
+    area = prod(spec.kernel_size)
+    if spec.depthwise:
+        paths = {"hh": outputs.high * area * pixels_high, "ll": outputs.low * area * pixels_low}
+    else:
+        paths = {
+            "hh": outputs.high * inputs.high * area * pixels_high // spec.groups,
+            "hl": outputs.low * inputs.high * area * pixels_low // spec.groups,
+            "lh": outputs.high * inputs.low * area * pixels_in_low // spec.groups,  # before upsampling
+            "ll": outputs.low * inputs.low * area * pixels_low // spec.groups,
+        }
+    high = Cost(params * outputs.high // sum(outputs[:2]), paths["hh"] + paths.get("lh", 0), _bytes(y.high))
+    low = Cost(params - high.params, paths["ll"] + paths.get("hl", 0), _bytes(y.low))
+    pixels_dense = pixels_high or _dense_pixels(x, spec.stride)
+    element = module.weight.element_size()
+    dense = Cost(params, module.weight.numel() * pixels_dense, module.out_channels * pixels_dense * element)
+    return LayerCost(name, type(module).__name__, high, low, dense, paths)
+
+
+def _dense_pixels(x: Octave, stride: tuple[int, int]) -> int:
+    """Pixels of the dense twin's output where this layer has no high one; an absent input is twice the low size."""
+    if x.high is not None:
+        return prod(-(-size // s) for size, s in zip(x.high.shape[-2:], stride))
+    assert x.low is not None
+    return prod(-(-2 * size // s) for size, s in zip(x.low.shape[-2:], stride))
+
+
+def _bytes(x: Tensor | None) -> int:
+    return 0 if x is None else x.numel() * x.element_size()
+
+
+def _sum(costs: Iterable[Cost]) -> Cost:
+    total = Cost()
+    for one in costs:
+        total = total + one
+    return total

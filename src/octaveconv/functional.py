@@ -1,0 +1,60 @@
+"""The octave convolution as a function: check the arguments, choose a backend, call it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import backends
+from .octave import Octave
+from .spec import ConvSpec, Pair, conv_spec
+
+__all__ = ["octconv"]
+
+
+def octconv(
+    x: Tensor | Octave, weight: Tensor, bias: Tensor | None = None, stride: int | Pair = 1,
+    padding: int | Pair | str = 0, dilation: int | Pair = 1, groups: int = 1, *,
+    alpha_in: float, alpha_out: float, padding_mode: str = "zeros",
+    cut_in: int | None = None, cut_out: int | None = None,
+) -> Octave:  # fmt: skip
+    """Octave convolution with one dense weight, the counterpart of ``torch.nn.functional.conv2d``.
+
+    Args:
+        x: `Octave`, or a tensor ``[N, C, H, W]`` taken as an octave that has no low part.
+        weight: ``[out, in / groups, kh, kw]``, that of a dense convolution; the four paths are blocks of it.
+        bias: ``[out]``.
+        stride: 1 or 2 on each axis; 2 pools the input, then convolves at stride 1.
+        padding: must keep the map's size where there are two frequencies.
+        dilation, groups, padding_mode: as in ``torch.nn.Conv2d``. If ``groups`` equals both channel counts, the
+            convolution is depthwise and has no path between the frequencies.
+        alpha_in, alpha_out: low-frequency share of the input and output channels, in [0, 1].
+        cut_in, cut_out: see `OctConv2d`.
+
+    Returns:
+        ``Octave(high, low)``, a part being ``None`` where it gets no channels.
+
+    Raises:
+        ValueError: the arguments do not fit each other or the input; the message names the cure.
+        BackendUnavailable: a backend was asked for by name and cannot run.
+
+    Source: section 3.2 of Chen et al., ICCV 2019.
+
+    Example:
+        >>> import torch
+        >>> y = octconv(torch.ones(1, 3, 7, 7), torch.ones(8, 3, 3, 3), padding=1, alpha_in=0, alpha_out=0.25)
+        >>> y.high.shape, y.low.shape
+        (torch.Size([1, 6, 7, 7]), torch.Size([1, 2, 4, 4]))
+    """
+    if weight.dim() != 4:
+        raise ValueError(f"weight must be [out, in / groups, kh, kw], got {list(weight.shape)}")
+    spec = conv_spec(
+        weight.shape[1] * groups, weight.shape[0], (weight.shape[2], weight.shape[3]), stride, padding, dilation,
+        groups, padding_mode, alpha_in, alpha_out, cut_in, cut_out,
+    )  # fmt: skip
+    return run(x, weight, bias, spec)
+
+
+def run(x: Tensor | Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Octave:
+    """`octconv` with its arguments already checked into a ``spec``."""
+    octave = spec.check_input(x)
+    return backends.choose(octave, spec).run(octave, weight, bias, spec)

@@ -1,0 +1,79 @@
+"""The modules between plain tensors and octaves, and the one that applies a plain module to an octave."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..octave import Octave, merge_tensor, octave_map, split_channels, split_tensor
+
+
+class Split(nn.Module):
+    """Make an octave of a plain tensor: the last channels become low ones, by 2x2 average pooling.
+
+    Args:
+        channels: channels of the tensor.
+        alpha: share of them that becomes low, in [0, 1].
+
+    Shape:
+        ``[N, C, H, W]`` to ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])``.
+
+    Raises:
+        ValueError: alpha outside [0, 1], or an input with other channels.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> oc.Split(8, 0.25)(torch.ones(1, 8, 5, 5)).low.shape
+        torch.Size([1, 2, 3, 3])
+    """
+
+    def __init__(self, channels: int, alpha: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.split = split_channels(channels, alpha)
+
+    def forward(self, x: Tensor) -> Octave:
+        if x.shape[1] != self.split.high + self.split.low:
+            raise ValueError(f"{self} got {x.shape[1]} channels: give Split the width of the layer before")
+        return split_tensor(x, self.split)
+
+    def extra_repr(self) -> str:
+        """Channels and alpha."""
+        return f"{self.split.high + self.split.low}, alpha={self.alpha:g} ({self.split.high}+{self.split.low})"
+
+
+class Merge(nn.Module):
+    """Make a plain tensor of an octave: the low part is upsampled to the high size, high channels first.
+
+    Shape:
+        ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])`` to ``[N, C, H, W]``. An octave that has only a
+        low part comes out at twice its size. A tensor is returned as it is.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> oc.Merge()(oc.Octave(torch.ones(1, 6, 5, 5), torch.ones(1, 2, 3, 3))).shape
+        torch.Size([1, 8, 5, 5])
+    """
+
+    def forward(self, x: Tensor | Octave) -> Tensor:
+        return merge_tensor(x)
+
+
+class OctMap(nn.Module):
+    """Apply a plain module, such as an activation or a pooling, to both parts: `octave_map` for ``nn.Sequential``.
+
+    Shape:
+        as the module's, for the high and for the low part.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> net = torch.nn.Sequential(oc.OctConv2d(3, 8, 3, padding=1, alpha_out=0.5), oc.OctMap(torch.nn.ReLU()))
+        >>> net(torch.ones(1, 3, 8, 8)).low.shape
+        torch.Size([1, 4, 4, 4])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor | Octave) -> Octave:
+        return octave_map(self.module, x)

@@ -1,0 +1,127 @@
+"""OctBatchNorm2d: batch normalisation of both parts, with one set of parameters and statistics."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from ..octave import Octave, as_octave, split_channels
+
+
+class State(NamedTuple):
+    """The parameters and running statistics of one part, each ``[C]``."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    var: Tensor | None
+
+
+class OctBatchNorm2d(_NormBase):
+    """``nn.BatchNorm2d`` on an octave: each channel is normalised over the pixels that it has.
+
+    It holds exactly the parameters and buffers of the ``nn.BatchNorm2d`` it replaces, in the same order.
+    ``nn.SyncBatchNorm.convert_sync_batchnorm`` makes it synchronise its statistics over the process group, on
+    every device.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype: as in ``nn.BatchNorm2d``.
+        alpha: low-frequency share of the channels, in [0, 1].
+        cut: as ``cut_in`` and ``cut_out`` of the `OctConv2d` beside it.
+
+    Shape:
+        ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])`` to the same; a tensor if alpha is 0.
+
+    Raises:
+        ValueError: alpha outside [0, 1], or an input with other channels.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> oc.OctBatchNorm2d(8, alpha=0.25)(oc.Octave(torch.randn(2, 6, 4, 4), torch.randn(2, 2, 2, 2))).low.shape
+        torch.Size([2, 2, 2, 2])
+    """
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
+        track_running_stats: bool = True, device: Any = None, dtype: Any = None, *, alpha: float = 0.0, cut: int = 1,
+    ) -> None:  # fmt: skip
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        self.alpha = alpha
+        self.split = split_channels(num_features, alpha, cut)
+        # Holds no state. convert_sync_batchnorm replaces every BatchNorm child: that is how this layer learns of it.
+        self.sync = nn.BatchNorm2d(num_features, affine=False, track_running_stats=False)
+
+    def forward(self, x: Tensor | Octave) -> Octave:
+        octave = as_octave(x)
+        for name, part, channels in zip(("high", "low"), octave, self.split[:2]):
+            if (0 if part is None else part.shape[1]) != channels:
+                got = "is absent" if part is None else f"has {part.shape[1]} channels"
+                raise ValueError(f"{self} got an octave whose {name} part {got}: give it the alpha of the layer before")
+        use_batch = self.training or self.running_mean is None
+        factor = self._count_batch()
+        high_state, low_state = self._states()
+        high = None if octave.high is None else self._normalise(octave.high, high_state, use_batch, factor)
+        low = None if octave.low is None else self._normalise(octave.low, low_state, use_batch, factor)
+        if self.split.cut > 1 and self.training and self.running_mean is not None:  # the parts are copies: write back
+            self.running_mean.copy_(self.split.join(high_state.mean, low_state.mean))
+            self.running_var.copy_(self.split.join(high_state.var, low_state.var))  # type: ignore[union-attr]
+        return Octave(high, low)
+
+    def _states(self) -> tuple[State, State]:
+        """Weight, bias, running mean and running variance of the high and of the low channels."""
+        whole = (self.weight, self.bias, self.running_mean, self.running_var)
+        cut = [(None, None) if state is None else self.split.split(state) for state in whole]
+        return State(*(high for high, _ in cut)), State(*(low for _, low in cut))
+
+    def _count_batch(self) -> float:
+        """Count a training batch; return the weight of its statistics in the running ones."""
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # cumulative average
+                return 1.0 / float(self.num_batches_tracked)
+        return 0.0 if self.momentum is None else self.momentum
+
+    def _normalise(self, x: Tensor, state: State, use_batch: bool, factor: float) -> Tensor:
+        weight, bias, mean, var = state
+        update = self.training and mean is not None
+        if use_batch and isinstance(self.sync, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized():
+            y, batch_mean, batch_var = _synchronised(x, weight, bias, self.eps, self.sync.process_group)
+            if update:
+                mean.lerp_(batch_mean.to(mean.dtype), factor)  # type: ignore[union-attr]
+                var.lerp_(batch_var.to(var.dtype), factor)  # type: ignore[union-attr]
+            return y
+        if use_batch and not update:
+            mean = var = None
+        return F.batch_norm(x, mean, var, weight, bias, use_batch, factor, self.eps)
+
+    def extra_repr(self) -> str:
+        """The arguments of ``nn.BatchNorm2d``, then alpha and the channels it makes."""
+        sync = ", synchronised" if isinstance(self.sync, nn.SyncBatchNorm) else ""
+        return f"{super().extra_repr()}, alpha={self.alpha:g} ({self.split.high}+{self.split.low}){sync}"
+
+    def __repr__(self) -> str:
+        return f"{self._get_name()}({self.extra_repr()})"
+
+
+def _synchronised(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise over the batches of all processes; also return their mean and unbiased variance, both ``[C]``."""
+    from torch.distributed.nn.functional import all_reduce  # differentiable
+
+    group = group or dist.group.WORLD
+    values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    count = values.new_full((1,), values.numel() / values.shape[1])
+    total = all_reduce(torch.cat([values.sum((0, 2, 3)), count]), group=group)
+    mean, count = total[:-1] / total[-1], total[-1].detach()
+    centred = values - mean[:, None, None]
+    var = all_reduce(centred.square().sum((0, 2, 3)), group=group) / count
+    y = centred * (var + eps).rsqrt()[:, None, None]
+    if weight is not None and bias is not None:
+        y = y * weight[:, None, None] + bias[:, None, None]
+    return y.to(x.dtype), mean.detach(), (var * count / (count - 1).clamp(min=1)).detach()

@@ -1,0 +1,178 @@
+"""Octave: the pair of feature maps that flows between layers, and the arithmetic on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+OCTAVE = (2, 2)  # how much smaller the low-frequency map is, per axis
+
+
+class Octave(NamedTuple):
+    """Feature maps at two resolutions: what octave layers take and return.
+
+    Args:
+        high: high-frequency maps, ``[N, C_high, H, W]``, or ``None`` (alpha 1).
+        low: low-frequency maps, ``[N, C_low, ceil(H/2), ceil(W/2)]``, or ``None`` (alpha 0).
+
+    ``+`` and ``*`` act part by part, so a residual block reads ``x + shortcut`` as usual. Being a NamedTuple it is
+    a pytree: it goes through ``nn.Sequential``, ``torch.compile`` and ``torch.export``.
+
+    Source: section 3.1 of Chen et al., ICCV 2019.
+
+    Example:
+        >>> import torch
+        >>> x = Octave(torch.ones(1, 6, 8, 8), torch.ones(1, 2, 4, 4))
+        >>> high, low = x + x
+        >>> low.shape, low.max()
+        (torch.Size([1, 2, 4, 4]), tensor(2.))
+    """
+
+    high: Tensor | None
+    low: Tensor | None = None
+
+    def __add__(self, other: Octave) -> Octave:  # type: ignore[override]  # a tuple would concatenate, silently
+        return octave_map(torch.add, self, _only_octave(other, "+"))
+
+    def __mul__(self, other: Octave) -> Octave:  # type: ignore[override]
+        return octave_map(torch.mul, self, _only_octave(other, "*"))
+
+
+class ChannelSplit(NamedTuple):
+    """How ``high + low`` channels are cut: inside each of ``cut`` equal groups, the high ones first.
+
+    ``cut`` is 1 everywhere but beside a grouped convolution, whose groups each have a high and a low part.
+    """
+
+    high: int
+    low: int
+    cut: int = 1
+
+    def split(self, x: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+        """Take dimension ``dim``, in dense order, apart into ``(high, low)``; views if ``cut`` is 1."""
+        if self.cut == 1:
+            return x.narrow(dim, 0, self.high), x.narrow(dim, self.high, self.low)
+        grouped = x.unflatten(dim, (self.cut, -1))  # [..., cut, C / cut, ...]
+        parts = grouped.split([self.high // self.cut, self.low // self.cut], dim + 1)
+        return parts[0].flatten(dim, dim + 1), parts[1].flatten(dim, dim + 1)
+
+    def join(self, high: Tensor | None, low: Tensor | None, dim: int = 0) -> Tensor:
+        """Put the two parts back into dense order: the inverse of `split`. An absent part has no channels."""
+        parts = [part for part in (high, low) if part is not None]
+        if self.cut == 1 or len(parts) == 1:
+            return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
+        return torch.cat([part.unflatten(dim, (self.cut, -1)) for part in parts], dim + 1).flatten(dim, dim + 1)
+
+
+def split_channels(channels: int, alpha: float, cut: int = 1) -> ChannelSplit:
+    """Share out ``channels`` as the original does: ``low = int(alpha * channels)``, truncated; the rest is high.
+
+    Raises:
+        ValueError: alpha is outside [0, 1], or a share cannot be spread evenly over ``cut`` groups.
+
+    Example:
+        >>> split_channels(64, 0.3)
+        ChannelSplit(high=45, low=19, cut=1)
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is the low-frequency share of the channels and must be in [0, 1], got {alpha}")
+    low = int(alpha * channels)
+    split = ChannelSplit(channels - low, low, cut)
+    if channels % cut or low % cut:
+        per_group = channels // cut
+        cure = ", ".join(f"{i / per_group:g}" for i in range(per_group + 1)) if per_group <= 16 else f"n/{per_group}"
+        raise ValueError(
+            f"{channels} channels at alpha {alpha} are {split.high} high and {low} low, which {cut} groups cannot "
+            f"share evenly: use an alpha out of {cure}, or fewer groups"
+        )
+    return split
+
+
+def as_octave(x: Tensor | Octave) -> Octave:
+    """Take a plain tensor as an octave that has no low part.
+
+    Raises:
+        TypeError: ``x`` is neither a tensor nor an `Octave`.
+    """
+    if isinstance(x, Octave):
+        return x
+    if isinstance(x, (tuple, list)) or x is None:
+        raise TypeError(f"expected a Tensor or an octaveconv.Octave(high, low), got {type(x).__name__}")
+    return Octave(x, None)
+
+
+def octave_map(fn: Callable[..., Tensor], *xs: Tensor | Octave) -> Octave:
+    """Apply an elementwise or pooling function to the high parts and to the low parts.
+
+    Args:
+        fn: takes as many tensors as there are ``xs`` and returns one.
+        xs: octaves (or tensors, taken as having no low part) that have the same parts.
+
+    Returns:
+        ``Octave(fn(high, ...), fn(low, ...))``; a part that is absent stays absent.
+
+    Raises:
+        ValueError: one of ``xs`` has a part that another lacks.
+
+    Example:
+        >>> import torch
+        >>> octave_map(torch.relu, Octave(torch.tensor([-1.0, 2.0]), None))
+        Octave(high=tensor([0., 2.]), low=None)
+    """
+    octaves = [as_octave(x) for x in xs]
+    for name, parts in zip(Octave._fields, zip(*octaves)):
+        absent = [part is None for part in parts]
+        if any(absent) and not all(absent):
+            raise ValueError(f"an octave without a {name} part cannot be combined with one that has it: use Split first")
+    highs, lows = zip(*octaves)
+    return Octave(None if highs[0] is None else fn(*highs), None if lows[0] is None else fn(*lows))
+
+
+def pool(x: Tensor, factor: tuple[int, int] = OCTAVE) -> Tensor:
+    """Average pooling to ``ceil(size / factor)``; a window over the edge averages the pixels that are there."""
+    if factor == (1, 1):
+        return x
+    return F.avg_pool2d(x, factor, factor, ceil_mode=True, count_include_pad=False)
+
+
+def upsample(x: Tensor, factor: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour upsampling, cropped to ``size``: each pixel becomes ``factor`` pixels."""
+    if factor == (1, 1):
+        return x
+    up = F.interpolate(x, scale_factor=tuple(map(float, factor)), mode="nearest")
+    return up[..., : size[0], : size[1]]
+
+
+def split_tensor(x: Tensor, split: ChannelSplit) -> Octave:
+    """Keep the high channels of ``x`` and pool the low ones: ``[N, C, H, W]`` to an octave."""
+    high, low = split.split(x, 1)
+    return Octave(high if split.high else None, pool(low) if split.low else None)
+
+
+def merge_tensor(x: Tensor | Octave, size: tuple[int, int] | None = None, cut: int = 1) -> Tensor:
+    """Bring the low part to the high size and put all channels in one tensor, in dense order: ``[N, C, H, W]``.
+
+    ``size`` is the high size; without it an octave that has no high part comes out at twice its low size.
+    """
+    high, low = as_octave(x)
+    if low is None:
+        assert high is not None
+        return high
+    if high is not None:
+        size = (high.shape[-2], high.shape[-1])
+    elif size is None:
+        size = (2 * low.shape[-2], 2 * low.shape[-1])
+    channels = ChannelSplit(0 if high is None else high.shape[1], low.shape[1], cut)
+    return channels.join(high, upsample(low, OCTAVE, size), 1)
+
+
+def _only_octave(other: object, operator: str) -> Octave:
+    if not isinstance(other, Octave):
+        raise TypeError(
+            f"Octave {operator} {type(other).__name__} is not defined: use two octaves, or octaveconv.octave_map(fn, x)"
+        )
+    return other

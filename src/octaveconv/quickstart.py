@@ -1,0 +1,239 @@
+"""The first thing to run: a small octave network and its dense twin, trained side by side on real scans of digits.
+
+Both start from the same weights, which the one-weight layout makes possible, and see the same batches.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import env
+from .bench.measure import interleaved
+from .cost import cost
+from .errors import MissingExtra, require
+from .models import OctResNetV2
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+LATENCY_BATCHES = (1, 64)
+NETS = ("octave", "dense")
+Data = dict[str, tuple[Tensor, Tensor]]
+Log = Callable[[str, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the figures: the same settings and threads give the same accuracies on the same CPU."""
+
+    alpha: float = 0.5
+    epochs: int = 8
+    batch_size: int = 64
+    lr: float = 0.1
+    seed: int = 0
+    width: int = 16
+    threads: int = field(default_factory=torch.get_num_threads)
+
+
+def run(settings: Settings = Settings(), log: Log | None = None) -> dict[str, Any]:
+    """Train, test and measure both networks.
+
+    Args:
+        settings: see `Settings`.
+        log: called as ``log(net, epoch, figures)`` after each epoch of each network.
+
+    Returns:
+        Plain data: ``settings``, ``env``, and for each network its accuracy, cost, latencies and curves.
+
+    Raises:
+        MissingExtra: scikit-learn, which brings the images, is not installed.
+    """
+    data = load_digits(settings.seed)
+    with _threads(settings.threads):
+        nets = {name: make_net(settings, settings.alpha if name == "octave" else 0.0) for name in NETS}
+        curves = {name: list[dict[str, float]]() for name in NETS}
+        trainings = {name: _train(net, data, settings) for name, net in nets.items()}
+        for epoch in range(1, settings.epochs + 1):
+            for name, training in trainings.items():
+                curves[name].append(next(training))
+                if log:
+                    log(name, epoch, curves[name][-1])
+        latencies = _latencies(nets)
+    figures = {}
+    for name, net in nets.items():
+        report = cost(net, (1, 32, 32))
+        figures[name] = {
+            "accuracy": curves[name][-1]["accuracy"],
+            "params": report.params,
+            "macs": report.macs,
+            "activation_bytes": report.activation_bytes,
+            "latency": latencies[name],
+            "curves": curves[name],
+        }
+    return {"settings": asdict(settings), "env": env.facts(), **figures}
+
+
+def load_digits(seed: int = 0) -> Data:
+    """scikit-learn's 1,797 scans, 8x8 upsampled to 32x32; 1,437 to train with and 360 held out, by ``seed``."""
+    digits = require("sklearn.datasets", "demo").load_digits()
+    images = torch.from_numpy(digits.images).float()[:, None] / 16  # [1797, 1, 8, 8] in 0 ... 1
+    images = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False)
+    images = (images - images.mean()) / images.std()
+    labels = torch.from_numpy(digits.target)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    held_out, train = order[:360], order[360:]
+    return {"train": (images[train], labels[train]), "test": (images[held_out], labels[held_out])}
+
+
+def make_net(settings: Settings, alpha: float) -> nn.Module:
+    """A pre-activation residual network of four bottleneck blocks; the seed gives the same weights at every alpha."""
+    torch.manual_seed(settings.seed)
+    net = OctResNetV2((1, 1, 1, 1), alpha=alpha, width=settings.width, stem="3x3", num_classes=10, in_chans=1)
+    return net.to(memory_format=torch.channels_last)
+
+
+def _train(net: nn.Module, data: Data, settings: Settings) -> Iterator[dict[str, float]]:
+    """Train one epoch at each ``next``; yield the training loss and the accuracy on the held-out images."""
+    images, labels = data["train"]
+    generator = torch.Generator().manual_seed(settings.seed)
+    optimiser = torch.optim.SGD(net.parameters(), settings.lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    steps = math.ceil(len(labels) / settings.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=steps * settings.epochs)
+    for _ in range(settings.epochs):
+        net.train()
+        total = 0.0
+        for batch in torch.randperm(len(labels), generator=generator).split(settings.batch_size):
+            x = images[batch].contiguous(memory_format=torch.channels_last)
+            loss = F.cross_entropy(net(x), labels[batch])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            total += loss.item() * len(batch)
+        yield {"loss": total / len(labels), "accuracy": _accuracy(net, *data["test"])}
+
+
+@torch.no_grad()
+def _accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
+    net.eval()
+    right = sum(int((net(x).argmax(1) == y).sum()) for x, y in zip(images.split(120), labels.split(120)))
+    return right / len(labels)
+
+
+@torch.no_grad()
+def _latencies(nets: dict[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """Seconds per call, eager float32, of each network at each batch size, in its own best memory layout."""
+    result: dict[str, dict[str, Any]] = {name: {} for name in nets}
+    for batch in LATENCY_BATCHES:
+        x = torch.randn(batch, 1, 32, 32)
+        calls = {}
+        for name, net in nets.items():
+            for layout, memory_format in LAYOUTS.items():
+                laid_out = copy.deepcopy(net).eval().to(memory_format=memory_format)
+                calls[f"{name}/{layout}"] = partial(laid_out, x.contiguous(memory_format=memory_format))
+        timings = interleaved(calls)
+        for name in nets:
+            best = min((f"{name}/{layout}" for layout in LAYOUTS), key=lambda key: timings[key].median)
+            result[name][str(batch)] = {"layout": best.partition("/")[2], **asdict(timings[best])}
+    return result
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def table(result: dict[str, Any]) -> list[list[str]]:
+    """Rows of text: each figure for both networks, and the ratio dense / octave (above 1.00, octave is cheaper)."""
+    octave, dense = result["octave"], result["dense"]
+    difference = (octave["accuracy"] - dense["accuracy"]) * 100
+    rows = [
+        ["", f"octave {result['settings']['alpha']:g}", "dense", "dense / octave"],
+        ["test accuracy", f"{octave['accuracy']:.2%}", f"{dense['accuracy']:.2%}", f"{difference:+.2f} points"],
+    ]
+
+    def row(name: str, text: str, one: float, other: float) -> None:
+        rows.append([name, text.format(one), text.format(other), f"{other / one:.2f}"])
+
+    row("parameters", "{:,}", octave["params"], dense["params"])
+    row("multiply-adds", "{:,}", octave["macs"], dense["macs"])
+    row("activation bytes", "{:,}", octave["activation_bytes"], dense["activation_bytes"])
+    for batch in octave["latency"]:
+        one, other = (result[name]["latency"][batch]["median"] * 1e3 for name in NETS)
+        row(f"latency, batch {batch}", "{:.2f} ms", one, other)
+    return rows
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """Say in a sentence each which network is faster, and which is more accurate."""
+    sentences = []
+    for batch in result["octave"]["latency"]:
+        ratio = result["dense"]["latency"][batch]["median"] / result["octave"]["latency"][batch]["median"]
+        which = f"{ratio:.2f} times as fast as" if ratio >= 1 else f"{1 / ratio:.2f} times slower than"
+        sentences.append(f"At batch {batch} the octave network is {which} its dense twin.")
+    wrong = [round((1 - result[name]["accuracy"]) * 360) for name in NETS]
+    sentences.append(f"Of 360 held-out images the octave network gets {wrong[0]} wrong, the dense one {wrong[1]}.")
+    return " ".join(sentences)
+
+
+def conditions(result: dict[str, Any]) -> str:
+    """What the figures were measured with, in one line."""
+    facts, settings = result["env"], result["settings"]
+    return (
+        f"PyTorch {facts['torch']} eager, float32, {settings['threads']} threads, {facts['cpu']}; medians of "
+        f"interleaved runs, each network in its faster memory layout; {settings['epochs']} epochs, "
+        f"seed {settings['seed']}"
+    )
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draw loss and accuracy over the epochs into a PNG; MissingExtra if matplotlib is not installed."""
+    require("matplotlib", "plots").use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for axis, key in zip(axes, ("loss", "accuracy")):
+        for name in NETS:
+            values = [point[key] for point in result[name]["curves"]]
+            axis.plot(range(1, len(values) + 1), values, marker="o", label=name)
+        axis.set(xlabel="epoch", title={"loss": "training loss", "accuracy": "test accuracy"}[key])
+        axis.grid(alpha=0.3)
+        axis.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+@contextmanager
+def progress(epochs: int) -> Iterator[Log]:
+    """A live bar for each network on a terminal; one line per epoch elsewhere, or where rich is not installed."""
+    try:
+        rich = require("rich.progress", "cli")
+    except MissingExtra:
+        rich = None
+    if rich is None or not rich.get_console().is_terminal:
+        yield lambda net, epoch, f: print(
+            f"{net:6}  epoch {epoch}/{epochs}  loss {f['loss']:.4f}  accuracy {f['accuracy']:.2%}", flush=True
+        )
+        return
+    columns = ("{task.description}", rich.BarColumn(), rich.MofNCompleteColumn(), "{task.fields[figures]}",
+               rich.TimeElapsedColumn(), rich.TimeRemainingColumn())  # fmt: skip
+    with rich.Progress(*columns) as bars:
+        tasks = {net: bars.add_task(f"{net:6}", total=epochs, figures="") for net in NETS}
+        yield lambda net, epoch, f: bars.update(
+            tasks[net], completed=epoch, figures=f"loss {f['loss']:.4f}  accuracy {f['accuracy']:.2%}"
+        )

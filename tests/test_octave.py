@@ -1,0 +1,103 @@
+"""Octave and the arithmetic on it."""
+
+import pytest
+import torch
+from helpers import random_octave
+from hypothesis import given
+from hypothesis import strategies as st
+
+import octaveconv as oc
+from octaveconv.octave import ChannelSplit, merge_tensor, pool, split_channels, split_tensor, upsample
+
+
+@given(st.integers(1, 4096), st.floats(0, 1))
+def test_channels_are_truncated_and_none_is_lost(channels, alpha):
+    split = split_channels(channels, alpha)
+    assert split.low == int(alpha * channels)
+    assert split.high + split.low == channels
+
+
+@pytest.mark.parametrize(("channels", "alpha", "low"), [(10, 0.8, 8), (64, 0.3, 19), (100, 0.29, 28), (7, 1, 7)])
+def test_channel_rounding_of_the_original(channels, alpha, low):
+    assert split_channels(channels, alpha).low == low
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
+def test_alpha_outside_its_range(alpha):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
+        split_channels(8, alpha)
+
+
+@given(st.integers(1, 4), st.integers(0, 4), st.integers(0, 4), st.sampled_from([0, 1]))
+def test_join_is_the_inverse_of_split(cut, high, low, dim):
+    if high + low == 0:
+        return
+    split = ChannelSplit(cut * high, cut * low, cut)
+    x = torch.arange(2.0 * cut * (high + low)).view(2, -1)
+    x = x if dim == 1 else x.T.contiguous()
+    assert torch.equal(split.join(*split.split(x, dim), dim), x)
+
+
+def test_plus_and_times_act_part_by_part():
+    x, y = random_octave(8, 0.25, (5, 5)), random_octave(8, 0.25, (5, 5))
+    assert torch.equal((x + y).low, x.low + y.low)
+    assert torch.equal((x * y).high, x.high * y.high)
+    assert (x + y)._fields == ("high", "low")
+
+
+@pytest.mark.parametrize("other", [1, 2.0, torch.ones(1), (torch.ones(1), None)])
+def test_plus_and_times_refuse_all_else(other):
+    x = random_octave(8, 0.25, (4, 4))
+    with pytest.raises(TypeError, match="octave_map"):
+        x + other
+    with pytest.raises(TypeError, match="octave_map"):
+        x * other
+
+
+def test_combining_different_parts_is_refused():
+    with pytest.raises(ValueError, match="without a low part"):
+        random_octave(8, 0, (4, 4)) + random_octave(8, 0.5, (4, 4))
+
+
+def test_octave_map_keeps_absent_parts_and_takes_tensors():
+    assert oc.octave_map(torch.relu, torch.ones(1)).low is None
+    assert oc.octave_map(torch.relu, oc.Octave(None, -torch.ones(1))).low == 0
+    with pytest.raises(TypeError, match="got tuple"):
+        oc.octave_map(torch.relu, (torch.ones(1), torch.ones(1)))
+
+
+def test_octave_is_a_pytree_that_keeps_its_type():
+    x = random_octave(8, 0.5, (4, 4))
+    leaves, spec = torch.utils._pytree.tree_flatten(x)
+    assert len(leaves) == 2
+    assert isinstance(torch.utils._pytree.tree_unflatten(leaves, spec), oc.Octave)
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_pool_averages_the_pixels_that_are_there(height, width):
+    pooled = pool(torch.ones(1, 1, height, width))
+    assert pooled.shape[-2:] == (-(-height // 2), -(-width // 2))
+    assert torch.all(pooled == 1)
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_upsample_repeats_each_pixel(height, width):
+    low = torch.randn(1, 1, -(-height // 2), -(-width // 2))
+    up = upsample(low, (2, 2), (height, width))
+    expected = low.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :height, :width]
+    assert torch.equal(up, expected)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.25, 1])
+def test_merge_after_split_keeps_the_shape_and_the_high_channels(alpha):
+    x = torch.randn(2, 8, 7, 5)
+    octave = split_tensor(x, split_channels(8, alpha))
+    merged = merge_tensor(octave, (7, 5))
+    assert merged.shape == x.shape
+    high = split_channels(8, alpha).high
+    assert torch.equal(merged[:, :high], x[:, :high])
+    torch.testing.assert_close(pool(merged), pool(upsample(pool(merged), (2, 2), (7, 5))))
+
+
+def test_merging_a_lone_low_part_doubles_it():
+    assert oc.Merge()(oc.Octave(None, torch.ones(1, 4, 3, 3))).shape == (1, 4, 6, 6)
