@@ -65,7 +65,9 @@ class ChannelSplit(NamedTuple):
         parts = [part for part in (high, low) if part is not None]
         if self.cut == 1 or len(parts) == 1:
             return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
-        return torch.cat([part.unflatten(dim, (self.cut, -1)) for part in parts], dim + 1).flatten(dim, dim + 1)
+        return torch.cat(
+            [part.unflatten(dim, (self.cut, part.shape[dim] // self.cut)) for part in parts], dim + 1
+        ).flatten(dim, dim + 1)
 
 
 def split_channels(channels: int, alpha: float, cut: int = 1) -> ChannelSplit:
@@ -127,7 +129,9 @@ def octave_map(fn: Callable[..., Tensor], *xs: Tensor | Octave) -> Octave:
     for name, parts in zip(Octave._fields, zip(*octaves)):
         absent = [part is None for part in parts]
         if any(absent) and not all(absent):
-            raise ValueError(f"an octave without a {name} part cannot be combined with one that has it: use Split first")
+            raise ValueError(
+                f"an octave without a {name} part cannot be combined with one that has it: use Split first"
+            )
     highs, lows = zip(*octaves)
     return Octave(None if highs[0] is None else fn(*highs), None if lows[0] is None else fn(*lows))
 

@@ -67,14 +67,17 @@ class OctBatchNorm2d(_NormBase):
         high_state, low_state = self._states()
         high = None if octave.high is None else self._normalise(octave.high, high_state, use_batch, factor)
         low = None if octave.low is None else self._normalise(octave.low, low_state, use_batch, factor)
-        if self.split.cut > 1 and self.training and self.running_mean is not None:  # the parts are copies: write back
+        if self.split.cut > 1 and self.training and self.running_mean is not None:
             self.running_mean.copy_(self.split.join(high_state.mean, low_state.mean))
             self.running_var.copy_(self.split.join(high_state.var, low_state.var))  # type: ignore[union-attr]
         return Octave(high, low)
 
     def _states(self) -> tuple[State, State]:
         """Weight, bias, running mean and running variance of the high and of the low channels."""
-        whole = (self.weight, self.bias, self.running_mean, self.running_var)
+        mean, var = self.running_mean, self.running_var
+        if self.split.cut > 1 and mean is not None and var is not None:  # not views: to be written back in one piece
+            mean, var = mean.clone(), var.clone()
+        whole = (self.weight, self.bias, mean, var)
         cut = [(None, None) if state is None else self.split.split(state) for state in whole]
         return State(*(high for high, _ in cut)), State(*(low for _, low in cut))
 
@@ -112,16 +115,30 @@ def _synchronised(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise over the batches of all processes; also return their mean and unbiased variance, both ``[C]``."""
-    from torch.distributed.nn.functional import all_reduce  # differentiable
-
-    group = group or dist.group.WORLD
     values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     count = values.new_full((1,), values.numel() / values.shape[1])
-    total = all_reduce(torch.cat([values.sum((0, 2, 3)), count]), group=group)
+    total = _ProcessSum.apply(torch.cat([values.sum((0, 2, 3)), count]), group)
     mean, count = total[:-1] / total[-1], total[-1].detach()
     centred = values - mean[:, None, None]
-    var = all_reduce(centred.square().sum((0, 2, 3)), group=group) / count
+    var = _ProcessSum.apply(centred.square().sum((0, 2, 3)), group) / count
     y = centred * (var + eps).rsqrt()[:, None, None]
     if weight is not None and bias is not None:
         y = y * weight[:, None, None] + bias[:, None, None]
     return y.to(x.dtype), mean.detach(), (var * count / (count - 1).clamp(min=1)).detach()
+
+
+class _ProcessSum(torch.autograd.Function):
+    """The sum over all processes of a group; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        total = x.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None

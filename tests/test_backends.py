@@ -1,0 +1,209 @@
+"""Every backend against the reference, in values and every gradient; how one is chosen."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import assert_close, random_octave
+
+import octaveconv as oc
+from octaveconv import backends
+from octaveconv.spec import conv_spec
+
+FAST = [name for name in backends.BACKENDS if name != "reference"]
+CASES = {
+    "first": dict(alpha_in=0, alpha_out=0.25),
+    "inner": dict(alpha_in=0.25, alpha_out=0.5),
+    "last": dict(alpha_in=0.5, alpha_out=0),
+    "plain": dict(alpha_in=0, alpha_out=0),
+    "all low": dict(alpha_in=1, alpha_out=1),
+    "stride": dict(alpha_in=0.25, alpha_out=0.5, stride=2),
+    "last stride": dict(alpha_in=0.25, alpha_out=0, stride=2),
+    "stride on one axis": dict(alpha_in=0.25, alpha_out=0.5, stride=(1, 2)),
+    "pointwise": dict(alpha_in=0.25, alpha_out=0.5, kernel_size=1, padding=0),
+    "dilated": dict(alpha_in=0.25, alpha_out=0.5, dilation=2, padding=2),
+    "grouped": dict(alpha_in=0.25, alpha_out=0.5, groups=2),
+    "grouped stride": dict(alpha_in=0.25, alpha_out=0.5, groups=2, stride=2),
+    "depthwise": dict(alpha_in=0.25, alpha_out=0.25, groups=16),
+    "cut": dict(alpha_in=0.25, alpha_out=0.5, cut_in=2, cut_out=4),
+    "reflected": dict(alpha_in=0.25, alpha_out=0.5, padding_mode="reflect"),
+}
+
+
+def layer_of(case, dtype=torch.float32, device="cpu"):
+    arguments = dict(in_channels=16, out_channels=16, kernel_size=3, padding=1) | CASES[case]
+    return oc.OctConv2d(**arguments).to(device, dtype)
+
+
+def outputs_and_gradients(layer, x, backend):
+    """Everything that can be compared, by name."""
+    leaves = {"weight": layer.weight, "bias": layer.bias, "high": x.high, "low": x.low}
+    leaves = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+    with oc.backend(backend):
+        y = layer(x)
+    weights = [
+        torch.linspace(-1, 1, part.numel(), device=part.device).view(part.shape) for part in y if part is not None
+    ]
+    loss = sum((part.to(torch.float64) * w).sum() for part, w in zip((p for p in y if p is not None), weights))
+    gradients = torch.autograd.grad(loss, leaves.values())
+    return {"out high": y.high, "out low": y.low} | {f"d {n}": g for n, g in zip(leaves, gradients)}
+
+
+def check_against_reference(layer, x, backend):
+    expected = outputs_and_gradients(layer, x, "reference")
+    for name, actual in outputs_and_gradients(layer, x, backend).items():
+        assert_close(actual, expected[name], name)
+
+
+@pytest.mark.parametrize("size", [(9, 7), (1, 1), (8, 12)])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", FAST)
+def test_against_reference(backend, case, size):
+    if case == "reflected" and min(size) < 4:
+        size = (4, 4)  # reflection needs a low map larger than the padding
+    layer = layer_of(case)
+    check_against_reference(layer, random_octave(16, layer.alpha_in, size, requires_grad=True), backend)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", FAST)
+def test_channels_last(backend, case):
+    layer = layer_of(case).to(memory_format=torch.channels_last)
+    x = random_octave(16, layer.alpha_in, (9, 7))
+    x = oc.octave_map(lambda part: part.contiguous(memory_format=torch.channels_last).requires_grad_(), x)
+    check_against_reference(layer, x, backend)
+    if case not in ("grouped", "grouped stride"):  # there, channels of both parts are interleaved
+        y = layer(x)
+        assert all(part.is_contiguous(memory_format=torch.channels_last) for part in y if part is not None)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", FAST)
+def test_noncontiguous(backend, case):
+    layer = layer_of(case)
+    wide = random_octave(16, layer.alpha_in, (18, 14))
+    x = oc.octave_map(lambda part: part[..., ::2, ::2].detach().requires_grad_(), wide)
+    check_against_reference(layer, x, backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", FAST)
+def test_autocast_keeps_the_dtype_of_a_dense_layer(backend, case, dtype):
+    layer = layer_of(case)
+    x = random_octave(16, layer.alpha_in, (8, 8))
+    expected = layer(x)
+    with torch.autocast("cpu", dtype), oc.backend(backend):
+        y = layer(x)
+    for actual, exact in zip(y, expected):
+        assert actual is None or actual.dtype == dtype
+        assert_close(actual, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", list(backends.BACKENDS))
+def test_dtypes(backend, dtype):
+    layer = layer_of("inner").to(dtype)
+    x = random_octave(16, 0.25, (9, 7), dtype=dtype)
+    with oc.backend(backend):
+        y = layer(x)
+    exact = layer.double()(oc.octave_map(torch.Tensor.double, x))
+    for actual, expected in zip(y, exact):
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("backend", FAST)
+def test_compile(backend, stride):
+    """No graph break, equal values; eager graph execution, since code generation is Inductor's own business."""
+    layer = layer_of("stride" if stride == 2 else "inner")
+    x = random_octave(16, 0.25, (9, 7))
+    with oc.backend(backend):
+        expected, y = layer(x), torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    assert_close(y.high, expected.high)
+    assert_close(y.low, expected.low)
+
+
+@pytest.mark.slow
+def test_compile_by_inductor_in_training():
+    net = torch.nn.Sequential(layer_of("first"), oc.OctBatchNorm2d(16, alpha=0.25), oc.OctMap(torch.nn.ReLU()))
+    x = torch.randn(2, 16, 9, 7)
+    compiled = torch.compile(net, fullgraph=True)
+    for module in (net, compiled):
+        net[1].reset_running_stats()
+        net.zero_grad()
+        module(x).low.sum().backward()
+        results = (net[0].weight.grad.clone(), net[1].running_mean.clone())
+        if module is net:
+            expected = results
+    assert_close(results[0], expected[0], "weight gradient")
+    assert_close(results[1], expected[1], "running mean")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", list(backends.BACKENDS))
+def test_on_gpu_against_float64(backend, case, dtype, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    layer = layer_of(case, dtype, "cuda")
+    x = random_octave(16, layer.alpha_in, (9, 7), dtype=dtype, device="cuda")
+    with oc.backend(backend):
+        y = layer(x)
+    exact = layer.double()(oc.octave_map(torch.Tensor.double, x))
+    for actual, expected in zip(y, exact):
+        assert_close(actual, expected)
+
+
+def test_merged_needs_three_convolutions_at_stride_1_and_two_at_stride_2(monkeypatch):
+    calls = []
+    conv2d = torch.nn.functional.conv2d
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *args: calls.append(1) or conv2d(*args))
+    for case, expected in (("inner", 3), ("stride", 2), ("grouped", 3), ("grouped stride", 2)):
+        calls.clear()
+        layer_of(case)(random_octave(16, 0.25, (8, 8)))
+        assert len(calls) == expected, case
+
+
+# -- choosing a backend
+
+
+def test_an_unknown_backend_lists_the_known():
+    with pytest.raises(oc.BackendUnavailable, match="choose one of merged, reference"), oc.backend("fast"):
+        pass
+
+
+def test_the_context_manager_nests_and_restores():
+    x, spec = _call()
+    with oc.backend("reference"):
+        with oc.backend("merged"):
+            assert backends.choose(x, spec).name == "merged"
+        assert backends.choose(x, spec).name == "reference"
+    assert backends.choose(x, spec).name == "merged"
+
+
+def test_a_named_backend_that_cannot_run_says_why_and_automatic_choice_falls_back(monkeypatch):
+    never = backends.Backend("never", backends.BACKENDS["merged"].run, lambda x, spec: "it is only a test")
+    monkeypatch.setattr(backends, "BACKENDS", {"never": never, **backends.BACKENDS})
+    x, spec = _call()
+    assert backends.choose(x, spec).name == "merged"
+    assert backends.explain(x, spec) == {"never": "it is only a test", "merged": "can run", "reference": "can run"}
+    with pytest.raises(oc.BackendUnavailable, match="cannot run this call: it is only a test"), oc.backend("never"):
+        backends.choose(x, spec)
+
+
+@pytest.mark.parametrize(("name", "ok"), [("reference", True), ("fast", False)])
+def test_the_environment_variable(name, ok):
+    code = "import torch, octaveconv as oc; oc.OctConv2d(4, 4, 1)(torch.ones(1, 4, 2, 2)); print('ran')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"OCTAVECONV_BACKEND": name}, capture_output=True, text=True
+    )
+    assert ("ran" in done.stdout) == ok
+    assert ok or "there is no backend 'fast'" in done.stderr
+
+
+def _call():
+    x = random_octave(16, 0.25, (8, 8))
+    return x, conv_spec(16, 16, 3, 1, 1, 1, 1, "zeros", 0.25, 0.25, None, None)

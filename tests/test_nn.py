@@ -1,0 +1,245 @@
+"""The layers: parameters, initialisation, printing, state dicts, errors."""
+
+import copy
+import io
+
+import pytest
+import torch
+from helpers import assert_close, random_octave
+from torch import nn
+
+import octaveconv as oc
+
+# -- OctConv2d
+
+
+def test_initialisation_equals_that_of_the_dense_layer():
+    torch.manual_seed(3)
+    dense = nn.Conv2d(8, 12, 3, padding=1)
+    torch.manual_seed(3)
+    octave = oc.OctConv2d(8, 12, 3, padding=1, alpha_in=0.5, alpha_out=0.25)
+    assert torch.equal(octave.weight, dense.weight)
+    assert torch.equal(octave.bias, dense.bias)
+    assert octave.state_dict().keys() == dense.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "arguments", [dict(), dict(groups=4), dict(dilation=2, padding=2), dict(padding=0, bias=False)]
+)
+def test_at_alpha_0_and_stride_1_it_is_bit_equal_to_conv2d(arguments):
+    arguments = dict(in_channels=8, out_channels=12, kernel_size=3, padding=1) | arguments
+    dense, octave = nn.Conv2d(**arguments), oc.OctConv2d(**arguments)
+    octave.load_state_dict(dense.state_dict())
+    x = torch.randn(2, 8, 9, 7)
+    y = octave(x)
+    assert y.low is None
+    assert torch.equal(y.high, dense(x))
+
+
+def test_conv_repr():
+    layer = oc.OctConv2d(64, 128, 3, 2, 1, alpha_in=0.25, alpha_out=0.5)
+    assert repr(layer) == (
+        "OctConv2d(64, 128, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), "
+        "alpha_in=0.25 (48+16), alpha_out=0.5 (64+64))"
+    )
+
+
+@pytest.mark.parametrize("padding", ["same", 2, (2, 2)])
+def test_same_padding(padding):
+    layer = oc.OctConv2d(4, 4, 3, padding=padding, dilation=2, alpha_out=0.5)
+    assert layer(torch.ones(1, 4, 5, 5)).high.shape == (1, 2, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        (dict(stride=3), "stride 1 or 2 on each axis, got 3"),
+        (dict(padding=0), r"use padding \(1, 1\), or alpha_in=alpha_out=0"),
+        (dict(kernel_size=2), "use an odd one"),
+        (dict(alpha_in=1.5), r"must be in \[0, 1\], got 1.5"),
+        (dict(groups=4, alpha_in=0.3), "use an alpha out of 0, 0.5, 1"),
+        (dict(groups=8, alpha_in=0.5), "depthwise convolution keeps each channel's frequency"),
+        (dict(groups=2, cut_in=4), "leave cut_in and cut_out away"),
+        (dict(cut_in=3), "3 groups cannot share evenly"),
+        (dict(padding_mode="zero"), "padding_mode must be one of"),
+        (dict(groups=3), "divisible by groups"),
+    ],
+)
+def test_bad_arguments_name_the_cure(arguments, cure):
+    with pytest.raises(ValueError, match=cure):
+        oc.OctConv2d(**(dict(in_channels=8, out_channels=8, kernel_size=3, padding=1, alpha_in=0.25) | arguments))
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "cure"),
+    [
+        (torch.ones(1, 8, 4, 4), ValueError, "the high part given is a tensor .1, 8, 4, 4.: set alpha_in"),
+        (oc.Octave(torch.ones(1, 6, 4, 4), None), ValueError, "the low part given is absent"),
+        (oc.Octave(torch.ones(6, 4, 4), torch.ones(2, 2, 2)), ValueError, "the high part given is a tensor .6, 4, 4."),
+        (oc.Octave(torch.ones(1, 6, 5, 5), torch.ones(1, 2, 2, 2)), ValueError, r"expected \(3, 3\): half the size"),
+        ([torch.ones(1, 6, 4, 4)], TypeError, "got list"),
+        (None, TypeError, "got NoneType"),
+    ],
+)
+def test_bad_inputs_name_the_cure(x, error, cure):
+    with pytest.raises(error, match=cure):
+        oc.OctConv2d(8, 8, 3, padding=1, alpha_in=0.25, alpha_out=0.25)(x)
+
+
+def test_functional_checks_too():
+    with pytest.raises(ValueError, match=r"weight must be \[out, in / groups, kh, kw\], got \[3, 3\]"):
+        oc.functional.octconv(torch.ones(1, 3, 4, 4), torch.ones(3, 3), alpha_in=0, alpha_out=0)
+
+
+def test_meta_copy_and_pickle():
+    with torch.device("meta"):
+        assert oc.OctConv2d(8, 8, 1, alpha_out=0.5)(torch.empty(1, 8, 4, 4)).low.shape == (1, 4, 2, 2)
+    layer = oc.OctConv2d(8, 8, 1, alpha_out=0.5)
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    buffer.seek(0)
+    x = torch.randn(1, 8, 4, 4)
+    for other in (copy.deepcopy(layer), torch.load(buffer, weights_only=False)):
+        assert torch.equal(other(x).low, layer(x).low)
+
+
+# -- the mark of alpha
+
+
+def saved_and_loaded(state_dict):
+    buffer = io.BytesIO()
+    torch.save(state_dict, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("through", [lambda state: state, saved_and_loaded], ids=["memory", "file"])
+def test_weights_of_another_alpha_are_refused(through):
+    def net(alpha):
+        return nn.Sequential(oc.OctConv2d(8, 8, 1, alpha_out=alpha))
+
+    trained = through(net(0.5).state_dict())
+    net(0.5).load_state_dict(trained)
+    with pytest.raises(RuntimeError, match=r"0: these weights are of alpha \(0.0, 0.5\)"):
+        net(0.25).load_state_dict(trained)
+    net(0.25).load_state_dict(dict(trained))  # knowingly
+    net(0.25).load_state_dict(through(net(0).state_dict()))  # dense weights
+    net(0.25).load_state_dict(through(nn.Sequential(nn.Conv2d(8, 8, 1)).state_dict()))
+
+
+# -- OctBatchNorm2d
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("track", [True, False])
+@pytest.mark.parametrize("alpha", [0, 0.25, 1])
+def test_batch_norm_is_two_dense_ones_with_shared_arrays(alpha, track, affine, momentum):
+    norm = oc.OctBatchNorm2d(8, 1e-3, momentum, affine, track, alpha=alpha)
+    parts = [nn.BatchNorm2d(count, 1e-3, momentum, affine, track) if count else None for count in norm.split[:2]]
+    dense = nn.BatchNorm2d(8, 1e-3, momentum, affine, track)
+    assert norm.state_dict().keys() == dense.state_dict().keys()
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+        for part, rows in zip(parts, (slice(None, norm.split.high), slice(norm.split.high, None))):
+            if part is not None:
+                part.load_state_dict({k: v[rows] if v.dim() else v for k, v in norm.state_dict().items()})
+    for training in (True, True, False):
+        x = random_octave(8, alpha, (5, 3))
+        y = norm.train(training)(x)
+        for part, given, actual in zip(parts, x, y):
+            assert_close(actual, None if part is None else part.train(training)(given))
+    if track:
+        expected = torch.cat([part.running_var for part in parts if part is not None])
+        assert_close(norm.running_var, expected)
+        assert norm.num_batches_tracked == 2
+
+
+def test_batch_norm_cut_inside_groups_equals_a_permuted_one():
+    norm = oc.OctBatchNorm2d(8, alpha=0.5, cut=2)
+    plain = oc.OctBatchNorm2d(8, alpha=0.5)
+    order = [0, 1, 4, 5, 2, 3, 6, 7]  # high channels first: where cut=2 has them
+    nn.init.normal_(norm.weight)
+    with torch.no_grad():
+        plain.weight.copy_(norm.weight[order])
+    for _ in range(2):
+        x = random_octave(8, 0.5, (4, 4))
+        y = norm(x)
+        for actual, expected in zip(y, plain(x)):
+            assert_close(actual, expected)
+        (y.high.sum() + y.low.sum()).backward()
+    assert torch.equal(norm.running_mean[order], plain.running_mean)
+    assert torch.equal(norm.running_var[order], plain.running_var)
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_batch_norm_cut_with_one_part_trains(alpha):
+    norm = oc.OctBatchNorm2d(8, alpha=alpha, cut=4)
+    sum(part.sum() for part in norm(random_octave(8, alpha, (4, 4))) if part is not None).backward()
+    assert norm.running_mean.abs().sum() > 0
+
+
+def test_batch_norm_repr_and_errors():
+    norm = oc.OctBatchNorm2d(8, alpha=0.25)
+    assert repr(norm).startswith("OctBatchNorm2d(8, eps=1e-05")
+    assert repr(norm).endswith("alpha=0.25 (6+2))")
+    with pytest.raises(ValueError, match="whose high part has 8 channels: give it the alpha of the layer before"):
+        norm(torch.ones(1, 8, 4, 4))
+    with pytest.raises(ValueError, match="whose low part is absent"):
+        norm(torch.ones(1, 6, 4, 4))
+
+
+def test_batch_norm_under_compile_updates_its_statistics():
+    norm = oc.OctBatchNorm2d(8, alpha=0.5, cut=2)
+    other = copy.deepcopy(norm)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    x = random_octave(8, 0.5, (4, 4))
+    for actual, expected in zip(compiled(x), norm(x)):
+        assert_close(actual, expected)
+    assert_close(other.running_mean, norm.running_mean)
+    assert_close(other.running_var, norm.running_var)
+
+
+# -- OctSqueezeExcite, Split, Merge, OctMap
+
+
+@pytest.mark.parametrize("alpha", [0, 0.25, 1])
+def test_squeeze_excite_equals_timms_on_a_constant_image(alpha):
+    from timm.layers import SqueezeExcite
+
+    dense = SqueezeExcite(32, rd_channels=4)
+    octave = oc.OctSqueezeExcite(32, rd_channels=4, alpha=alpha)
+    octave.load_state_dict(dense.state_dict(), strict=True)
+    x = torch.randn(2, 32, 1, 1).expand(2, 32, 6, 6)
+    assert_close(oc.Merge()(octave(oc.Split(32, alpha)(x))), dense(x))
+
+
+def test_squeeze_excite_repr_and_errors():
+    assert "alpha=0.25 (24+8)" in repr(oc.OctSqueezeExcite(32, alpha=0.25))
+    with pytest.raises(ValueError, match="give rd_channels"):
+        oc.OctSqueezeExcite(8)
+    with pytest.raises(ValueError, match="got 8 channels"):
+        oc.OctSqueezeExcite(32, alpha=0.25)(torch.ones(1, 8, 2, 2))
+
+
+def test_split_merge_map():
+    assert repr(oc.Split(8, 0.25)) == "Split(8, alpha=0.25 (6+2))"
+    assert repr(oc.Merge()) == "Merge()"
+    assert "ReLU" in repr(oc.OctMap(nn.ReLU()))
+    with pytest.raises(ValueError, match="got 4 channels"):
+        oc.Split(8, 0.25)(torch.ones(1, 4, 2, 2))
+    x = torch.ones(1, 4, 2, 2)
+    assert oc.Merge()(x) is x
+
+
+def test_sequential_of_octave_layers():
+    net = nn.Sequential(
+        oc.OctConv2d(3, 16, 3, padding=1, alpha_out=0.25),
+        oc.OctBatchNorm2d(16, alpha=0.25),
+        oc.OctMap(nn.ReLU()),
+        oc.OctMap(nn.MaxPool2d(2, ceil_mode=True)),
+        oc.OctConv2d(16, 8, 3, padding=1, alpha_in=0.25),
+        oc.Merge(),
+    )
+    assert net(torch.randn(2, 3, 15, 9)).shape == (2, 8, 8, 5)
