@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SqueezeExcite, create_classifier
 from timm.models import build_model_with_cfg, checkpoint_seq
 from timm.models._features import feature_take_indices
-from timm.models._features_fx import register_notrace_module
+from timm.models._features_fx import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
 from ..nn import Merge, OctBatchNorm2d, OctConv2d, OctMap, OctSqueezeExcite, Split
@@ -19,6 +19,7 @@ from ..octave import Octave, merge_tensor
 
 for _layer in (OctConv2d, OctBatchNorm2d, OctSqueezeExcite, OctMap, Merge, Split):
     register_notrace_module(_layer)  # tracing into one would lose its low part
+register_notrace_function(merge_tensor)
 
 DEFAULT_ALPHA = 0.25
 
@@ -161,7 +162,8 @@ class OctNet(AlphaMarked):
                 break
         if intermediates_only:
             return taken
-        return self.forward_norm(merge_tensor(out)), taken
+        final = merge_tensor(out)
+        return (self.forward_norm(final) if i == len(self.stage_names) else final), taken
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

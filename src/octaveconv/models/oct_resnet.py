@@ -131,47 +131,47 @@ _NAMES = [f"oct_resnet{depth}" for depth in (18, 34, 26, 50, 101, 152)] + ["oct_
 default_cfgs = generate_default_cfgs({name: cfg() for name in _NAMES})
 
 
-def _oct_resnet(variant: str, pretrained: bool, block: Any, layers: tuple[int, ...], **kwargs: Any) -> OctResNet:
-    return build(OctResNet, variant, pretrained, **(dict(block=block, layers=layers) | kwargs))  # type: ignore[no-any-return]
+def _oct_resnet(variant: str, pretrained: bool, given: dict[str, Any], **defaults: Any) -> OctResNet:
+    return build(OctResNet, variant, pretrained, **(defaults | given))  # type: ignore[no-any-return]
 
 
 @register_model
 def oct_resnet18(pretrained: bool = False, **kwargs: Any) -> OctResNet:
     """ResNet-18 with octave convolutions."""
-    return _oct_resnet("oct_resnet18", pretrained, BasicBlock, (2, 2, 2, 2), **kwargs)
+    return _oct_resnet("oct_resnet18", pretrained, kwargs, block=BasicBlock, layers=(2, 2, 2, 2))
 
 
 @register_model
 def oct_resnet34(pretrained: bool = False, **kwargs: Any) -> OctResNet:
     """ResNet-34 with octave convolutions."""
-    return _oct_resnet("oct_resnet34", pretrained, BasicBlock, (3, 4, 6, 3), **kwargs)
+    return _oct_resnet("oct_resnet34", pretrained, kwargs, block=BasicBlock, layers=(3, 4, 6, 3))
 
 
 @register_model
 def oct_resnet26(pretrained: bool = False, **kwargs: Any) -> OctResNet:
     """ResNet-26 (bottleneck blocks) with octave convolutions."""
-    return _oct_resnet("oct_resnet26", pretrained, Bottleneck, (2, 2, 2, 2), **kwargs)
+    return _oct_resnet("oct_resnet26", pretrained, kwargs, block=Bottleneck, layers=(2, 2, 2, 2))
 
 
 @register_model
 def oct_resnet50(pretrained: bool = False, **kwargs: Any) -> OctResNet:
     """ResNet-50 with octave convolutions."""
-    return _oct_resnet("oct_resnet50", pretrained, Bottleneck, (3, 4, 6, 3), **kwargs)
+    return _oct_resnet("oct_resnet50", pretrained, kwargs, block=Bottleneck, layers=(3, 4, 6, 3))
 
 
 @register_model
 def oct_resnet101(pretrained: bool = False, **kwargs: Any) -> OctResNet:
     """ResNet-101 with octave convolutions."""
-    return _oct_resnet("oct_resnet101", pretrained, Bottleneck, (3, 4, 23, 3), **kwargs)
+    return _oct_resnet("oct_resnet101", pretrained, kwargs, block=Bottleneck, layers=(3, 4, 23, 3))
 
 
 @register_model
 def oct_resnet152(pretrained: bool = False, **kwargs: Any) -> OctResNet:
     """ResNet-152 with octave convolutions."""
-    return _oct_resnet("oct_resnet152", pretrained, Bottleneck, (3, 8, 36, 3), **kwargs)
+    return _oct_resnet("oct_resnet152", pretrained, kwargs, block=Bottleneck, layers=(3, 8, 36, 3))
 
 
 @register_model
 def oct_resnext50_32x4d(pretrained: bool = False, **kwargs: Any) -> OctResNet:
     """ResNeXt-50 32x4d with octave convolutions; alpha 0, 0.25, 0.5, 0.75 or 1."""
-    return _oct_resnet("oct_resnext50_32x4d", pretrained, Bottleneck, (3, 4, 6, 3), groups=32, **kwargs)
+    return _oct_resnet("oct_resnext50_32x4d", pretrained, kwargs, block=Bottleneck, layers=(3, 4, 6, 3), groups=32)

@@ -130,53 +130,53 @@ _CFG = cfg(
 default_cfgs = generate_default_cfgs(dict.fromkeys(_NAMES, _CFG))
 
 
-def _oct_resnetv2(variant: str, pretrained: bool, layers: tuple[int, ...], **kwargs: Any) -> OctResNetV2:
-    return build(OctResNetV2, variant, pretrained, **(dict(layers=layers) | kwargs))  # type: ignore[no-any-return]
+def _oct_resnetv2(variant: str, pretrained: bool, given: dict[str, Any], **defaults: Any) -> OctResNetV2:
+    return build(OctResNetV2, variant, pretrained, **(defaults | given))  # type: ignore[no-any-return]
 
 
 @register_model
 def oct_resnetv2_26(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
     """Pre-activation ResNet-26 with octave convolutions."""
-    return _oct_resnetv2("oct_resnetv2_26", pretrained, (2, 2, 2, 2), **kwargs)
+    return _oct_resnetv2("oct_resnetv2_26", pretrained, kwargs, layers=(2, 2, 2, 2))
 
 
 @register_model
 def oct_resnetv2_50(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
     """Pre-activation ResNet-50 with octave convolutions."""
-    return _oct_resnetv2("oct_resnetv2_50", pretrained, (3, 4, 6, 3), **kwargs)
+    return _oct_resnetv2("oct_resnetv2_50", pretrained, kwargs, layers=(3, 4, 6, 3))
 
 
 @register_model
 def oct_resnetv2_101(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
     """Pre-activation ResNet-101 with octave convolutions."""
-    return _oct_resnetv2("oct_resnetv2_101", pretrained, (3, 4, 23, 3), **kwargs)
+    return _oct_resnetv2("oct_resnetv2_101", pretrained, kwargs, layers=(3, 4, 23, 3))
 
 
 @register_model
 def oct_resnetv2_152(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
     """Pre-activation ResNet-152 with octave convolutions."""
-    return _oct_resnetv2("oct_resnetv2_152", pretrained, (3, 8, 36, 3), **kwargs)
+    return _oct_resnetv2("oct_resnetv2_152", pretrained, kwargs, layers=(3, 8, 36, 3))
 
 
 @register_model
 def oct_resnetv2_200(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
     """Pre-activation ResNet-200 with octave convolutions."""
-    return _oct_resnetv2("oct_resnetv2_200", pretrained, (3, 24, 36, 3), **kwargs)
+    return _oct_resnetv2("oct_resnetv2_200", pretrained, kwargs, layers=(3, 24, 36, 3))
 
 
 @register_model
 def oct_seresnetv2_50(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
     """Pre-activation ResNet-50 with squeeze-and-excitation and octave convolutions."""
-    return _oct_resnetv2("oct_seresnetv2_50", pretrained, (3, 4, 6, 3), use_se=True, **kwargs)
+    return _oct_resnetv2("oct_seresnetv2_50", pretrained, kwargs, layers=(3, 4, 6, 3), use_se=True)
 
 
 @register_model
 def oct_resnextv2_50_32x4d(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
     """Pre-activation ResNeXt-50 32x4d with octave convolutions; alpha 0, 0.25, 0.5, 0.75 or 1."""
-    return _oct_resnetv2("oct_resnextv2_50_32x4d", pretrained, (3, 4, 6, 3), groups=32, **kwargs)
+    return _oct_resnetv2("oct_resnextv2_50_32x4d", pretrained, kwargs, layers=(3, 4, 6, 3), groups=32)
 
 
 @register_model
 def oct_resnextv2_101_32x4d(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
     """Pre-activation ResNeXt-101 32x4d with octave convolutions; alpha 0, 0.25, 0.5, 0.75 or 1."""
-    return _oct_resnetv2("oct_resnextv2_101_32x4d", pretrained, (3, 4, 23, 3), groups=32, **kwargs)
+    return _oct_resnetv2("oct_resnextv2_101_32x4d", pretrained, kwargs, layers=(3, 4, 23, 3), groups=32)

@@ -1,0 +1,277 @@
+"""Promises of every network in the registry: a new one is tested by existing.
+
+Shapes are tested at full depth on the meta device; values on shallow versions of the same networks.
+"""
+
+import functools
+
+import pytest
+import timm
+import torch
+import torchvision
+from helpers import TOLERANCE, assert_close
+from timm.models._features_fx import create_feature_extractor
+from torch import nn
+
+import octaveconv as oc
+import octaveconv.models
+from octaveconv.models._build import OctNet
+
+NAMES = timm.list_models("oct_*")
+ALPHAS = {name: (0.25, 0.5, 0.75) if "next" in name else (0.125, 0.3, 0.75) for name in NAMES}
+CASES = [(name, alpha) for name in NAMES for alpha in (0, *ALPHAS[name], 1)]
+SOME = [(name, alpha) for name in NAMES for alpha in (0, ALPHAS[name][0], 1)]
+every_case = pytest.mark.parametrize(("name", "alpha"), CASES)
+some_cases = pytest.mark.parametrize(("name", "alpha"), SOME)
+every_name = pytest.mark.parametrize("name", NAMES)
+
+
+@functools.lru_cache(maxsize=4)
+def deep(name, alpha, **kwargs):
+    with torch.device("meta"):
+        return timm.create_model(name, alpha=alpha, **kwargs).eval()
+
+
+def shallow(name, alpha, **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, alpha=alpha, **(dict(layers=(2, 1, 1, 2), num_classes=10) | kwargs))
+
+
+def image(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+# -- shapes
+
+
+@every_case
+def test_any_size(name, alpha):
+    for size in ((32, 32), (33, 47), (224, 160)):
+        model = deep(name, alpha)
+        assert model(torch.empty(2, 3, *size, device="meta")).shape == (2, 1000)
+        features = model.forward_features(torch.empty(2, 3, *size, device="meta"))
+        assert features.shape == (2, model.num_features, -(-size[0] // 32), -(-size[1] // 32))
+
+
+@every_case
+def test_state_dict_has_the_keys_and_shapes_of_the_dense_twin(name, alpha):
+    shapes = {key: tensor.shape for key, tensor in deep(name, alpha).state_dict().items()}
+    assert shapes == {key: tensor.shape for key, tensor in deep(name, 0).state_dict().items()}
+
+
+@every_name
+def test_the_dense_twin_is_plain(name):
+    kinds = {type(module).__name__ for module in deep(name, 0).modules()}
+    assert not [kind for kind in kinds if kind.startswith("Oct") and kind not in ("OctResNet", "OctResNetV2")]
+    assert any(module.stride == (2, 2) for module in deep(name, 0).layer2.modules() if isinstance(module, nn.Conv2d))
+
+
+@every_name
+def test_the_last_stage_has_alpha_0(name):
+    model = deep(name, ALPHAS[name][0])
+    assert {module.alpha_out for module in model.layer4.modules() if isinstance(module, oc.OctConv2d)} == {0}
+    assert {module.alpha_out for module in model.layer3.modules() if isinstance(module, oc.OctConv2d)} == {model.alpha}
+
+
+@every_case
+def test_features_only(name, alpha):
+    with torch.device("meta"):
+        model = timm.create_model(name, alpha=alpha, features_only=True)
+    taps = model(torch.empty(1, 3, 65, 97, device="meta"))
+    assert model.feature_info.reduction() == [2, 4, 8, 16, 32]
+    for tap, channels, reduction in zip(taps, model.feature_info.channels(), model.feature_info.reduction()):
+        assert tap.shape == (1, channels, -(-65 // reduction), -(-97 // reduction))
+
+
+@some_cases
+def test_feature_values_and_pruning(name, alpha):
+    x = image(1, 3, 64, 64)
+    model = shallow(name, alpha).eval()
+    final, taps = model.forward_intermediates(x)
+    assert torch.equal(final, model.forward_features(x))
+    assert torch.equal(model.forward_intermediates(x, norm=True, intermediates_only=True)[-1], final)
+    backbone = shallow(name, alpha, features_only=True, out_indices=(1, 3)).eval()
+    assert len(list(backbone.model.layer4)) == 0
+    for actual, expected in zip(backbone(x), (taps[1], taps[3])):
+        assert_close(actual, expected)
+    _, early = model.forward_intermediates(x, indices=[0, 2], stop_early=True)
+    assert_close(early[1], taps[2])
+
+
+@every_name
+def test_head(name):
+    model = shallow(name, ALPHAS[name][0], in_chans=1, num_classes=7, global_pool="avg")
+    model.eval()
+    x = image(2, 1, 48, 48)
+    assert model(x).shape == (2, 7)
+    assert model.forward_head(model.forward_features(x), pre_logits=True).shape == (2, model.head_hidden_size)
+    model.reset_classifier(3, "catavgmax")
+    assert model(x).shape == (2, 3)
+    assert model.get_classifier().in_features == model.head_hidden_size == 2 * model.num_features
+    model.reset_classifier(0, "")
+    assert model(x).shape == (2, model.num_features, 2, 2)
+    assert timm.create_model(name, num_classes=0, drop_rate=0.5).eval()(image(1, 3, 32, 32)).shape == (
+        1,
+        model.num_features,
+    )
+
+
+@every_name
+def test_pretrained_cfg(name):
+    cfg = deep(name, 0).default_cfg
+    assert cfg["architecture"] == name
+    assert deep(name, 0).get_classifier(name_only=True) == cfg["classifier"] == "fc"
+    assert deep(name, 0).get_submodule(cfg["first_conv"]).in_channels == 3
+    with pytest.raises(RuntimeError, match="No pretrained weights exist"):
+        timm.create_model(name, pretrained=True)
+
+
+# -- training
+
+
+@some_cases
+def test_every_parameter_gets_a_gradient_and_checkpointing_changes_none(name, alpha):
+    gradients = []
+    for checkpointing in (False, True):
+        model = shallow(name, alpha).train()
+        model.set_grad_checkpointing(checkpointing)
+        model(image(2, 3, 64, 64)).square().sum().backward()
+        gradients.append({key: parameter.grad for key, parameter in model.named_parameters()})
+    for key, gradient in gradients[0].items():
+        assert gradient is not None, key
+        assert gradient.abs().max() > 0, key
+        assert torch.equal(gradient, gradients[1][key]), key
+
+
+@every_name
+def test_group_matcher_puts_every_parameter_somewhere(name):
+    from timm.models._manipulate import group_parameters
+
+    model = deep(name, 0)
+    for coarse in (True, False):
+        groups = group_parameters(model, model.group_matcher(coarse), reverse=True)
+        assert set(groups) == {key for key, _ in model.named_parameters()}
+        assert groups["conv1.weight"] == 0
+        assert groups["layer1.0.conv1.weight" if "v2" not in name else "layer1.0.conv1.conv.weight"] == 1
+
+
+# -- the same network in other clothes
+
+
+@some_cases
+def test_compile_without_graph_breaks(name, alpha):
+    torch._dynamo.reset()
+    model = shallow(name, alpha, layers=(1, 1, 1, 1)).eval()
+    x = image(1, 3, 33, 47)
+    with torch.no_grad():
+        assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
+
+
+@some_cases
+def test_export(name, alpha):
+    model = shallow(name, alpha, layers=(1, 1, 1, 1)).eval()
+    dims = {0: torch.export.Dim("batch", min=1, max=64)}
+    exported = torch.export.export(model, (image(2, 3, 33, 47),), dynamic_shapes=(dims,)).module()
+    x = image(3, 3, 33, 47)
+    with torch.no_grad():
+        assert_close(exported(x), model(x))
+
+
+@some_cases
+def test_tracing_keeps_the_low_part(name, alpha):
+    model = shallow(name, alpha).eval()
+    x = image(1, 3, 64, 64)
+    with torch.no_grad():
+        traced = create_feature_extractor(model, ["fc"])
+        assert_close(traced(x)["fc"], model(x))
+
+
+@some_cases
+def test_channels_last_and_autocast(name, alpha):
+    model = shallow(name, alpha).eval()
+    x = image(1, 3, 65, 47)
+    with torch.no_grad():
+        expected = model(x)
+        model = model.to(memory_format=torch.channels_last)
+        assert_close(model(x.contiguous(memory_format=torch.channels_last)), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = model(x)
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - expected).std() <= 2 * TOLERANCE[torch.bfloat16] * expected.std()
+
+
+# -- weights
+
+
+@some_cases
+def test_weights_of_another_alpha_are_refused(name, alpha):
+    state, other = deep(name, alpha).state_dict(), deep(name, ALPHAS[name][-1])
+    if alpha == 0:
+        other.load_state_dict(state, strict=True, assign=True)  # dense weights are welcome at every alpha
+        return
+    for target in (other, deep(name, 0)):
+        with pytest.raises(RuntimeError, match=f"weights are of alpha .{alpha},"):
+            target.load_state_dict(state, assign=True)
+
+
+@every_case
+def test_dense_weights_mean_the_same_at_every_alpha(name, alpha):
+    """Where neither resolution nor border matters (constant maps, kernels reduced to their centre) octave is dense.
+
+    So every channel of the dense network is found in its place; a mix-up shows as a difference of order 1.
+    """
+    model, dense = (shallow(name, a).double().eval() for a in (alpha, 0))
+    for key, weight in dense.state_dict().items():
+        if key.endswith("weight") and weight.dim() == 4 and weight.shape[-1] > 1 and key != "conv1.weight":
+            centre = torch.zeros_like(weight)
+            centre[..., weight.shape[2] // 2, weight.shape[3] // 2] = weight.sum((2, 3))
+            weight.copy_(centre)
+        elif weight.is_floating_point() and weight.dim() == 1:
+            weight.uniform_(0.5, 1.5)
+    model.load_state_dict(dense.state_dict(), strict=True)
+    x = image(1, 64, 1, 1).double().expand(1, 64, 16, 16)
+    with torch.no_grad():
+        for net in (model, dense):
+            net.conv1 = net.bn1 = net.act1 = net.maxpool = nn.Identity()
+        assert_close(model(x), dense(x))
+
+
+@pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 1])
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnext50_32x4d"])
+def test_torchvision_weights_load_strictly(name, alpha):
+    theirs = getattr(torchvision.models, name)()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    model = timm.create_model(f"oct_{name}", alpha=alpha)
+    model.load_state_dict(theirs.state_dict(), strict=True)
+    x = image(1, 3, 97, 65)
+    with torch.no_grad():
+        expected, actual = theirs.eval()(x), model.eval()(x)
+    assert torch.equal(actual, expected) if alpha == 0 else actual.isfinite().all()
+
+
+def test_resnext_refuses_an_alpha_that_its_groups_cannot_share():
+    with pytest.raises(ValueError, match=r"use an alpha out of 0, 0.25, 0.5, 0.75, 1"):
+        timm.create_model("oct_resnext50_32x4d", alpha=0.125)
+
+
+def test_a_misspelt_stem_is_refused():
+    with pytest.raises(ValueError, match="stem must be '7x7' or '3x3'"):
+        timm.create_model("oct_resnetv2_26", stem="5x5")
+
+
+def test_small_image_stem():
+    model = shallow("oct_resnetv2_26", 0.5, stem="3x3", features_only=True)
+    assert model.feature_info.reduction() == [1, 1, 2, 4, 8]
+    assert [tuple(tap.shape[2:]) for tap in model(image(1, 3, 33, 33))] == [(33,) * 2] * 2 + [
+        (17,) * 2,
+        (9,) * 2,
+        (5,) * 2,
+    ]
+
+
+def test_every_network_is_listed_once_and_under_our_module():
+    assert len(NAMES) == 15
+    assert all(issubclass(type(deep(name, 0)), OctNet) for name in NAMES)
