@@ -10,6 +10,7 @@ from oracle.rule import image, rule
 
 import octaveconv as oc
 import octaveconv.models
+from octaveconv import env
 from octaveconv.convert import keymaps
 
 ORACLE = Path(__file__).parent / "oracle"
@@ -79,6 +80,7 @@ def test_left_over_and_missing_arrays_are_listed():
         keymaps.to_state_dict(arrays, model, keymap)
 
 
-if __name__ == "__main__":  # the table of the closing note and of docs/networks.md
-    for golden_name in GOLDENS:
-        print(f"| {golden_name} | {difference(golden_name):.1e} |")
+if __name__ == "__main__":  # results/parity.json, shown in docs/networks.md
+    torch.set_num_threads(1)
+    rows = {name: {"network": GOLDENS[name][0], "difference": difference(name)} for name in GOLDENS}
+    print(json.dumps({"env": env.facts(), "threads": 1, "dtype": "float32", "goldens": rows}, indent=1))

@@ -158,7 +158,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def table(result: dict[str, Any]) -> list[list[str]]:
-    """Rows of text: each figure for both networks, and the ratio dense / octave (above 1.00, octave is cheaper)."""
+    """Rows of text: each figure for both networks, and the ratio dense / octave (above 1, octave is cheaper)."""
     octave, dense = result["octave"], result["dense"]
     difference = (octave["accuracy"] - dense["accuracy"]) * 100
     rows = [
@@ -183,11 +183,11 @@ def verdict(result: dict[str, Any]) -> str:
     sentences = []
     for batch in result["octave"]["latency"]:
         ratio = result["dense"]["latency"][batch]["median"] / result["octave"]["latency"][batch]["median"]
-        which = f"{ratio:.2f} times as fast as" if ratio >= 1 else f"{1 / ratio:.2f} times slower than"
-        sentences.append(f"At batch {batch} the octave network is {which} its dense twin.")
+        which = f"is {ratio:.2f} times as fast as" if ratio >= 1 else f"takes {1 / ratio:.2f} times as long as"
+        sentences.append(f"At batch {batch} the octave network {which} its dense twin.")
     wrong = [round((1 - result[name]["accuracy"]) * 360) for name in NETS]
     sentences.append(f"Of 360 held-out images the octave network gets {wrong[0]} wrong, the dense one {wrong[1]}.")
-    return " ".join(sentences)
+    return " ".join(["A ratio above 1 is in favour of octave.", *sentences])
 
 
 def conditions(result: dict[str, Any]) -> str:

@@ -1,0 +1,124 @@
+"""What the user types: verbs, JSON, exit codes, one-line errors."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+
+from octaveconv import cli, quickstart
+
+
+def run(capsys, *argv):
+    """Exit code, standard output and standard error of one command line."""
+    try:
+        code = cli.main(argv)
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_is_one_screen_with_an_example(capsys, verb):
+    code, out, _ = run(capsys, verb, "--help")
+    assert code == 0
+    assert f"example: octaveconv {verb}" in out
+    assert len(out.splitlines()) <= 24
+    assert run(capsys, "--help")[0] == 0
+
+
+def test_cost(capsys, tmp_path):
+    file = tmp_path / "new" / "cost.json"
+    code, out, _ = run(capsys, "cost", "oct_resnet50", "--alpha", "0.5", "--json", str(file))
+    assert code == 0
+    assert "2,367,143,936" in out
+    assert "equal" in out
+    figures = json.loads(file.read_text())
+    assert (figures["model"], figures["alpha"], figures["counted_macs"]) == ("oct_resnet50", 0.5, 2367143936)
+    assert "layer4.2.conv3" in run(capsys, "cost", "oct_resnet50", "--layers")[1]
+
+
+def test_cost_says_where_the_formula_does_not_see_everything(capsys):
+    assert "NOT equal" in run(capsys, "cost", "vit_tiny_patch16_224")[1]
+
+
+def test_models(capsys):
+    assert run(capsys, "models", "oct_se*") == (0, "oct_seresnetv2_50\n", "")
+    assert len(run(capsys, "models")[1].splitlines()) == 15
+
+
+def test_env(capsys, tmp_path):
+    code, out, _ = run(capsys, "env", "--json", str(tmp_path / "env.json"))
+    assert code == 0
+    assert "torch" in out
+    assert json.loads((tmp_path / "env.json").read_text())["octaveconv"] != "not installed"
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """The main job on a narrow network."""
+    job = quickstart.run
+    monkeypatch.setattr(quickstart, "run", lambda settings, log: job(dataclasses.replace(settings, width=4), log))
+
+
+@pytest.mark.usefixtures("narrow")
+def test_quickstart(capsys, tmp_path):
+    file = tmp_path / "quickstart.json"
+    code, out, _ = run(
+        capsys, "quickstart", "--epochs", "1", "--batch-size", "512", "--threads", "1",
+        "--out", str(tmp_path / "run"), "--json", str(file),
+    )  # fmt: skip
+    assert code == 0
+    assert "multiply-adds" in out
+    assert "times as long" in out or "times as fast" in out
+    assert (tmp_path / "run" / "curves.png").exists()
+    assert json.loads(file.read_text())["settings"]["epochs"] == 1
+
+
+def test_without_scikit_learn_quickstart_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    code, _, err = run(capsys, "quickstart")
+    assert code == 1
+    assert err == "octaveconv: this needs sklearn, which is not installed: pip install 'octaveconv[demo]'\n"
+
+
+@pytest.mark.usefixtures("narrow")
+def test_without_matplotlib_the_figures_are_not_lost(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, out, _ = run(capsys, "quickstart", "--epochs", "1", "--batch-size", "512", "--json", str(tmp_path / "q.json"))
+    assert code == 0
+    assert "no curves: this needs matplotlib" in out
+    assert (tmp_path / "q.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["qickstart"], "did you mean quickstart?"),
+        (["cost", "oct_resnet5O"], "there is no network 'oct_resnet5O': did you mean oct_resnet50?"),
+        (["cost", "zzz"], "octaveconv models lists them"),
+        (["cost", "oct_resnet50", "--aplha", "1"], "did you mean --alpha?"),
+        (["cost", "oct_resnet50", "--alpha", "2"], "must be in [0, 1], got 2.0"),
+        (["cost", "oct_resnext50_32x4d", "--alpha", "0.1"], "use an alpha out of 0, 0.25, 0.5, 0.75, 1"),
+        (["cost", "resnet18", "--alpha", "0.5"], "resnet18 has no alpha"),
+        (["cost", "oct_resnet50", "--size", "0"], "must be a whole number from 1 up, got '0'"),
+        (["cost"], "required: MODEL"),
+        (["models", "oct_rasnet50"], "did you mean oct_resnet50?"),
+        (["quickstart", "--alpha", "0"], "--alpha must be above 0 and at most 1"),
+        ([], "required: VERB"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(capsys, argv, message):
+    code, out, err = run(capsys, *argv)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_failure_is_one_line_and_exit_code_1(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run(capsys, "env", "--json", str(tmp_path / "file" / "env.json"))
+    assert code == 1
+    assert len(err.splitlines()) == 1

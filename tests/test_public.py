@@ -1,0 +1,96 @@
+"""Promises about the package as a whole."""
+
+import ast
+import importlib
+import inspect
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import octaveconv as oc
+
+SOURCE = Path(oc.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+# Imports point downwards: a module may import from lines above its own, and from its own.
+LAYERS = [
+    {"errors", "octave", "_text", "env"},
+    {"spec"},
+    {"reference"},
+    {"backends"},
+    {"functional"},
+    {"nn"},
+    {"cost", "models", "convert"},
+    {"bench"},
+    {"quickstart"},
+    {"cli"},
+]
+
+
+def test_the_public_names():
+    assert sorted(oc.__all__) == [
+        "BackendUnavailable", "Merge", "OctBatchNorm2d", "OctConv2d", "OctMap", "OctSqueezeExcite", "Octave", "Split",
+        "backend", "cost", "functional", "octave_map",
+    ]  # fmt: skip
+    assert all(hasattr(oc, name) for name in oc.__all__)
+
+
+def test_importing_needs_torch_alone_and_touches_no_gpu():
+    code = """
+import json, sys
+import torch
+before = set(sys.modules)
+import octaveconv
+print(json.dumps([sorted({name.split(".")[0] for name in set(sys.modules) - before}), torch.cuda.is_initialized()]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    new, cuda = json.loads(done.stdout)
+    assert not {"timm", "torchvision", "triton", "matplotlib", "sklearn", "rich"} & set(new)
+    assert not cuda
+    assert done.stderr == ""
+
+
+def layer_of(module):
+    for rank, names in enumerate(LAYERS):
+        if module in names:
+            return rank
+    raise AssertionError(f"{module} is in no layer: add it to LAYERS")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_downwards(path):
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    if parts == ("__init__",):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or node.level == 0:
+            continue
+        base = parts[: len(parts) - node.level]
+        targets = [*base, *(node.module or "").split(".")] if node.module else [*base]
+        names = [targets[0]] if targets and targets[0] else [alias.name for alias in node.names]
+        for name in names:
+            if name not in ("__version__",):
+                assert layer_of(name) <= layer_of(parts[0]), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_file_is_one_idea_and_a_function_one_screen(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[1:] or node.body  # the docstring is not counted
+            assert node.end_lineno - first[0].lineno < 50, f"{path.name}: {node.name}"
+
+
+@pytest.mark.parametrize("name", [name for name in oc.__all__ if name not in ("functional", "BackendUnavailable")])
+def test_public_names_have_a_text_with_an_example(name):
+    assert "Example:\n" in inspect.getdoc(getattr(oc, name)).replace("Examples", "Example")
+
+
+def test_every_module_imports_and_has_a_text():
+    for info in pkgutil.walk_packages([str(SOURCE)], "octaveconv."):
+        assert importlib.import_module(info.name).__doc__, info.name

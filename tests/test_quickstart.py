@@ -1,0 +1,93 @@
+"""The main job, on one epoch of a narrow network."""
+
+import math
+
+import pytest
+import torch
+
+from octaveconv import quickstart
+from octaveconv.bench.measure import interleaved
+
+SMALL = quickstart.Settings(epochs=1, width=4, batch_size=256, threads=1)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return quickstart.run(SMALL)
+
+
+def test_the_data_are_real_and_the_split_is_held_out():
+    data = quickstart.load_digits(0)
+    assert {name: tuple(images.shape) for name, (images, _) in data.items()} == {
+        "train": (1437, 1, 32, 32),
+        "test": (360, 1, 32, 32),
+    }
+    assert set(data["test"][1].tolist()) == set(range(10))
+    train = {image.numpy().tobytes() for image in data["train"][0]}
+    assert not any(image.numpy().tobytes() in train for image in data["test"][0])
+    other = quickstart.load_digits(1)
+    assert not torch.equal(other["test"][0], data["test"][0])
+
+
+def test_both_start_from_the_same_weights():
+    octave, dense = (quickstart.make_net(SMALL, alpha).state_dict() for alpha in (0.5, 0))
+    assert octave.keys() == dense.keys()
+    assert all(torch.equal(octave[key], dense[key]) for key in octave)
+
+
+def test_figures(result):
+    octave, dense = result["octave"], result["dense"]
+    assert octave["params"] == dense["params"]
+    assert octave["macs"] < dense["macs"]
+    assert octave["activation_bytes"] < dense["activation_bytes"]
+    for net in (octave, dense):
+        assert 0 < net["accuracy"] < 1
+        assert len(net["curves"]) == 1
+        assert net["latency"]["1"]["median"] > 0
+        assert net["latency"]["64"]["layout"] in quickstart.LAYOUTS
+
+
+def test_the_same_seed_gives_the_same_figures(result):
+    again = quickstart.run(SMALL)
+    for net in quickstart.NETS:
+        for key in ("accuracy", "params", "macs", "activation_bytes", "curves"):
+            assert again[net][key] == result[net][key], (net, key)
+
+
+def test_another_seed_gives_others(result):
+    other = quickstart.run(quickstart.Settings(**result["settings"] | {"seed": 1}))
+    assert other["octave"]["curves"] != result["octave"]["curves"]
+
+
+def test_it_is_honest_about_whichever_loses(result):
+    slow, fast = ({"1": {"median": t}, "64": {"median": t}} for t in (0.002, 0.001))
+    worse = result | {
+        "octave": result["octave"] | {"latency": slow, "accuracy": 0.5},
+        "dense": result["dense"] | {"latency": fast, "accuracy": 0.9},
+    }
+    assert "At batch 1 the octave network takes 2.00 times as long as its dense twin." in quickstart.verdict(worse)
+    assert "the octave network gets 180 wrong, the dense one 36." in quickstart.verdict(worse)
+    rows = {row[0]: row[1:] for row in quickstart.table(worse)}
+    assert rows["latency, batch 64"] == ["2.00 ms", "1.00 ms", "0.50"]
+    assert rows["test accuracy"] == ["50.00%", "90.00%", "-40.00 points"]
+
+
+def test_plot(result, tmp_path):
+    quickstart.plot(result, tmp_path / "new" / "curves.png")
+    assert (tmp_path / "new" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_progress_prints_a_line_per_epoch_off_a_terminal(capsys):
+    with quickstart.progress(3) as log:
+        log("octave", 2, {"loss": 0.5, "accuracy": 0.25})
+    assert capsys.readouterr().out == "octave  epoch 2/3  loss 0.5000  accuracy 25.00%\n"
+
+
+def test_the_stopwatch_takes_turns_and_reports_quartiles():
+    turns = []
+    timings = interleaved({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, runs=4, warm_up=1)
+    assert turns == ["a", "b"] * 5
+    timing = timings["a"]
+    assert timing.lower <= timing.median <= timing.upper
+    assert math.isfinite(timing.median)
+    assert timing.runs == 4
