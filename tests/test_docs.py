@@ -1,6 +1,7 @@
 """Tables in the documents are generated, from the registry and from results/.
 
-``python tests/test_docs.py`` rewrites them. The examples in README, docs and docstrings are run by pytest's doctest collection.
+``python tests/test_docs.py`` rewrites them. The examples in README, docs and docstrings are run by pytest's doctest
+collection.
 """
 
 import json
