@@ -193,9 +193,8 @@ class OctNet(AlphaMarked):
         self.num_classes = num_classes
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         like = next(self.parameters())
-        self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=pool_type, device=like.device, dtype=like.dtype
-        )
+        head = create_classifier(self.num_features, num_classes, pool_type=pool_type)
+        self.global_pool, self.fc = (part.to(like.device, like.dtype).train(self.training) for part in head)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
