@@ -1,5 +1,6 @@
 """Every backend against the reference, in values and every gradient; how one is chosen."""
 
+import io
 import os
 import subprocess
 import sys
@@ -126,6 +127,16 @@ def test_compile(backend, stride):
     assert_close(y.low, expected.low)
 
 
+def test_export_saved_and_loaded():
+    layer, x = layer_of("inner"), random_octave(16, 0.25, (9, 7))
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(layer, (x,)), buffer)
+    buffer.seek(0)
+    y = torch.export.load(buffer).module()(x)
+    assert isinstance(y, oc.Octave)
+    assert_close(y.low, layer(x).low)
+
+
 @pytest.mark.slow
 def test_compile_by_inductor_in_training():
     net = torch.nn.Sequential(layer_of("first"), oc.OctBatchNorm2d(16, alpha=0.25), oc.OctMap(torch.nn.ReLU()))
@@ -165,9 +176,6 @@ def test_merged_needs_three_convolutions_at_stride_1_and_two_at_stride_2(monkeyp
         calls.clear()
         layer_of(case)(random_octave(16, 0.25, (8, 8)))
         assert len(calls) == expected, case
-
-
-# -- choosing a backend
 
 
 def test_an_unknown_backend_lists_the_known():

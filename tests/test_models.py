@@ -21,6 +21,7 @@ NAMES = timm.list_models("oct_*")
 ALPHAS = {name: (0.25, 0.5, 0.75) if "next" in name else (0.125, 0.3, 0.75) for name in NAMES}
 CASES = [(name, alpha) for name in NAMES for alpha in (0, *ALPHAS[name], 1)]
 SOME = [(name, alpha) for name in NAMES for alpha in (0, ALPHAS[name][0], 1)]
+OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
 every_case = pytest.mark.parametrize(("name", "alpha"), CASES)
 some_cases = pytest.mark.parametrize(("name", "alpha"), SOME)
 every_name = pytest.mark.parametrize("name", NAMES)
@@ -39,9 +40,6 @@ def shallow(name, alpha, **kwargs):
 
 def image(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-# -- shapes
 
 
 @every_case
@@ -126,9 +124,6 @@ def test_pretrained_cfg(name):
         timm.create_model(name, pretrained=True)
 
 
-# -- training
-
-
 @some_cases
 def test_every_parameter_gets_a_gradient_and_checkpointing_changes_none(name, alpha):
     gradients = []
@@ -155,9 +150,6 @@ def test_group_matcher_puts_every_parameter_somewhere(name):
         assert groups["layer1.0.conv1.weight" if "v2" not in name else "layer1.0.conv1.conv.weight"] == 1
 
 
-# -- the same network in other clothes
-
-
 @some_cases
 def test_compile_without_graph_breaks(name, alpha):
     torch._dynamo.reset()
@@ -167,14 +159,27 @@ def test_compile_without_graph_breaks(name, alpha):
         assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
 
 
+@pytest.mark.parametrize(
+    ("axes", "sizes"),
+    [
+        ([0], [(1, 64, 96), (3, 64, 96)]),
+        pytest.param(
+            [0, 2, 3],
+            [(3, 33, 47), (1, 96, 64)],
+            marks=pytest.mark.skipif(OLD_TORCH, reason="there, PyTorch's pooling with ceil_mode guards on odd sizes"),
+        ),
+    ],
+    ids=["batch", "batch and size"],
+)
 @some_cases
-def test_export(name, alpha):
+def test_export(name, alpha, axes, sizes):
     model = shallow(name, alpha, layers=(1, 1, 1, 1)).eval()
-    dims = {0: torch.export.Dim("batch", min=1, max=64)}
-    exported = torch.export.export(model, (image(2, 3, 33, 47),), dynamic_shapes=(dims,)).module()
-    x = image(3, 3, 33, 47)
-    with torch.no_grad():
-        assert_close(exported(x), model(x))
+    dims = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+    exported = torch.export.export(model, (image(2, 3, 64, 96),), dynamic_shapes=(dims,)).module()
+    for batch, height, width in sizes:
+        x = image(batch, 3, height, width)
+        with torch.no_grad():
+            assert_close(exported(x), model(x))
 
 
 @some_cases
@@ -200,9 +205,6 @@ def test_channels_last_and_autocast(name, alpha):
     assert (y.float() - expected).std() <= 2 * TOLERANCE[torch.bfloat16] * expected.std()
 
 
-# -- weights
-
-
 @some_cases
 def test_weights_of_another_alpha_are_refused(name, alpha):
     state, other = deep(name, alpha).state_dict(), deep(name, ALPHAS[name][-1])
@@ -212,6 +214,9 @@ def test_weights_of_another_alpha_are_refused(name, alpha):
     for target in (other, deep(name, 0)):
         with pytest.raises(RuntimeError, match=f"weights are of alpha .{alpha},"):
             target.load_state_dict(state, assign=True)
+    with pytest.raises(RuntimeError) as error:
+        other.load_state_dict(state, assign=True)
+    assert str(error.value).count("Build it with that alpha") == 1
 
 
 @every_case

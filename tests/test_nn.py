@@ -10,8 +10,6 @@ from torch import nn
 
 import octaveconv as oc
 
-# -- OctConv2d
-
 
 def test_initialisation_equals_that_of_the_dense_layer():
     torch.manual_seed(3)
@@ -103,9 +101,6 @@ def test_meta_copy_and_pickle():
         assert torch.equal(other(x).low, layer(x).low)
 
 
-# -- the mark of alpha
-
-
 def saved_and_loaded(state_dict):
     buffer = io.BytesIO()
     torch.save(state_dict, buffer)
@@ -125,9 +120,6 @@ def test_weights_of_another_alpha_are_refused(through):
     net(0.25).load_state_dict(dict(trained))  # knowingly
     net(0.25).load_state_dict(through(net(0).state_dict()))  # dense weights
     net(0.25).load_state_dict(through(nn.Sequential(nn.Conv2d(8, 8, 1)).state_dict()))
-
-
-# -- OctBatchNorm2d
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
@@ -199,9 +191,6 @@ def test_batch_norm_under_compile_updates_its_statistics():
         assert_close(actual, expected)
     assert_close(other.running_mean, norm.running_mean)
     assert_close(other.running_var, norm.running_var)
-
-
-# -- OctSqueezeExcite, Split, Merge, OctMap
 
 
 @pytest.mark.parametrize("alpha", [0, 0.25, 1])

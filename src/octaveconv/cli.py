@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NoReturn
 
 from .errors import MissingExtra, UsageError
 
-# Everything that imports torch is imported inside the verb that needs it: --help answers at once.
+# A verb imports what it needs when it runs: timm, scikit-learn and matplotlib take their time.
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,9 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
     args = parser.parse_args(argv)
     try:
+        if args.json:  # a file that cannot be written is found before the work, not after it
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.open("a").close()
         figures = VERBS[args.verb][1](args)
         if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(figures, indent=1) + "\n")
     except UsageError as error:
         return _fail(error, 2)
@@ -138,12 +140,14 @@ def _cost(args: argparse.Namespace) -> Any:
     with torch.device("meta"):
         model = _create(args.model, {} if args.alpha is None else {"alpha": args.alpha})
     report = cost(model, args.size)
+    alpha = getattr(model, "alpha", 0)
+    print(f"{args.model}, alpha {alpha:g}, one image of {args.size}x{args.size}\n")
     if args.layers:
         print(text_table(report.layer_table()), end="\n\n")
     print(text_table(report.table()))
     verdict = "equal" if report.macs == report.counted_macs else "NOT equal: layers of other kinds do work too"
     print(f"\nMACs by formula {report.macs:,}, counted by PyTorch {report.counted_macs:,}: {verdict}")
-    return {"model": args.model, "alpha": getattr(model, "alpha", None), **report.to_dict()}
+    return {"model": args.model, "alpha": alpha, **report.to_dict()}
 
 
 def _add_env(parser: argparse.ArgumentParser) -> None:

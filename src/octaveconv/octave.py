@@ -42,6 +42,10 @@ class Octave(NamedTuple):
         return octave_map(torch.mul, self, _only_octave(other, "*"))
 
 
+torch.utils._pytree._register_namedtuple(Octave, serialized_type_name="octaveconv.Octave")  # for torch.export.save
+torch.serialization.add_safe_globals([Octave])  # two tensors: nothing that loading could run
+
+
 class ChannelSplit(NamedTuple):
     """How ``high + low`` channels are cut: inside each of ``cut`` equal groups, the high ones first.
 
@@ -147,8 +151,9 @@ def upsample(x: Tensor, factor: tuple[int, int], size: tuple[int, int]) -> Tenso
     """Nearest-neighbour upsampling, cropped to ``size``: each pixel becomes ``factor`` pixels."""
     if factor == (1, 1):
         return x
-    up = F.interpolate(x, scale_factor=tuple(map(float, factor)), mode="nearest")
-    return up[..., : size[0], : size[1]]
+    # Given size and scale, the operator itself crops: one pass, and no guard on odd sizes when exported for all sizes.
+    up: Tensor = torch.ops.aten.upsample_nearest2d(x, list(size), float(factor[0]), float(factor[1]))
+    return up
 
 
 def split_tensor(x: Tensor, split: ChannelSplit) -> Octave:

@@ -87,10 +87,10 @@ def load_digits(seed: int = 0) -> Data:
     digits = require("sklearn.datasets", "demo").load_digits()
     images = torch.from_numpy(digits.images).float()[:, None] / 16  # [1797, 1, 8, 8] in 0 ... 1
     images = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False)
-    images = (images - images.mean()) / images.std()
     labels = torch.from_numpy(digits.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     held_out, train = order[:360], order[360:]
+    images = (images - images[train].mean()) / images[train].std()
     return {"train": (images[train], labels[train]), "test": (images[held_out], labels[held_out])}
 
 

@@ -76,6 +76,8 @@ class OctNet(AlphaMarked):
     """
 
     stage_names = ("layer1", "layer2", "layer3", "layer4")
+    stem_reduction = 2  # of the stem's feature map
+    stem_pool_reduction = 4  # of the first stage's
     num_classes: int
 
     def _finish(self, alpha: float, widths: list[int], num_classes: int, global_pool: str, drop_rate: float) -> None:
@@ -94,10 +96,6 @@ class OctNet(AlphaMarked):
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
-    # -- what a subclass says about itself
-    stem_reduction = 2  # of the stem's feature map
-    stem_pool_reduction = 4  # of the first stage's
-
     def forward_stem(self, x: Tensor) -> Tensor:
         """The stem up to its feature map."""
         raise NotImplementedError
@@ -110,7 +108,6 @@ class OctNet(AlphaMarked):
         """What follows the last stage, before pooling: a pre-activation network has a norm there."""
         return x
 
-    # -- forward
     def _stages(self, x: Tensor) -> Iterator[Tensor | Octave]:
         """The stem's feature map, then the output of each stage."""
         x = self.forward_stem(x)
@@ -183,7 +180,6 @@ class OctNet(AlphaMarked):
     def prune_norm(self) -> None:
         """Drop what `forward_norm` holds."""
 
-    # -- head, groups, checkpointing
     def get_classifier(self, name_only: bool = False) -> str | nn.Module:
         """The classifier, or its name."""
         return "fc" if name_only else self.fc

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+_MESSAGE = "these weights are of alpha"
+
 
 class AlphaMarked(nn.Module):
     """Records ``alpha_mark`` where PyTorch records versions, and refuses weights marked with another alpha.
@@ -26,9 +28,10 @@ class AlphaMarked(nn.Module):
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         saved = tuple(local_metadata.get("alpha", ()))
-        if any(saved) and saved != self.alpha_mark:
+        told = any(_MESSAGE in message for message in error_msgs)  # once is enough for a whole network
+        if any(saved) and saved != self.alpha_mark and not told:
             error_msgs.append(
-                f"{prefix[:-1] or type(self).__name__}: these weights are of alpha {saved} and this module has "
+                f"{prefix[:-1] or type(self).__name__}: {_MESSAGE} {saved} and this module has "
                 f"alpha {self.alpha_mark}. Build it with that alpha, or pass dict(state_dict), a copy without mark, "
                 f"to take them as dense weights"
             )
