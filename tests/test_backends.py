@@ -138,6 +138,19 @@ def test_export_saved_and_loaded():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [(9, 7), (8, 8)])
+def test_onnx_at_odd_and_even_sizes(size, tmp_path):
+    import onnxruntime
+
+    net = torch.nn.Sequential(layer_of("first"), layer_of("inner"), oc.OctConv2d(16, 4, 1, alpha_in=0.5), oc.Merge())
+    x = torch.randn(1, 16, *size)
+    torch.onnx.export(net.eval(), (x,), dynamo=True, verbose=False).save(tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert_close(torch.from_numpy(y), net(x).detach())
+
+
+@pytest.mark.slow
 def test_compile_by_inductor_in_training():
     net = torch.nn.Sequential(layer_of("first"), oc.OctBatchNorm2d(16, alpha=0.25), oc.OctMap(torch.nn.ReLU()))
     x = torch.randn(2, 16, 9, 7)

@@ -172,6 +172,16 @@ def test_batch_norm_cut_with_one_part_trains(alpha):
     assert norm.running_mean.abs().sum() > 0
 
 
+def test_batch_norm_stands_the_usual_initialisation_loop():
+    net = nn.Sequential(oc.OctConv2d(3, 8, 1, alpha_out=0.5), oc.OctBatchNorm2d(8, alpha=0.5))
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 1)
+    assert net(torch.ones(2, 3, 4, 4)).low.shape == (2, 4, 2, 2)
+
+
 def test_batch_norm_repr_and_errors():
     norm = oc.OctBatchNorm2d(8, alpha=0.25)
     assert repr(norm).startswith("OctBatchNorm2d(8, eps=1e-05")

@@ -151,6 +151,10 @@ def upsample(x: Tensor, factor: tuple[int, int], size: tuple[int, int]) -> Tenso
     """Nearest-neighbour upsampling, cropped to ``size``: each pixel becomes ``factor`` pixels."""
     if factor == (1, 1):
         return x
+    if (
+        torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    ):  # ONNX's Resize takes a scale or a size, not both
+        return F.interpolate(x, scale_factor=(factor[0], factor[1]), mode="nearest")[..., : size[0], : size[1]]
     # Given size and scale, the operator itself crops: one pass, and no guard on odd sizes when exported for all sizes.
     up: Tensor = torch.ops.aten.upsample_nearest2d(x, list(size), float(factor[0]), float(factor[1]))
     return up

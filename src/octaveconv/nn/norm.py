@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..octave import Octave, as_octave, split_channels
 
@@ -53,8 +53,7 @@ class OctBatchNorm2d(_NormBase):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         self.alpha = alpha
         self.split = split_channels(num_features, alpha, cut)
-        # Holds no state. convert_sync_batchnorm replaces every BatchNorm child: that is how this layer learns of it.
-        self.sync = nn.BatchNorm2d(num_features, affine=False, track_running_stats=False)
+        self.sync: nn.Module = _SyncMarker(num_features, affine=False, track_running_stats=False)
 
     def forward(self, x: Tensor | Octave) -> Octave:
         octave = as_octave(x)
@@ -109,6 +108,10 @@ class OctBatchNorm2d(_NormBase):
 
     def __repr__(self) -> str:
         return f"{self._get_name()}({self.extra_repr()})"
+
+
+class _SyncMarker(_BatchNorm):
+    """A child without state: ``convert_sync_batchnorm`` replaces every ``_BatchNorm``, and so tells the parent."""
 
 
 def _synchronised(
