@@ -87,7 +87,7 @@ def test_shared_and_idle_layers_count_their_parameters_once():
             self.shared, self.idle = nn.Conv2d(3, 3, 1), nn.Linear(5, 5)
 
         def forward(self, x):
-            return self.shared(self.shared(x))
+            return self.shared(input=self.shared(x))
 
     report = oc.cost(Net(), 4)
     assert report.params == sum(p.numel() for p in Net().parameters())

@@ -176,11 +176,12 @@ def _record(model: nn.Module) -> Iterator[list[LayerCost]]:
     }
     names = {module: name for module, (name, _) in waiting.items()}
 
-    def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         params = waiting.pop(module, ("", 0))[1]
-        layers.append(_layer_cost(names[module], module, params, args[0], output))
+        x = next(iter((*args, *kwargs.values())), None)
+        layers.append(_layer_cost(names[module], module, params, x, output))
 
-    hooks = [module.register_forward_hook(record) for module in names]
+    hooks = [module.register_forward_hook(record, with_kwargs=True) for module in names]
     try:
         yield layers
     finally:
