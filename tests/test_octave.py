@@ -88,6 +88,13 @@ def test_upsample_repeats_each_pixel(height, width):
     assert torch.equal(up, expected)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("width", [4189, 8219, 8220])
+def test_upsample_finds_the_right_pixel_in_large_maps(width, memory_format):
+    low = torch.arange(-(-width // 2), dtype=torch.float64).expand(1, 2, 1, -1).contiguous(memory_format=memory_format)
+    assert torch.equal(upsample(low, (1, 2), (1, width))[0, 0, 0], (torch.arange(width) // 2).double())
+
+
 @pytest.mark.parametrize("alpha", [0, 0.25, 1])
 def test_merge_after_split_keeps_the_shape_and_the_high_channels(alpha):
     x = torch.randn(2, 8, 7, 5)

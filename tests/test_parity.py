@@ -65,6 +65,29 @@ def test_cost_equals_the_original(name):
     assert report.params == golden["num_params_trainable"]
 
 
+@pytest.mark.parametrize("name", GOLDENS)
+def test_norms_have_the_epsilon_and_momentum_of_the_original(name):
+    golden = json.loads((ORACLE / f"{name}.json").read_text())
+    with torch.device("meta"):
+        model = timm.create_model(GOLDENS[name][0], alpha=max(golden["alpha"], 0))
+    norms = [module for module in model.modules() if isinstance(module, (oc.OctBatchNorm2d, torch.nn.BatchNorm2d))]
+    assert {norm.eps for norm in norms} == {golden["batchnorm_eps"]}
+    assert {round(1 - norm.momentum, 6) for norm in norms} == {
+        golden["batchnorm_momentum"]
+    }  # MXNet weighs the old value
+
+
+def test_a_lone_convolution_of_another_alpha_is_refused():
+    paths = {name: torch.zeros(4, 4, 1, 1) for name in ("hh", "hl", "lh", "ll")}
+    net = torch.nn.ModuleDict({"conv": oc.OctConv2d(8, 8, 1, bias=False, alpha_in=0.5, alpha_out=0.5)})
+    assert (
+        keymaps.to_state_dict(paths, net, lambda name: keymaps.Target("conv.weight", name))["conv.weight"].shape[0] == 8
+    )
+    net = torch.nn.ModuleDict({"conv": oc.OctConv2d(8, 8, 1, bias=False, alpha_in=0.25, alpha_out=0.25)})
+    with pytest.raises(ValueError, match="build it at the weights' own alpha"):
+        keymaps.to_state_dict(paths, net, lambda name: keymaps.Target("conv.weight", name))
+
+
 def test_weights_of_another_alpha_are_refused():
     _, _, arrays, keymap = load_golden("symbol_resnetv2-26_alpha-0.25")
     with torch.device("meta"):

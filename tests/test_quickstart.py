@@ -35,6 +35,11 @@ def test_both_start_from_the_same_weights():
     assert all(torch.equal(octave[key], dense[key]) for key in octave)
 
 
+def test_the_seed_decides_the_weights():
+    other = quickstart.Settings(epochs=1, width=4, seed=1)
+    assert not torch.equal(quickstart.make_net(SMALL, 0).conv1.weight, quickstart.make_net(other, 0).conv1.weight)
+
+
 def test_figures(result):
     octave, dense = result["octave"], result["dense"]
     assert octave["params"] == dense["params"]

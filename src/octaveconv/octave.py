@@ -156,6 +156,7 @@ def upsample(x: Tensor, factor: tuple[int, int], size: tuple[int, int]) -> Tenso
     ):  # ONNX's Resize takes a scale or a size, not both
         return F.interpolate(x, scale_factor=(factor[0], factor[1]), mode="nearest")[..., : size[0], : size[1]]
     # Given size and scale, the operator itself crops: one pass, and no guard on odd sizes when exported for all sizes.
+    # By the size alone it computes a ratio, which float32 rounds to the wrong pixel in odd maps of 4,189 pixels and up.
     up: Tensor = torch.ops.aten.upsample_nearest2d(x, list(size), float(factor[0]), float(factor[1]))
     return up
 
