@@ -151,9 +151,7 @@ def upsample(x: Tensor, factor: tuple[int, int], size: tuple[int, int]) -> Tenso
     """Nearest-neighbour upsampling, cropped to ``size``: each pixel becomes ``factor`` pixels."""
     if factor == (1, 1):
         return x
-    if (
-        torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
-    ):  # ONNX's Resize takes a scale or a size, not both
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # its Resize takes a scale or a size, not both
         return F.interpolate(x, scale_factor=(factor[0], factor[1]), mode="nearest")[..., : size[0], : size[1]]
     # Given size and scale, the operator itself crops: one pass, and no guard on odd sizes when exported for all sizes.
     # By the size alone it computes a ratio, which float32 rounds to the wrong pixel in odd maps of 4,189 pixels and up.
