@@ -96,6 +96,12 @@ def test_feature_values_and_pruning(name, alpha):
     assert_close(early[1], taps[2])
 
 
+def test_the_last_norm_counts_a_batch_once():
+    model = shallow("oct_resnetv2_26", 0.25).train()
+    model.forward_intermediates(image(2, 3, 64, 64), norm=True)
+    assert model.norm.num_batches_tracked == 1
+
+
 @every_name
 def test_head(name):
     model = shallow(name, ALPHAS[name][0], in_chans=1, num_classes=7, global_pool="avg")

@@ -88,6 +88,16 @@ def test_a_lone_convolution_of_another_alpha_is_refused():
         keymaps.to_state_dict(paths, net, lambda name: keymaps.Target("conv.weight", name))
 
 
+def test_a_transposed_array_is_refused_and_a_linear_layer_taken_for_a_1x1_convolution():
+    assert keymaps.to_state_dict(
+        {"w": torch.zeros(4, 6, 1, 1)}, torch.nn.Linear(6, 4, bias=False), lambda _: keymaps.Target("weight")
+    )
+    with pytest.raises(ValueError, match=r"expected shape \[4, 6\], the arrays make \[6, 4\]"):
+        keymaps.to_state_dict(
+            {"w": torch.zeros(6, 4)}, torch.nn.Linear(6, 4, bias=False), lambda _: keymaps.Target("weight")
+        )
+
+
 def test_weights_of_another_alpha_are_refused():
     _, _, arrays, keymap = load_golden("symbol_resnetv2-26_alpha-0.25")
     with torch.device("meta"):

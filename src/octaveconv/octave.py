@@ -165,8 +165,8 @@ def split_tensor(x: Tensor, split: ChannelSplit) -> Octave:
     return Octave(high if split.high else None, pool(low) if split.low else None)
 
 
-def merge_tensor(x: Tensor | Octave, size: tuple[int, int] | None = None, cut: int = 1) -> Tensor:
-    """Bring the low part to the high size and put all channels in one tensor, in dense order: ``[N, C, H, W]``.
+def merge_tensor(x: Tensor | Octave, size: tuple[int, int] | None = None) -> Tensor:
+    """Bring the low part to the high size and put all channels in one tensor, high ones first: ``[N, C, H, W]``.
 
     ``size`` is the high size; without it an octave that has no high part comes out at twice its low size.
     """
@@ -178,8 +178,8 @@ def merge_tensor(x: Tensor | Octave, size: tuple[int, int] | None = None, cut: i
         size = (high.shape[-2], high.shape[-1])
     elif size is None:
         size = (2 * low.shape[-2], 2 * low.shape[-1])
-    channels = ChannelSplit(0 if high is None else high.shape[1], low.shape[1], cut)
-    return channels.join(high, upsample(low, OCTAVE, size), 1)
+    up = upsample(low, OCTAVE, size)
+    return up if high is None else torch.cat([high, up], 1)
 
 
 def _only_octave(other: object, operator: str) -> Octave:

@@ -26,6 +26,7 @@ from .models import OctResNetV2
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 LATENCY_BATCHES = (1, 64)
+HELD_OUT = 360  # of 1,797 images
 NETS = ("octave", "dense")
 Data = dict[str, tuple[Tensor, Tensor]]
 Log = Callable[[str, int, dict[str, float]], None]
@@ -89,7 +90,7 @@ def load_digits(seed: int = 0) -> Data:
     images = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False)
     labels = torch.from_numpy(digits.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    held_out, train = order[:360], order[360:]
+    held_out, train = order[:HELD_OUT], order[HELD_OUT:]
     images = (images - images[train].mean()) / images[train].std()
     return {"train": (images[train], labels[train]), "test": (images[held_out], labels[held_out])}
 
@@ -185,8 +186,10 @@ def verdict(result: dict[str, Any]) -> str:
         ratio = result["dense"]["latency"][batch]["median"] / result["octave"]["latency"][batch]["median"]
         which = f"is {ratio:.2f} times as fast as" if ratio >= 1 else f"takes {1 / ratio:.2f} times as long as"
         sentences.append(f"At batch {batch} the octave network {which} its dense twin.")
-    wrong = [round((1 - result[name]["accuracy"]) * 360) for name in NETS]
-    sentences.append(f"Of 360 held-out images the octave network gets {wrong[0]} wrong, the dense one {wrong[1]}.")
+    wrong = [round((1 - result[name]["accuracy"]) * HELD_OUT) for name in NETS]
+    sentences.append(
+        f"Of {HELD_OUT} held-out images the octave network gets {wrong[0]} wrong, the dense one {wrong[1]}."
+    )
     return " ".join(["A ratio above 1 is in favour of octave.", *sentences])
 
 

@@ -6,7 +6,7 @@ Slow, short, and without options. Four paths, each a pooling, a stride-1 convolu
 
 from torch import Tensor
 
-from .octave import OCTAVE, Octave, pool, upsample
+from .octave import Octave, pool
 from .spec import ConvSpec
 
 
@@ -29,9 +29,7 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
             to_low.append(spec.conv(pool(high), hl))
     if low is not None:
         if lh is not None:
-            grow = (OCTAVE[0] // spec.stride[0], OCTAVE[1] // spec.stride[1])  # stride 2: low has the new high's size
-            size = tuple(low.shape[-2:][axis] * grow[axis] for axis in (0, 1)) if high is None else high.shape[-2:]
-            to_high.append(upsample(spec.conv(low, lh), grow, (size[0], size[1])))
+            to_high.append(spec.grow(spec.conv(low, lh), high))  # stride 2: low has the new high's size
         if ll is not None:
             to_low.append(spec.conv(pool(low, spec.stride), ll))
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .octave import ChannelSplit, Octave, as_octave, split_channels
+from .octave import OCTAVE, ChannelSplit, Octave, as_octave, split_channels, upsample
 
 Pair = tuple[int, int]
 
@@ -71,6 +71,16 @@ class ConvSpec(NamedTuple):
             x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), mode=self.padding_mode)
             padding = (0, 0)
         return F.conv2d(x, weight, bias, 1, padding, self.dilation, groups)
+
+    def grow(self, y: Tensor, high: Tensor | None) -> Tensor:
+        """Bring ``y``, convolved from a low map, to the size of ``high``, which the stride has pooled already.
+
+        At stride 2 it has that size. Without a high map it grows to a whole multiple.
+        """
+        factor = (OCTAVE[0] // self.stride[0], OCTAVE[1] // self.stride[1])
+        if high is None:
+            return upsample(y, factor, (y.shape[-2] * factor[0], y.shape[-1] * factor[1]))
+        return upsample(y, factor, (high.shape[-2], high.shape[-1]))
 
     def check_input(self, x: Tensor | Octave) -> Octave:
         """Return ``x`` as an octave, or raise ValueError saying which part has the wrong shape."""

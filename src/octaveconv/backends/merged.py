@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..octave import OCTAVE, ChannelSplit, Octave, pool, upsample
+from ..octave import OCTAVE, ChannelSplit, Octave, pool
 from ..spec import ConvSpec
 
 
@@ -25,7 +25,7 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
         out_high = spec.conv(joined, weight_high, bias_high) if spec.outputs.high else None
         return Octave(out_high, spec.conv(pool(joined), weight_low, bias_low) if spec.outputs.low else None)
 
-    out_high = _high_output(high, x.low, weight, bias_high, spec) if spec.outputs.high else None
+    out_high = _high_output(high, x.low, weight_high, bias_high, spec) if spec.outputs.high else None
     if not spec.outputs.low:
         return Octave(out_high, None)
     low = None if x.low is None else pool(x.low, spec.stride)
@@ -34,21 +34,15 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
 
 
 def _high_output(
-    high: Tensor | None, low: Tensor | None, weight: Tensor, bias: Tensor | None, spec: ConvSpec
+    high: Tensor | None, low: Tensor | None, weight_high: Tensor, bias: Tensor | None, spec: ConvSpec
 ) -> Tensor:
     """``conv(high, hh) + upsample(conv(low, lh))``; ``high`` is already pooled by the stride."""
-    hh, _, lh, _ = spec.paths(weight)
-    if low is None:
-        assert high is not None
-        assert hh is not None
-        return spec.conv(high, hh, bias)
-    assert lh is not None
-    grow = (OCTAVE[0] // spec.stride[0], OCTAVE[1] // spec.stride[1])
+    hh, lh = ChannelSplit(spec.inputs.high // spec.groups, spec.inputs.low // spec.groups).split(weight_high, 1)
     if high is None:
-        size = (low.shape[-2] * grow[0], low.shape[-1] * grow[1])
-        return upsample(spec.conv(low, lh, bias), grow, size)
-    assert hh is not None
-    return spec.conv(high, hh, bias) + upsample(spec.conv(low, lh), grow, (high.shape[-2], high.shape[-1]))
+        assert low is not None
+        return spec.grow(spec.conv(low, lh, bias), None)
+    out = spec.conv(high, hh, bias)
+    return out if low is None else out + spec.grow(spec.conv(low, lh), high)
 
 
 def _side_by_side(high: Tensor | None, low: Tensor | None, spec: ConvSpec) -> Tensor:

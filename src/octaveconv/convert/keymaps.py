@@ -109,7 +109,6 @@ def to_state_dict(arrays: Mapping[str, Tensor], model: nn.Module, keymap: KeyMap
 def _assemble(key: str, parts: dict[str, Tensor], module: nn.Module, shape: torch.Size) -> Tensor:
     if "" in parts:
         joined = parts[""]
-        joined = joined.reshape(shape) if joined.numel() == shape.numel() else joined
     elif isinstance(module, OctConv2d) and key.endswith("weight"):
         joined = module.spec.join_paths(Paths(*(parts.get(path) for path in Paths._fields)))
         fitting = {path: block for path, block in zip(Paths._fields, module.spec.paths(joined)) if block is not None}
@@ -118,9 +117,10 @@ def _assemble(key: str, parts: dict[str, Tensor], module: nn.Module, shape: torc
         split = module.split if isinstance(module, OctBatchNorm2d) else ChannelSplit(0, 0)
         top, bottom = _row(parts, "hh", "lh", "h"), _row(parts, "hl", "ll", "l")
         joined = split.join(top, bottom)
-        joined = joined.reshape(shape) if joined.numel() == shape.numel() else joined
         if isinstance(module, OctBatchNorm2d):
             _check_blocks(key, parts, dict(zip("hl", module.split.split(joined))))
+    if [n for n in joined.shape if n != 1] == [n for n in shape if n != 1]:  # a 1x1 convolution is a linear layer
+        joined = joined.reshape(shape)
     if joined.shape != shape:
         raise ValueError(f"{key}: expected shape {list(shape)}, the arrays make {list(joined.shape)}")
     return joined

@@ -123,8 +123,10 @@ class OctNet(AlphaMarked):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Everything before global pooling: ``[N, C, ceil(H/32), ceil(W/32)]``."""
-        *_, last = self._stages(x)
-        return self.forward_norm(merge_tensor(last))
+        out: Tensor | Octave = x
+        for out in self._stages(x):  # noqa: B007  # only the last is kept, so that the others can be freed
+            pass
+        return self.forward_norm(merge_tensor(out))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Global pooling and classifier."""
@@ -152,15 +154,14 @@ class OctNet(AlphaMarked):
         for i, out in enumerate(self._stages(x)):
             if i in take:
                 reduction = self.feature_info[i]["reduction"]
-                tap = merge_tensor(out, (-(-size[0] // reduction), -(-size[1] // reduction)))
-                is_final = i == len(self.stage_names)
-                taken.append(self.forward_norm(tap) if norm and is_final else tap)
+                taken.append(merge_tensor(out, (-(-size[0] // reduction), -(-size[1] // reduction))))
             if stop_early and i == last:
                 break
-        if intermediates_only:
-            return taken
-        final = merge_tensor(out)
-        return (self.forward_norm(final) if i == len(self.stage_names) else final), taken
+        if i == len(self.stage_names) and (norm or not intermediates_only):
+            out = self.forward_norm(merge_tensor(out))  # once: in training it counts a batch
+            if norm and i in take:
+                taken[-1] = out
+        return taken if intermediates_only else (merge_tensor(out), taken)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
