@@ -11,6 +11,7 @@ from helpers import assert_close, random_octave
 
 import octaveconv as oc
 from octaveconv import backends
+from octaveconv.octave import ChannelSplit
 from octaveconv.spec import conv_spec
 
 FAST = [name for name in backends.BACKENDS if name != "reference"]
@@ -29,6 +30,7 @@ CASES = {
     "grouped stride": dict(alpha_in=0.25, alpha_out=0.5, groups=2, stride=2),
     "depthwise": dict(alpha_in=0.25, alpha_out=0.25, groups=16),
     "cut": dict(alpha_in=0.25, alpha_out=0.5, cut_in=2, cut_out=4),
+    "concatenated": dict(alpha_in=ChannelSplit(3, 1).then(ChannelSplit(9, 3, 3)), alpha_out=ChannelSplit(8, 8, 4)),
     "reflected": dict(alpha_in=0.25, alpha_out=0.5, padding_mode="reflect"),
 }
 

@@ -38,6 +38,33 @@ def test_join_is_the_inverse_of_split(cut, high, low, dim):
     assert torch.equal(split.join(*split.split(x, dim), dim), x)
 
 
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)).filter(any), min_size=1, max_size=6))
+def test_the_split_of_a_concatenation_is_that_of_its_pieces(pieces):
+    split = ChannelSplit(*pieces[0])
+    for piece in pieces[1:]:
+        split = split.then(ChannelSplit(*piece))
+    names = torch.tensor([10 * i + j for i, (high, low) in enumerate(pieces) for j in (1,) * high + (2,) * low])
+    high, low = split.split(names)
+    assert high.tolist() == [10 * i + 1 for i, piece in enumerate(pieces) for _ in range(piece[0])]
+    assert low.tolist() == [10 * i + 2 for i, piece in enumerate(pieces) for _ in range(piece[1])]
+    assert split[:2] == (len(high), len(low))
+    assert torch.equal(split.join(high if len(high) else None, low if len(low) else None), names)
+
+
+def test_like_pieces_are_kept_as_groups():
+    split = ChannelSplit(64, 0)
+    for _ in range(6):
+        split = split.then(ChannelSplit(24, 8))
+    assert split.pieces == (ChannelSplit(64, 0), ChannelSplit(144, 48, 6))
+    assert not split.contiguous
+    assert ChannelSplit(64, 0).then(ChannelSplit(32, 0)) == ChannelSplit(96, 0)
+
+
+def test_a_split_of_other_channels_is_refused():
+    with pytest.raises(ValueError, match="9 channels cannot be split into 6 high and 2 low ones"):
+        split_channels(9, ChannelSplit(6, 2))
+
+
 def test_plus_and_times_act_part_by_part():
     x, y = random_octave(8, 0.25, (5, 5)), random_octave(8, 0.25, (5, 5))
     assert torch.equal((x + y).low, x.low + y.low)

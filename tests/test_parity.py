@@ -16,7 +16,11 @@ from octaveconv.convert import keymaps
 ORACLE = Path(__file__).parent / "oracle"
 LIMIT = 1e-4  # of the logits' standard deviation; a wrong eps shows at 8e-4, the original's own noise is 5e-6
 GOLDENS = {
+    "gluon_mobilenet_v1_075_alpha-0.375": ("oct_mobilenetv1_075", keymaps.mxnet_gluon_mobilenet),
+    "gluon_mobilenet_v2_100_alpha-0.375": ("oct_mobilenetv2_100", keymaps.mxnet_gluon_mobilenet),
+    "gluon_resnet152_v1f_alpha-0.125": ("oct_resnet152f", keymaps.mxnet_gluon_resnetv1_deep),
     "gluon_resnet50_v1b_alpha-0.5": ("oct_resnet50", keymaps.mxnet_gluon_resnetv1),
+    "symbol_densenet-121_alpha-0.25": ("oct_densenet121", keymaps.mxnet_symbol_densenet),
     "symbol_resnetv2-26_baseline": ("oct_resnetv2_26", keymaps.mxnet_symbol_resnetv2),
     "symbol_resnetv2-26_alpha-0.125": ("oct_resnetv2_26", keymaps.mxnet_symbol_resnetv2),
     "symbol_resnetv2-26_alpha-0.25": ("oct_resnetv2_26", keymaps.mxnet_symbol_resnetv2),
@@ -109,7 +113,7 @@ def test_weights_of_another_alpha_are_refused():
 def test_left_over_and_missing_arrays_are_listed():
     _, model, arrays, keymap = load_golden("symbol_resnetv2-26_alpha-0.25")
     arrays["arg:stranger_weight"] = arrays.pop("arg:tail_bn_gamma")
-    with pytest.raises(ValueError, match=r"left over \['arg:stranger_weight'\], not filled \['norm.weight'\]"):
+    with pytest.raises(ValueError, match=r"1 arrays left over \(arg:stranger_weight\), 1 not filled \(norm.weight\)"):
         keymaps.to_state_dict(arrays, model, keymap)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import backends
-from .octave import Octave
+from .octave import ChannelSplit, Octave
 from .spec import ConvSpec, Pair, conv_spec
 
 __all__ = ["octconv"]
@@ -14,7 +14,7 @@ __all__ = ["octconv"]
 def octconv(
     x: Tensor | Octave, weight: Tensor, bias: Tensor | None = None, stride: int | Pair = 1,
     padding: int | Pair | str = 0, dilation: int | Pair = 1, groups: int = 1, *,
-    alpha_in: float, alpha_out: float, padding_mode: str = "zeros",
+    alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit, padding_mode: str = "zeros",
     cut_in: int | None = None, cut_out: int | None = None,
 ) -> Octave:  # fmt: skip
     """Octave convolution with one dense weight, the counterpart of ``torch.nn.functional.conv2d``.
@@ -27,7 +27,7 @@ def octconv(
         padding: must keep the map's size where there are two frequencies.
         dilation, groups, padding_mode: as in ``torch.nn.Conv2d``. If ``groups`` equals both channel counts, the
             convolution is depthwise and has no path between the frequencies.
-        alpha_in, alpha_out: low-frequency share of the input and output channels, in [0, 1].
+        alpha_in, alpha_out: low-frequency share of the input and output channels, in [0, 1]; or see `OctConv2d`.
         cut_in, cut_out: see `OctConv2d`.
 
     Returns:

@@ -49,15 +49,50 @@ torch.serialization.add_safe_globals([Octave])  # two tensors: nothing that load
 class ChannelSplit(NamedTuple):
     """How ``high + low`` channels are cut: inside each of ``cut`` equal groups, the high ones first.
 
-    ``cut`` is 1 everywhere but beside a grouped convolution, whose groups each have a high and a low part.
+    ``cut`` is 1 everywhere but beside a grouped convolution, whose groups each have a high and a low part. Channels
+    that were concatenated are cut inside each of their ``pieces``; see `then`.
     """
 
     high: int
     low: int
     cut: int = 1
+    pieces: tuple[ChannelSplit, ...] = ()
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether all high channels come first, so that `split` returns views."""
+        return self.cut == 1 and not self.pieces
+
+    @property
+    def alpha(self) -> float:
+        """The low-frequency share."""
+        return self.low / (self.high + self.low)
+
+    def then(self, other: ChannelSplit) -> ChannelSplit:
+        """The split of a concatenation: these channels, and behind them the ``other`` ones.
+
+        Example:
+            >>> ChannelSplit(64, 0).then(ChannelSplit(24, 8)).then(ChannelSplit(24, 8))[:2]
+            (112, 16)
+        """
+        *before, last = self.pieces or (self,)
+        high, low = last.high + other.high, last.low + other.low
+        if not high or not low:  # one frequency: one piece
+            pieces = [ChannelSplit(high, low)]
+        elif other.cut == 1 and other[:2] == (last.high // last.cut, last.low // last.cut):  # one more of its groups
+            pieces = [ChannelSplit(high, low, last.cut + 1)]
+        else:
+            pieces = [last, other]
+        if not before and len(pieces) == 1:
+            return pieces[0]
+        return ChannelSplit(self.high + other.high, self.low + other.low, 1, (*before, *pieces))
 
     def split(self, x: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
-        """Take dimension ``dim``, in dense order, apart into ``(high, low)``; views if ``cut`` is 1."""
+        """Take dimension ``dim``, in dense order, apart into ``(high, low)``; views if `contiguous`."""
+        if self.pieces:
+            runs = x.split([piece.high + piece.low for piece in self.pieces], dim)
+            highs, lows = zip(*(piece.split(run, dim) for piece, run in zip(self.pieces, runs)))
+            return torch.cat(highs, dim), torch.cat(lows, dim)
         if self.cut == 1:
             return x.narrow(dim, 0, self.high), x.narrow(dim, self.high, self.low)
         grouped = x.unflatten(dim, (self.cut, -1))  # [..., cut, C / cut, ...]
@@ -67,23 +102,37 @@ class ChannelSplit(NamedTuple):
     def join(self, high: Tensor | None, low: Tensor | None, dim: int = 0) -> Tensor:
         """Put the two parts back into dense order: the inverse of `split`. An absent part has no channels."""
         parts = [part for part in (high, low) if part is not None]
-        if self.cut == 1 or len(parts) == 1:
-            return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
+        if len(parts) == 1:
+            return parts[0]
+        if self.pieces:
+            highs = parts[0].split([piece.high for piece in self.pieces], dim)
+            lows = parts[1].split([piece.low for piece in self.pieces], dim)
+            runs = (piece.join(top, bottom, dim) for piece, top, bottom in zip(self.pieces, highs, lows))
+            return torch.cat([*runs], dim)
+        if self.cut == 1:
+            return torch.cat(parts, dim)
         return torch.cat(
             [part.unflatten(dim, (self.cut, part.shape[dim] // self.cut)) for part in parts], dim + 1
         ).flatten(dim, dim + 1)
 
 
-def split_channels(channels: int, alpha: float, cut: int = 1) -> ChannelSplit:
+def split_channels(channels: int, alpha: float | ChannelSplit, cut: int = 1) -> ChannelSplit:
     """Share out ``channels`` as the original does: ``low = int(alpha * channels)``, truncated; the rest is high.
 
+    A split that is given in place of alpha is returned as it is.
+
     Raises:
-        ValueError: alpha is outside [0, 1], or a share cannot be spread evenly over ``cut`` groups.
+        ValueError: alpha is outside [0, 1], a share cannot be spread evenly over ``cut`` groups, or a split is given
+            that has other channels.
 
     Example:
-        >>> split_channels(64, 0.3)
-        ChannelSplit(high=45, low=19, cut=1)
+        >>> split_channels(64, 0.3)[:2]
+        (45, 19)
     """
+    if isinstance(alpha, ChannelSplit):
+        if alpha.high + alpha.low != channels:
+            raise ValueError(f"{channels} channels cannot be split into {alpha.high} high and {alpha.low} low ones")
+        return alpha
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is the low-frequency share of the channels and must be in [0, 1], got {alpha}")
     low = int(alpha * channels)
@@ -138,6 +187,18 @@ def octave_map(fn: Callable[..., Tensor], *xs: Tensor | Octave) -> Octave:
             )
     highs, lows = zip(*octaves)
     return Octave(None if highs[0] is None else fn(*highs), None if lows[0] is None else fn(*lows))
+
+
+def octave_cat(*xs: Tensor | Octave) -> Octave:
+    """Concatenate channels, the high and the low ones each in order; a part that is absent has none.
+
+    Example:
+        >>> import torch
+        >>> octave_cat(torch.ones(1, 64, 8, 8), Octave(torch.ones(1, 24, 8, 8), torch.ones(1, 8, 4, 4))).low.shape
+        torch.Size([1, 8, 4, 4])
+    """
+    highs, lows = ([part for part in parts if part is not None] for parts in zip(*map(as_octave, xs)))
+    return Octave(torch.cat(highs, 1) if highs else None, torch.cat(lows, 1) if lows else None)
 
 
 def pool(x: Tensor, factor: tuple[int, int] = OCTAVE) -> Tensor:

@@ -113,7 +113,7 @@ def check_sizes(x: Octave) -> None:
 def conv_spec(
     in_channels: int, out_channels: int, kernel_size: int | Pair, stride: int | Pair, padding: int | Pair | str,
     dilation: int | Pair, groups: int, padding_mode: str,
-    alpha_in: float, alpha_out: float, cut_in: int | None, cut_out: int | None,
+    alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit, cut_in: int | None, cut_out: int | None,
 ) -> ConvSpec:  # fmt: skip
     """Check the arguments of an octave convolution and return them in one form; ValueError names the cure."""
     kernel, strides, dilations = _pair(kernel_size), _pair(stride), _pair(dilation)
@@ -127,7 +127,8 @@ def conv_spec(
     elif padding == "valid":
         padding = 0
     paddings = _pair(padding)  # type: ignore[arg-type]
-    if (alpha_in or alpha_out) and tuple(map(float, paddings)) != keeping:
+    has_low = any(alpha.low if isinstance(alpha, ChannelSplit) else alpha for alpha in (alpha_in, alpha_out))
+    if has_low and tuple(map(float, paddings)) != keeping:
         raise ValueError(
             f"padding {paddings} with kernel {kernel} and dilation {dilations} changes the map's size, which two "
             f"frequencies cannot share: use padding {_integers(keeping, kernel)}, or alpha_in=alpha_out=0"

@@ -51,7 +51,7 @@ def _side_by_side(high: Tensor | None, low: Tensor | None, spec: ConvSpec) -> Te
 
 
 def _high_columns_first(weight: Tensor, spec: ConvSpec) -> Tensor:
-    """Reorder the input channels of an ungrouped weight that are cut beside a grouped convolution."""
-    if spec.groups == 1 and spec.inputs.cut > 1:
+    """Reorder the input channels of an ungrouped weight that are cut in groups or pieces."""
+    if spec.groups == 1 and not spec.inputs.contiguous:
         return torch.cat(spec.inputs.split(weight, 1), 1)
     return weight

@@ -7,7 +7,7 @@ frequency of a norm, as an array of its own; `to_state_dict` puts them together 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -35,6 +35,9 @@ _LEAVES = {
 _LEAF = "(" + "|".join(_LEAVES) + ")"
 
 
+_PART = "(h2h|h2l|l2h|l2l|h|l)"
+
+
 def mxnet_symbol_resnetv2(name: str) -> Target | None:
     """Arrays of the original ablation networks (Symbol API) to `OctResNetV2`.
 
@@ -42,16 +45,34 @@ def mxnet_symbol_resnetv2(name: str) -> Target | None:
         >>> mxnet_symbol_resnetv2("arg:L2_B01_conv2_conv-h2l_weight")
         Target(key='layer1.0.conv2.conv.weight', block='hl')
     """
+    return _mxnet_symbol(name, lambda stage, block: block - 1)
+
+
+def mxnet_symbol_densenet(name: str) -> Target | None:
+    """Arrays of the original DenseNet (Symbol API) to `OctDenseNet`, whose later stages begin with the transition.
+
+    Example:
+        >>> mxnet_symbol_densenet("arg:L3_Trans_conv_bn-l_beta")
+        Target(key='layer2.0.conv.bn.bias', block='l')
+        >>> mxnet_symbol_densenet("arg:L3_B01_conv1_bn-h_beta")
+        Target(key='layer2.1.conv1.bn.bias', block='h')
+    """
+    name = re.sub(r"_Trans_conv_", "_B00_conv_", name)
+    return _mxnet_symbol(name, lambda stage, block: block - 1 if stage == 2 else block)
+
+
+def _mxnet_symbol(name: str, index: Callable[[int, int], int]) -> Target | None:
     name = re.sub(r"^(arg|aux):", "", name)
     for theirs, ours in {"conv1_conv": "conv1", "conv1_bn": "bn1", "tail_bn": "norm", "classifier": "fc"}.items():
         if match := re.fullmatch(rf"{theirs}_{_LEAF}", name):
             return Target(f"{ours}.{_LEAVES[match[1]]}")
-    match = re.fullmatch(rf"L(\d)_B(\d+)_(conv\d_bn|conv\d_conv|se_fc\d)(?:-(h2h|h2l|l2h|l2l|h|l))?_{_LEAF}", name)
+    match = re.fullmatch(rf"L(\d)_B(\d+)_(conv\d?_bn|conv\d?_conv|se_fc\d)(?:-{_PART})?_{_LEAF}", name)
     if match is None:
         return None
     stage, block, unit, part, leaf = match.groups()
     unit = unit.replace("conv4", "downsample").replace("_", ".")
-    return Target(f"layer{int(stage) - 1}.{int(block) - 1}.{unit}.{_LEAVES[leaf]}", (part or "").replace("2", ""))
+    key = f"layer{int(stage) - 1}.{index(int(stage), int(block))}.{unit}.{_LEAVES[leaf]}"
+    return Target(key, (part or "").replace("2", ""))
 
 
 def mxnet_gluon_resnetv1(name: str) -> Target | None:
@@ -61,15 +82,126 @@ def mxnet_gluon_resnetv1(name: str) -> Target | None:
         >>> mxnet_gluon_resnetv1("L1_B0.bn4.bn_l.gamma")
         Target(key='layer1.0.downsample.1.weight', block='l')
     """
-    for theirs, ours in {r"conv1\.0": "conv1", r"conv1\.1": "bn1", "classifer": "fc"}.items():  # misspelt in the files
-        if match := re.fullmatch(rf"{theirs}\.{_LEAF}", name):
-            return Target(f"{ours}.{_LEAVES[match[1]]}")
-    match = re.fullmatch(rf"L(\d)_B(\d+)\.(conv\d|bn\d)\.(?:conv|bn)_(h2h|h2l|l2h|l2l|h|l)\.{_LEAF}", name)
+    return _mxnet_gluon(name, {"conv1.0": "conv1", "conv1.1": "bn1"}, lambda stage, block: f"layer{stage}.{block}")
+
+
+def mxnet_gluon_resnetv1_deep(name: str) -> Target | None:
+    """Arrays of the original ``resnet152_v1e`` and ``resnet152_v1f`` (Gluon API) to `OctResNet` with a deep stem.
+
+    Example:
+        >>> mxnet_gluon_resnetv1_deep("conv2.bn4.gamma").key, mxnet_gluon_resnetv1_deep("conv1.7.gamma").key
+        ('maxpool.downsample.1.weight', 'bn1.weight')
+    """
+    plain = {f"conv1.{i}": f"conv1.{i}" for i in (0, 1, 3, 4, 6)} | {"conv1.7": "bn1"}
+    plain |= {f"conv2.{unit}": f"maxpool.{_SHORTCUT.get(unit, unit)}" for unit in _UNITS}
+    return _mxnet_gluon(name, plain, lambda stage, block: f"layer{stage}.{block}")
+
+
+def mxnet_gluon_mobilenet(name: str) -> Target | None:
+    """Arrays of the original MobileNets (Gluon API) to `OctMobileNetV1` and `OctMobileNetV2`.
+
+    Example:
+        >>> mxnet_gluon_mobilenet("L1_B1.conv2.conv_h2l.weight")
+        Target(key='layer0.0.conv2.weight', block='hl')
+    """
+    plain = {"conv1.0": "conv1", "conv1.1": "bn1", "tail.0": "conv_head", "tail.1": "norm"}
+    return _mxnet_gluon(name, plain, lambda stage, block: f"layer{stage - 1}.{block if stage > 1 else block - 1}")
+
+
+_UNITS = [f"{kind}{i}" for kind in ("conv", "bn") for i in (1, 2, 3, 4)]
+_SHORTCUT = {"conv4": "downsample.0", "bn4": "downsample.1"}
+
+
+def _mxnet_gluon(name: str, plain: dict[str, str], block_name: Callable[[int, int], str]) -> Target | None:
+    module, _, leaf = name.rpartition(".")
+    if leaf not in _LEAVES:
+        return None
+    plain = plain | {"classifer": "fc"}  # misspelt in the files
+    if module in plain:
+        return Target(f"{plain[module]}.{_LEAVES[leaf]}")
+    match = re.fullmatch(
+        rf"L(\d)_B(\d+)\.(?:(conv\d|bn\da?)\.(?:conv|bn)_{_PART}|se_block\.(conv1|conv2_[hl]))", module
+    )
     if match is None:
         return None
-    stage, block, unit, part, leaf = match.groups()
-    unit = {"conv4": "downsample.0", "bn4": "downsample.1"}.get(unit, unit)
-    return Target(f"layer{stage}.{block}.{unit}.{_LEAVES[leaf]}", part.replace("2", ""))
+    stage, block, unit, part, gate = match.groups()
+    if gate:
+        unit, part = ("se.fc1", "") if gate == "conv1" else ("se.fc2", gate[-1])
+    return Target(
+        f"{block_name(int(stage), int(block))}.{_SHORTCUT.get(unit, unit)}.{_LEAVES[leaf]}", part.replace("2", "")
+    )
+
+
+def fold_fixed_norms(arrays: Mapping[str, Tensor], eps: float = 1e-5) -> dict[str, Tensor]:
+    """Do without the affine parameters of the norms on raw inputs, ``bn1a`` and ``bn4a`` of the original Gluon code.
+
+    The original ignores their gamma and never trains their beta, which starts at 0, but adds it. Ours have neither; a
+    beta that is not 0 goes into the running mean, so the network computes the same.
+    """
+    folded = dict(arrays)
+    for name in arrays:
+        match = re.fullmatch(r"(.*\.bn[14]a\.bn_[hl])\.(gamma|beta)", name)
+        if match and match[2] == "gamma":
+            del folded[name]
+        elif match:
+            deviation = (arrays[f"{match[1]}.running_var"] + eps).sqrt()
+            folded[f"{match[1]}.running_mean"] = arrays[f"{match[1]}.running_mean"] - folded.pop(name) * deviation
+    return folded
+
+
+def d_li14(name: str) -> Target | None:
+    """Parameters of d-li14's octconv.pytorch (Oct-ResNet-50, -101 and -152, alpha 0.5) to `OctResNet`.
+
+    Example:
+        >>> d_li14("layer1.0.conv2.conv.conv_h2l.weight")
+        Target(key='layer1.0.conv2.weight', block='hl')
+    """
+    match = re.fullmatch(rf"(layer\d\.\d+)\.(conv(\d)|downsample\.0)\.(?:conv\.conv|bn)_{_PART}\.(\w+)", name)
+    if match is None:
+        return Target(name) if re.match(r"(conv1|bn1|fc)\.", name) else None
+    block, unit, number, part, leaf = match.groups()
+    if part in ("h", "l"):
+        unit = f"bn{number}" if number else "downsample.1"
+    return Target(f"{block}.{unit}.{leaf}", part.replace("2", ""))
+
+
+def is_foreign(names: Iterable[str]) -> bool:
+    """Whether these are names of the original's or of d-li14's, not ours or a dense network's."""
+    return any(name.startswith(("arg:", "aux:", "classifer.")) or ".conv_h2h." in name for name in names)
+
+
+def keymap_for(names: Iterable[str], model: nn.Module) -> KeyMap | None:
+    """The keymap from these names to ``model``, one of our networks; ``None`` if they are not foreign."""
+    names = list(names)
+    if not is_foreign(names):
+        return None
+    if any(".bn_h." in name for name in names) and "fc.weight" in names:
+        return d_li14
+    return getattr(model, "mxnet_names", lambda name: None)
+
+
+def alpha_of(arrays: Mapping[str, Tensor]) -> float:
+    """The alpha at which foreign arrays were stored: the low share of the widest norm that has both parts."""
+    parts: dict[str, dict[str, int]] = {}
+    for name, array in arrays.items():
+        if match := re.fullmatch(r"(.+)(?:\.bn_|_bn-)([hl])[._](?:gamma|weight)", name):
+            parts.setdefault(match[1], {})[match[2]] = len(array)
+    both = [sizes for sizes in parts.values() if len(sizes) == 2]
+    widest = max(both, key=lambda sizes: sum(sizes.values()), default={"l": 0, "h": 1})
+    return widest["l"] / sum(widest.values())
+
+
+def check_leftovers(who: object, unused: list[str], missing: list[str]) -> None:
+    """Raise ValueError naming arrays that found no place and parameters that got none, if there are any."""
+    if unused or missing:
+        raise ValueError(
+            f"{who}: {len(unused)} arrays left over{_some(unused)}, {len(missing)} not filled{_some(missing)}"
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:4])
+    return f" ({shown}{', ...' if len(names) > 4 else ''})" if names else ""
 
 
 def to_state_dict(arrays: Mapping[str, Tensor], model: nn.Module, keymap: KeyMap) -> dict[str, Tensor]:
@@ -90,16 +222,17 @@ def to_state_dict(arrays: Mapping[str, Tensor], model: nn.Module, keymap: KeyMap
     expected = model.state_dict()
     blocks: dict[str, dict[str, Tensor]] = {}
     unused = []
+    state = {key: torch.zeros((), dtype=torch.long) for key in expected if key.endswith("num_batches_tracked")}
     for name, array in arrays.items():
         target = keymap(name)
         if target is None or target.key not in expected:
             unused.append(name)
+        elif target.key in state:
+            state[target.key] = array
         else:
             blocks.setdefault(target.key, {})[target.block] = array
-    state = {key: torch.zeros((), dtype=torch.long) for key in expected if key.endswith("num_batches_tracked")}
     missing = [key for key in expected if key not in blocks and key not in state]
-    if unused or missing:
-        raise ValueError(f"these weights are not this network's: arrays left over {unused}, not filled {missing}")
+    check_leftovers("these weights are not this network's", unused, missing)
     for key, parts in blocks.items():
         module = model.get_submodule(key.rpartition(".")[0])
         state[key] = _assemble(key, parts, module, expected[key].shape)

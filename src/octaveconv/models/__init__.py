@@ -1,6 +1,20 @@
 """The networks; importing this package registers them with timm."""
 
+from ._published import COSTS, PUBLISHED, Published, published
+from .oct_densenet import OctDenseNet
+from .oct_mobilenetv1 import OctMobileNetV1
+from .oct_mobilenetv2 import OctMobileNetV2
 from .oct_resnet import OctResNet
 from .oct_resnetv2 import OctResNetV2
 
-__all__ = ["OctResNet", "OctResNetV2"]
+__all__ = [
+    "COSTS",
+    "PUBLISHED",
+    "OctDenseNet",
+    "OctMobileNetV1",
+    "OctMobileNetV2",
+    "OctResNet",
+    "OctResNetV2",
+    "Published",
+    "published",
+]

@@ -1,4 +1,4 @@
-"""What the networks share: octave or plain layers, the promises to timm, pretrained configurations."""
+"""What the networks share: octave or plain layers, and the promises to timm."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SqueezeExcite, create_classifier
-from timm.models import build_model_with_cfg, checkpoint_seq
+from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from timm.models._features_fx import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
 from ..nn import Merge, OctBatchNorm2d, OctConv2d, OctMap, OctSqueezeExcite, Split
 from ..nn._mark import AlphaMarked
-from ..octave import Octave, merge_tensor
+from ..octave import ChannelSplit, Octave, merge_tensor, octave_cat
 
 for _layer in (OctConv2d, OctBatchNorm2d, OctSqueezeExcite, OctMap, Merge, Split):
     register_notrace_module(_layer)  # tracing into one would lose its low part
 register_notrace_function(merge_tensor)
+register_notrace_function(octave_cat)
 
 DEFAULT_ALPHA = 0.25
+Alpha = float | ChannelSplit
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ class Layers:
     octave: bool
     eps: float = 1e-5
     momentum: float = 0.1
+    act_layer: type[nn.Module] = nn.ReLU
 
     def conv(
-        self, in_chs: int, out_chs: int, kernel: int, stride: int = 1, groups: int = 1, *, alpha_in: float = 0.0,
-        alpha_out: float = 0.0, cut_in: int | None = None, cut_out: int | None = None,
+        self, in_chs: int, out_chs: int, kernel: int, stride: int = 1, groups: int = 1, *, alpha_in: Alpha = 0.0,
+        alpha_out: Alpha = 0.0, cut_in: int | None = None, cut_out: int | None = None,
     ) -> nn.Module:  # fmt: skip
         """A convolution without bias that keeps the size, or halves it at stride 2."""
         if not self.octave:
@@ -44,15 +46,19 @@ class Layers:
             alpha_in=alpha_in, alpha_out=alpha_out, cut_in=cut_in, cut_out=cut_out,
         )  # fmt: skip
 
-    def norm(self, channels: int, alpha: float = 0.0, cut: int = 1) -> nn.Module:
+    def norm(self, channels: int, alpha: Alpha = 0.0, cut: int = 1, affine: bool = True) -> nn.Module:
         """Batch normalisation."""
         if not self.octave:
-            return nn.BatchNorm2d(channels, self.eps, self.momentum)
-        return OctBatchNorm2d(channels, self.eps, self.momentum, alpha=alpha, cut=cut)
+            return nn.BatchNorm2d(channels, self.eps, self.momentum, affine)
+        return OctBatchNorm2d(channels, self.eps, self.momentum, affine, alpha=alpha, cut=cut)
 
     def act(self) -> nn.Module:
-        """ReLU."""
-        return OctMap(nn.ReLU(inplace=True)) if self.octave else nn.ReLU(inplace=True)
+        """The network's activation."""
+        return self.map(self.act_layer(inplace=True))
+
+    def map(self, module: nn.Module) -> nn.Module:
+        """A module that acts on each frequency by itself."""
+        return OctMap(module) if self.octave else module
 
     def se(self, channels: int, alpha: float) -> nn.Module:
         """Squeeze-and-excitation with a bottleneck of a sixteenth."""
@@ -72,46 +78,57 @@ class Layers:
 class OctNet(AlphaMarked):
     """The promises that every network keeps to timm: features, head, checkpointing, parameter groups.
 
-    A subclass sets the stem, the stages ``layer1`` ... ``layer4`` and what else it needs, then calls `_finish`.
+    A subclass sets the stem, the stages ``layer1`` ... ``layer4`` and what else it needs, then calls `_finish`. There
+    are five feature maps, of the ``reductions``: that of the stem, or of a ``layer0`` behind it, and the stages'.
     """
 
-    stage_names = ("layer1", "layer2", "layer3", "layer4")
-    stem_reduction = 2  # of the stem's feature map
-    stem_pool_reduction = 4  # of the first stage's
+    stage_names: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")
+    reductions: tuple[int, ...] = (2, 4, 8, 16, 32)
     num_classes: int
+    feature_info: list[dict[str, Any]]
+    conv1: nn.Module
+    bn1: nn.Module
+    act1: nn.Module
 
-    def _finish(self, alpha: float, widths: list[int], num_classes: int, global_pool: str, drop_rate: float) -> None:
-        """Build the head and note what timm asks for; ``widths`` are the stem's and the stages' channels."""
+    def _finish(
+        self, alpha: float, widths: list[int], num_classes: int, global_pool: str, drop_rate: float,
+        num_features: int | None = None,
+    ) -> None:  # fmt: skip
+        """Build the head and note what timm asks for.
+
+        ``widths`` are the channels of the five feature maps, ``num_features`` those that come out of `forward_norm`.
+        """
         self.alpha = alpha
         self.alpha_mark = (alpha,)
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
-        self.num_features = widths[-1]
-        reductions = [self.stem_reduction, *(self.stem_pool_reduction * 2**i for i in range(len(self.stage_names)))]
+        self.num_features = num_features or widths[-1]
+        modules = ["act1", *self.stage_names][-len(widths) :]  # a layer0 takes the stem's place
         self.feature_info = [
             dict(num_chs=width, reduction=reduction, module=module)
-            for width, reduction, module in zip(widths, reductions, ["act1", *self.stage_names])
+            for width, reduction, module in zip(widths, self.reductions, modules)
         ]
         self.num_classes = num_classes
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        """The stem up to its feature map."""
-        raise NotImplementedError
+        """The stem: convolution, norm, activation."""
+        return self.act1(self.bn1(self.conv1(x)))  # type: ignore[no-any-return]
 
     def forward_stem_pool(self, x: Tensor) -> Tensor:
-        """What lies between the stem's feature map and the first stage."""
-        raise NotImplementedError
+        """What lies between the stem and the first stage."""
+        return x
 
     def forward_norm(self, x: Tensor) -> Tensor:
         """What follows the last stage, before pooling: a pre-activation network has a norm there."""
         return x
 
-    def _stages(self, x: Tensor) -> Iterator[Tensor | Octave]:
-        """The stem's feature map, then the output of each stage."""
+    def _feature_maps(self, x: Tensor) -> Iterator[Tensor | Octave]:
+        """The feature maps of ``feature_info``, one after another."""
         x = self.forward_stem(x)
-        yield x
+        if self.feature_info[0]["module"] not in self.stage_names:
+            yield x
         out: Tensor | Octave = self.forward_stem_pool(x)
         for name in self.stage_names:
             stage = getattr(self, name)
@@ -124,7 +141,7 @@ class OctNet(AlphaMarked):
     def forward_features(self, x: Tensor) -> Tensor:
         """Everything before global pooling: ``[N, C, ceil(H/32), ceil(W/32)]``."""
         out: Tensor | Octave = x
-        for out in self._stages(x):  # noqa: B007  # only the last is kept, so that the others can be freed
+        for out in self._feature_maps(x):  # noqa: B007  # only the last is kept, so that the others can be freed
             pass
         return self.forward_norm(merge_tensor(out))
 
@@ -151,13 +168,15 @@ class OctNet(AlphaMarked):
         take, last = feature_take_indices(len(self.feature_info), indices)
         size, taken = x.shape[-2:], []
         out: Tensor | Octave = x
-        for i, out in enumerate(self._stages(x)):
+        for i, out in enumerate(self._feature_maps(x)):
             if i in take:
                 reduction = self.feature_info[i]["reduction"]
-                taken.append(merge_tensor(out, (-(-size[0] // reduction), -(-size[1] // reduction))))
+                height, width = (-(-n // reduction) for n in size)
+                # with alpha 1 nothing knows the size of an odd high map, which comes out a pixel larger
+                taken.append(merge_tensor(out, (height, width))[..., :height, :width])
             if stop_early and i == last:
                 break
-        if i == len(self.stage_names) and (norm or not intermediates_only):
+        if i + 1 == len(self.feature_info) and (norm or not intermediates_only):
             out = self.forward_norm(merge_tensor(out))  # once: in training it counts a batch
             if norm and i in take:
                 taken[-1] = out
@@ -168,13 +187,13 @@ class OctNet(AlphaMarked):
     ) -> list[int]:
         """Drop the stages behind the last wanted feature map; return the indices kept."""
         take, last = feature_take_indices(len(self.feature_info), indices)
-        for name in self.stage_names[last:]:
-            setattr(self, name, nn.Sequential())
-        if last < len(self.stage_names):
-            self.num_features = self.feature_info[last]["num_chs"]
-        if prune_norm or last < len(self.stage_names):
+        dropped = self.feature_info[last + 1 :]
+        for info in dropped:
+            setattr(self, info["module"], nn.Sequential())
+        if prune_norm or dropped:
             self.prune_norm()
-        if prune_head or last < len(self.stage_names):
+            self.num_features = self.feature_info[last]["num_chs"]
+        if prune_head or dropped:
             self.reset_classifier(0, "")
         return take  # type: ignore[no-any-return]
 
@@ -201,24 +220,9 @@ class OctNet(AlphaMarked):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort parameters into stem and blocks, for layer-wise learning rates."""
         blocks = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"
-        return dict(stem=r"^conv1|^bn1", blocks=[(blocks, None), (r"^norm", (99999,))])
+        return dict(stem=r"^conv1|^bn1|^maxpool", blocks=[(blocks, None), (r"^conv_head|^norm", (99999,))])
 
 
 def stage_alphas(alpha: float) -> list[float]:
     """Alpha of each of the four stages: the last one is dense, its map being too small to halve."""
     return [alpha, alpha, alpha, 0.0]
-
-
-def build(cls: type[OctNet], variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    """Build a registered network by timm's builder."""
-    return build_model_with_cfg(
-        cls, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls="getter"), **kwargs
-    )
-
-
-def cfg(**kwargs: Any) -> dict[str, Any]:
-    """A pretrained configuration with ImageNet's defaults and no weights."""
-    return dict(
-        num_classes=1000, input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=0.875, interpolation="bilinear",
-        mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, first_conv="conv1", classifier="fc",
-    ) | kwargs  # fmt: skip

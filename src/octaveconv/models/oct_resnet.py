@@ -6,13 +6,15 @@ weights load with ``strict=True``. The original Gluon ``resnet50_v1b`` is ``oct_
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ..convert.keymaps import mxnet_gluon_resnetv1, mxnet_gluon_resnetv1_deep
 from ..octave import Octave
-from ._build import DEFAULT_ALPHA, Layers, OctNet, build, cfg, stage_alphas
+from ._build import DEFAULT_ALPHA, Layers, OctNet, stage_alphas
+from ._registry import cfg, register
 
 
 class BasicBlock(nn.Module):
@@ -39,32 +41,42 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 with the stride and the groups, 1x1 to four times the width, and a shortcut."""
+    """1x1, 3x3 with the groups, 1x1 to ``expansion`` times the width, and a shortcut.
+
+    The stride is in the 3x3 convolution, or with ``late_stride`` in the last 1x1. With ``raw_norm`` a norm without
+    scale and shift precedes the first convolution and the shortcut's.
+    """
 
     expansion = 4
 
     def __init__(
-        self, make: Layers, in_chs: int, width: int, stride: int, groups: int, alpha_in: float, alpha_out: float
-    ) -> None:
+        self, make: Layers, in_chs: int, width: int, stride: int, groups: int, alpha_in: float, alpha_out: float, *,
+        expansion: int = 4, late_stride: bool = False, use_se: bool = False, raw_norm: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        mid, out = width * (2 if groups > 1 else 1), width * self.expansion  # ResNeXt: 32 groups of 4 at width 64
+        mid, out = width * (2 if groups > 1 else 1), width * expansion  # ResNeXt: 32 groups of 4 at width 64
         both: dict[str, Any] = dict(alpha_in=alpha_out, alpha_out=alpha_out)
+        strides = (1, stride) if late_stride else (stride, 1)
+        self.bn1a = make.norm(in_chs, alpha_in, affine=False) if raw_norm else nn.Identity()
         self.conv1 = make.conv(in_chs, mid, 1, alpha_in=alpha_in, alpha_out=alpha_out, cut_out=groups)
         self.bn1 = make.norm(mid, alpha_out, cut=groups)
         self.act1 = make.act()
-        self.conv2 = make.conv(mid, mid, 3, stride, groups, **both)
+        self.conv2 = make.conv(mid, mid, 3, strides[0], groups, **both)
         self.bn2 = make.norm(mid, alpha_out, cut=groups)
         self.act2 = make.act()
-        self.conv3 = make.conv(mid, out, 1, **both, cut_in=groups)
+        self.conv3 = make.conv(mid, out, 1, strides[1], **both, cut_in=groups)
         self.bn3 = make.norm(out, alpha_out)
+        self.se = make.se(out, alpha_out) if use_se else nn.Identity()
         self.downsample = _shortcut(make, in_chs, out, stride, alpha_in, alpha_out)
+        has_conv = isinstance(self.downsample, nn.Sequential)
+        self.bn4a = make.norm(in_chs, alpha_in, affine=False) if raw_norm and has_conv else nn.Identity()
         self.act3 = make.act()
 
     def forward(self, x: Tensor | Octave) -> Tensor | Octave:
-        y = self.act1(self.bn1(self.conv1(x)))
+        y = self.act1(self.bn1(self.conv1(self.bn1a(x))))
         y = self.act2(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return self.act3(y + self.downsample(x))  # type: ignore[no-any-return]
+        y = self.se(self.bn3(self.conv3(y)))
+        return self.act3(y + self.downsample(self.bn4a(x)))  # type: ignore[no-any-return]
 
 
 def _shortcut(make: Layers, in_chs: int, out_chs: int, stride: int, alpha_in: float, alpha_out: float) -> nn.Module:
@@ -73,6 +85,17 @@ def _shortcut(make: Layers, in_chs: int, out_chs: int, stride: int, alpha_in: fl
         return make.split(in_chs, alpha_in, alpha_out)
     conv = make.conv(in_chs, out_chs, 1, stride, alpha_in=alpha_in, alpha_out=alpha_out)
     return nn.Sequential(conv, make.norm(out_chs, alpha_out))
+
+
+def _deep_stem(in_chans: int, first: int, strides: tuple[int, int]) -> nn.Sequential:
+    """Three 3x3 convolutions to ``first``, 32 and 64 channels; the last one's norm and activation are the network's."""
+    widths = (first, 32, 64)
+    layers: list[nn.Module] = []
+    for i, (in_chs, out_chs, stride) in enumerate(zip((in_chans, *widths), widths, (*strides, 1))):
+        layers.append(nn.Conv2d(in_chs, out_chs, 3, stride, 1, bias=False))
+        if i < 2:
+            layers += [nn.BatchNorm2d(out_chs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
 
 
 class OctResNet(OctNet):
@@ -86,92 +109,79 @@ class OctResNet(OctNet):
         width: channels of the stem; the stages have 1, 2, 4 and 8 times as many, times the block's expansion.
         num_classes, in_chans, global_pool, drop_rate: as in every timm network.
         zero_init_last: start each block's last norm at 0.
+        stem: ``"7x7"``; ``"deep"`` is three 3x3 convolutions (64 channels); ``"deep_block"`` has its stride in the
+            second of them, 8 channels before it, and a plain residual block in place of the max pooling.
+        block_args: further arguments of the blocks.
     """
 
     def __init__(
         self, block: type[BasicBlock | Bottleneck], layers: tuple[int, ...], alpha: float = DEFAULT_ALPHA,
         groups: int = 1, width: int = 64, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg",
-        drop_rate: float = 0.0, zero_init_last: bool = False,
+        drop_rate: float = 0.0, zero_init_last: bool = False, stem: str = "7x7", **block_args: Any,
     ) -> None:  # fmt: skip
         super().__init__()
         make = Layers(octave=alpha != 0)
-        self.conv1 = nn.Conv2d(in_chans, width, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.act1 = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self._add_stem(stem, in_chans, width)
         in_chs, alpha_in, widths = width, 0.0, [width]
         for i, (name, depth, alpha_out) in enumerate(zip(self.stage_names, layers, stage_alphas(alpha), strict=True)):
             blocks = []
             for b in range(depth):
                 stride = 2 if i > 0 and b == 0 else 1
-                blocks.append(block(make, in_chs, width * 2**i, stride, groups, alpha_in, alpha_out))
+                blocks.append(block(make, in_chs, width * 2**i, stride, groups, alpha_in, alpha_out, **block_args))
                 in_chs, alpha_in = width * 2**i * block.expansion, alpha_out
             setattr(self, name, nn.Sequential(*blocks))
             widths.append(in_chs)
         self._finish(alpha, widths, num_classes, global_pool, drop_rate)
         self._initialise(zero_init_last)
 
+    def _add_stem(self, stem: str, in_chans: int, width: int) -> None:
+        stems: dict[str, Callable[[], nn.Module]] = {
+            "7x7": lambda: nn.Conv2d(in_chans, width, 7, 2, 3, bias=False),
+            "deep": lambda: _deep_stem(in_chans, 32, (2, 1)),
+            "deep_block": lambda: _deep_stem(in_chans, 8, (1, 2)),
+        }
+        if stem not in stems or (stem != "7x7" and width != 64):
+            raise ValueError(f"stem must be one of {list(stems)}, the deep ones of width 64; got {stem!r}, {width}")
+        self.conv1 = stems[stem]()
+        self.mxnet_names = mxnet_gluon_resnetv1 if stem == "7x7" else mxnet_gluon_resnetv1_deep
+        self.bn1 = nn.BatchNorm2d(width)
+        self.act1 = nn.ReLU(inplace=True)
+        self.maxpool: nn.Module = nn.MaxPool2d(3, 2, 1)
+        if stem == "deep_block":
+            self.maxpool = Bottleneck(Layers(octave=False), 64, 32, 2, 1, 0.0, 0.0, expansion=2)
+
     def _initialise(self, zero_init_last: bool) -> None:
         """As torchvision: He-normal convolutions, norms at 1 and 0."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # octave ones too
+            if isinstance(module, nn.Conv2d) and module.bias is None:  # octave ones too; SE keeps PyTorch's default
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif zero_init_last and isinstance(module, (BasicBlock, Bottleneck)):
                 last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
                 nn.init.zeros_(last.weight)  # type: ignore[arg-type]
 
-    def forward_stem(self, x: Tensor) -> Tensor:
-        return self.act1(self.bn1(self.conv1(x)))  # type: ignore[no-any-return]
-
     def forward_stem_pool(self, x: Tensor) -> Tensor:
         return self.maxpool(x)  # type: ignore[no-any-return]
 
 
-_NAMES = [f"oct_resnet{depth}" for depth in (18, 34, 26, 50, 101, 152)] + ["oct_resnext50_32x4d"]
-default_cfgs = generate_default_cfgs({name: cfg() for name in _NAMES})
-
-
-def _oct_resnet(variant: str, pretrained: bool, given: dict[str, Any], **defaults: Any) -> OctResNet:
-    return build(OctResNet, variant, pretrained, **(defaults | given))  # type: ignore[no-any-return]
-
-
-@register_model
-def oct_resnet18(pretrained: bool = False, **kwargs: Any) -> OctResNet:
-    """ResNet-18 with octave convolutions."""
-    return _oct_resnet("oct_resnet18", pretrained, kwargs, block=BasicBlock, layers=(2, 2, 2, 2))
-
-
-@register_model
-def oct_resnet34(pretrained: bool = False, **kwargs: Any) -> OctResNet:
-    """ResNet-34 with octave convolutions."""
-    return _oct_resnet("oct_resnet34", pretrained, kwargs, block=BasicBlock, layers=(3, 4, 6, 3))
-
-
-@register_model
-def oct_resnet26(pretrained: bool = False, **kwargs: Any) -> OctResNet:
-    """ResNet-26 (bottleneck blocks) with octave convolutions."""
-    return _oct_resnet("oct_resnet26", pretrained, kwargs, block=Bottleneck, layers=(2, 2, 2, 2))
-
-
-@register_model
-def oct_resnet50(pretrained: bool = False, **kwargs: Any) -> OctResNet:
-    """ResNet-50 with octave convolutions."""
-    return _oct_resnet("oct_resnet50", pretrained, kwargs, block=Bottleneck, layers=(3, 4, 6, 3))
-
-
-@register_model
-def oct_resnet101(pretrained: bool = False, **kwargs: Any) -> OctResNet:
-    """ResNet-101 with octave convolutions."""
-    return _oct_resnet("oct_resnet101", pretrained, kwargs, block=Bottleneck, layers=(3, 4, 23, 3))
-
-
-@register_model
-def oct_resnet152(pretrained: bool = False, **kwargs: Any) -> OctResNet:
-    """ResNet-152 with octave convolutions."""
-    return _oct_resnet("oct_resnet152", pretrained, kwargs, block=Bottleneck, layers=(3, 8, 36, 3))
-
-
-@register_model
-def oct_resnext50_32x4d(pretrained: bool = False, **kwargs: Any) -> OctResNet:
-    """ResNeXt-50 32x4d with octave convolutions; alpha 0, 0.25, 0.5, 0.75 or 1."""
-    return _oct_resnet("oct_resnext50_32x4d", pretrained, kwargs, block=Bottleneck, layers=(3, 4, 6, 3), groups=32)
+register(
+    OctResNet,
+    {
+        "oct_resnet18": dict(block=BasicBlock, layers=(2, 2, 2, 2)),
+        "oct_resnet34": dict(block=BasicBlock, layers=(3, 4, 6, 3)),
+        "oct_resnet26": dict(block=Bottleneck, layers=(2, 2, 2, 2)),
+        "oct_resnet50": dict(block=Bottleneck, layers=(3, 4, 6, 3)),
+        "oct_resnet101": dict(block=Bottleneck, layers=(3, 4, 23, 3)),
+        "oct_resnet152": dict(block=Bottleneck, layers=(3, 8, 36, 3)),
+        "oct_resnext50_32x4d": dict(block=Bottleneck, layers=(3, 4, 6, 3), groups=32),
+    },
+    cfg(),
+)
+_LATE: dict[str, Any] = dict(block=Bottleneck, layers=(3, 8, 36, 3), late_stride=True)  # the original's v1e and v1f
+register(
+    OctResNet,
+    {
+        "oct_resnet152f": dict(_LATE, stem="deep_block"),
+        "oct_seresnet152e": dict(_LATE, stem="deep", use_se=True, raw_norm=True),
+    },
+    cfg(first_conv="conv1.0"),
+)

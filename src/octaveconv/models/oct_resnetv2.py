@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ..convert.keymaps import mxnet_symbol_resnetv2
 from ..octave import Octave
-from ._build import DEFAULT_ALPHA, Layers, OctNet, build, cfg, stage_alphas
+from ._build import DEFAULT_ALPHA, Alpha, Layers, OctNet, stage_alphas
+from ._registry import cfg, register
 
 
 class PreActConv(nn.Module):
@@ -20,7 +21,7 @@ class PreActConv(nn.Module):
 
     def __init__(
         self, make: Layers, in_chs: int, out_chs: int, kernel: int, stride: int = 1, groups: int = 1, *,
-        alpha_in: float, alpha_out: float, cut_in: int = 1, cut_out: int = 1,
+        alpha_in: Alpha, alpha_out: Alpha, cut_in: int = 1, cut_out: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         cuts: dict[str, Any] = {} if groups > 1 else dict(cut_in=cut_in, cut_out=cut_out)
@@ -71,6 +72,8 @@ class OctResNetV2(OctNet):
     Source: section 4.2 of Chen et al., ICCV 2019 and its published code; He et al., ECCV 2016.
     """
 
+    mxnet_names = staticmethod(mxnet_symbol_resnetv2)
+
     def __init__(
         self, layers: tuple[int, ...], alpha: float = DEFAULT_ALPHA, groups: int = 1, use_se: bool = False,
         width: int = 64, stem: str = "7x7", num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg",
@@ -82,7 +85,7 @@ class OctResNetV2(OctNet):
         if stem not in ("7x7", "3x3"):
             raise ValueError(f"stem must be '7x7' or '3x3', got {stem!r}")
         is_large = stem == "7x7"
-        self.stem_reduction, self.stem_pool_reduction = (2, 4) if is_large else (1, 1)
+        self.reductions = OctNet.reductions if is_large else (1, 1, 2, 4, 8)
         self.conv1 = plain.conv(in_chans, width, 7 if is_large else 3, 2 if is_large else 1)
         self.bn1 = plain.norm(width)
         self.act1 = plain.act()
@@ -106,9 +109,6 @@ class OctResNetV2(OctNet):
             if isinstance(module, nn.Conv2d) and module.bias is None:  # octave ones too; SE keeps PyTorch's default
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward_stem(self, x: Tensor) -> Tensor:
-        return self.act1(self.bn1(self.conv1(x)))  # type: ignore[no-any-return]
-
     def forward_stem_pool(self, x: Tensor) -> Tensor:
         return self.maxpool(x)  # type: ignore[no-any-return]
 
@@ -120,63 +120,21 @@ class OctResNetV2(OctNet):
         self.norm, self.act = nn.Identity(), nn.Identity()
 
 
-_NAMES = [f"oct_resnetv2_{depth}" for depth in (26, 50, 101, 152, 200)] + [
-    "oct_seresnetv2_50", "oct_resnextv2_50_32x4d", "oct_resnextv2_101_32x4d",
-]  # fmt: skip
 _MEAN, _SCALE = (124, 117, 104), 0.0167  # of pixels in 0 ... 255, as the original evaluated them
-_CFG = cfg(
+ABLATION_CFG = cfg(
     mean=tuple(mean / 255 for mean in _MEAN), std=(1 / (_SCALE * 255),) * 3, interpolation="bicubic", license="mit"
 )
-default_cfgs = generate_default_cfgs(dict.fromkeys(_NAMES, _CFG))
-
-
-def _oct_resnetv2(variant: str, pretrained: bool, given: dict[str, Any], **defaults: Any) -> OctResNetV2:
-    return build(OctResNetV2, variant, pretrained, **(defaults | given))  # type: ignore[no-any-return]
-
-
-@register_model
-def oct_resnetv2_26(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
-    """Pre-activation ResNet-26 with octave convolutions."""
-    return _oct_resnetv2("oct_resnetv2_26", pretrained, kwargs, layers=(2, 2, 2, 2))
-
-
-@register_model
-def oct_resnetv2_50(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
-    """Pre-activation ResNet-50 with octave convolutions."""
-    return _oct_resnetv2("oct_resnetv2_50", pretrained, kwargs, layers=(3, 4, 6, 3))
-
-
-@register_model
-def oct_resnetv2_101(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
-    """Pre-activation ResNet-101 with octave convolutions."""
-    return _oct_resnetv2("oct_resnetv2_101", pretrained, kwargs, layers=(3, 4, 23, 3))
-
-
-@register_model
-def oct_resnetv2_152(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
-    """Pre-activation ResNet-152 with octave convolutions."""
-    return _oct_resnetv2("oct_resnetv2_152", pretrained, kwargs, layers=(3, 8, 36, 3))
-
-
-@register_model
-def oct_resnetv2_200(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
-    """Pre-activation ResNet-200 with octave convolutions."""
-    return _oct_resnetv2("oct_resnetv2_200", pretrained, kwargs, layers=(3, 24, 36, 3))
-
-
-@register_model
-def oct_seresnetv2_50(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
-    """Pre-activation ResNet-50 with squeeze-and-excitation and octave convolutions."""
-    return _oct_resnetv2("oct_seresnetv2_50", pretrained, kwargs, layers=(3, 4, 6, 3), use_se=True)
-
-
-@register_model
-def oct_resnextv2_50_32x4d(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
-    """Pre-activation ResNeXt-50 32x4d with octave convolutions; alpha 0, 0.25, 0.5, 0.75 or 1."""
-    return _oct_resnetv2("oct_resnextv2_50_32x4d", pretrained, kwargs, layers=(3, 4, 6, 3), groups=32)
-
-
-@register_model
-def oct_resnextv2_101_32x4d(pretrained: bool = False, **kwargs: Any) -> OctResNetV2:
-    """Pre-activation ResNeXt-101 32x4d with octave convolutions; alpha 0, 0.25, 0.5, 0.75 or 1."""
-    return _oct_resnetv2("oct_resnextv2_101_32x4d", pretrained, kwargs, layers=(3, 4, 23, 3), groups=32)
+register(
+    OctResNetV2,
+    {
+        "oct_resnetv2_26": dict(layers=(2, 2, 2, 2)),
+        "oct_resnetv2_50": dict(layers=(3, 4, 6, 3)),
+        "oct_resnetv2_101": dict(layers=(3, 4, 23, 3)),
+        "oct_resnetv2_152": dict(layers=(3, 8, 36, 3)),
+        "oct_resnetv2_200": dict(layers=(3, 24, 36, 3)),
+        "oct_seresnetv2_50": dict(layers=(3, 4, 6, 3), use_se=True),
+        "oct_resnextv2_50_32x4d": dict(layers=(3, 4, 6, 3), groups=32),
+        "oct_resnextv2_101_32x4d": dict(layers=(3, 4, 23, 3), groups=32),
+    },
+    ABLATION_CFG,
+)

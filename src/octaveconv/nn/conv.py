@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import functional
-from ..octave import Octave
+from ..octave import ChannelSplit, Octave
 from ..spec import Pair, conv_spec
 from ._mark import AlphaMarked
 
@@ -23,7 +23,8 @@ class OctConv2d(AlphaMarked, nn.Conv2d):
             as in ``nn.Conv2d``. A stride of 2 pools the input 2x2, then convolves at stride 1. Where either alpha is
             not 0 the padding must keep the map's size (``2 * padding == dilation * (kernel_size - 1)``).
         alpha_in: low-frequency share of the input channels, in [0, 1]; 0 if a plain tensor comes in.
-        alpha_out: the same for the output channels; 0 if everything is to come out at the high resolution.
+        alpha_out: the same for the output channels; 0 if everything is to come out at the high resolution. Either may
+            be a `ChannelSplit` instead, where the channels are a concatenation whose pieces are split each by itself.
         cut_in, cut_out: inside how many equal groups of channels the high and the low ones are cut apart. A grouped
             convolution cuts inside its own groups, which is the default; its ungrouped neighbours are given the same
             number on the side they share with it if the network is to use the weights of a dense one.
@@ -49,8 +50,8 @@ class OctConv2d(AlphaMarked, nn.Conv2d):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int | Pair, stride: int | Pair = 1,
         padding: int | Pair | str = 0, dilation: int | Pair = 1, groups: int = 1, bias: bool = True,
-        padding_mode: str = "zeros", device: Any = None, dtype: Any = None, *, alpha_in: float = 0.0,
-        alpha_out: float = 0.0, cut_in: int | None = None, cut_out: int | None = None,
+        padding_mode: str = "zeros", device: Any = None, dtype: Any = None, *, alpha_in: float | ChannelSplit = 0.0,
+        alpha_out: float | ChannelSplit = 0.0, cut_in: int | None = None, cut_out: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
@@ -60,8 +61,11 @@ class OctConv2d(AlphaMarked, nn.Conv2d):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode,
             alpha_in, alpha_out, cut_in, cut_out,
         )  # fmt: skip
-        self.alpha_in, self.alpha_out = alpha_in, alpha_out
-        self.alpha_mark = (alpha_in, alpha_out)
+        self.alpha_in, self.alpha_out = (
+            split.alpha if isinstance(alpha, ChannelSplit) else alpha
+            for alpha, split in ((alpha_in, self.spec.inputs), (alpha_out, self.spec.outputs))
+        )
+        self.alpha_mark = (self.alpha_in, self.alpha_out)
 
     def forward(self, x: Tensor | Octave) -> Octave:  # type: ignore[override]
         return functional.run(x, self.weight, self.bias, self.spec)

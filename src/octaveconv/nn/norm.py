@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from ..octave import Octave, as_octave, split_channels
+from ..octave import ChannelSplit, Octave, as_octave, split_channels
 
 
 class State(NamedTuple):
@@ -31,7 +31,7 @@ class OctBatchNorm2d(_NormBase):
 
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype: as in ``nn.BatchNorm2d``.
-        alpha: low-frequency share of the channels, in [0, 1].
+        alpha: low-frequency share of the channels, in [0, 1], or the `ChannelSplit` of concatenated ones.
         cut: as ``cut_in`` and ``cut_out`` of the `OctConv2d` beside it.
 
     Shape:
@@ -48,11 +48,12 @@ class OctBatchNorm2d(_NormBase):
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
-        track_running_stats: bool = True, device: Any = None, dtype: Any = None, *, alpha: float = 0.0, cut: int = 1,
+        track_running_stats: bool = True, device: Any = None, dtype: Any = None, *,
+        alpha: float | ChannelSplit = 0.0, cut: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        self.alpha = alpha
         self.split = split_channels(num_features, alpha, cut)
+        self.alpha = alpha if isinstance(alpha, (int, float)) else self.split.alpha
         self.sync: nn.Module = _SyncMarker(num_features, affine=False, track_running_stats=False)
 
     def forward(self, x: Tensor | Octave) -> Octave:
@@ -66,7 +67,7 @@ class OctBatchNorm2d(_NormBase):
         high_state, low_state = self._states()
         high = None if octave.high is None else self._normalise(octave.high, high_state, use_batch, factor)
         low = None if octave.low is None else self._normalise(octave.low, low_state, use_batch, factor)
-        if self.split.cut > 1 and self.training and self.running_mean is not None:
+        if not self.split.contiguous and self.training and self.running_mean is not None:
             self.running_mean.copy_(self.split.join(high_state.mean, low_state.mean))
             self.running_var.copy_(self.split.join(high_state.var, low_state.var))  # type: ignore[union-attr]
         return Octave(high, low)
@@ -74,8 +75,8 @@ class OctBatchNorm2d(_NormBase):
     def _states(self) -> tuple[State, State]:
         """Weight, bias, running mean and running variance of the high and of the low channels."""
         mean, var = self.running_mean, self.running_var
-        if self.split.cut > 1 and mean is not None and var is not None:  # not views: to be written back in one piece
-            mean, var = mean.clone(), var.clone()
+        if not self.split.contiguous and mean is not None and var is not None:
+            mean, var = mean.clone(), var.clone()  # not views: to be written back in one piece
         whole = (self.weight, self.bias, mean, var)
         cut = [(None, None) if state is None else self.split.split(state) for state in whole]
         return State(*(high for high, _ in cut)), State(*(low for _, low in cut))

@@ -1,0 +1,104 @@
+"""Registration with timm: names, pretrained configurations, and weights from files of any kind that we can read."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import timm.models._factory
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+
+from ..convert import weights
+from ..convert.pretrained import fetch_converted
+from ._build import OctNet
+from ._published import PUBLISHED, Published
+
+
+def cfg(**kwargs: Any) -> dict[str, Any]:
+    """A pretrained configuration with ImageNet's defaults and no weights."""
+    return dict(
+        num_classes=1000, input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=0.875, interpolation="bilinear",
+        mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, first_conv="conv1", classifier="fc",
+    ) | kwargs  # fmt: skip
+
+
+def register(cls: type[OctNet], networks: dict[str, dict[str, Any]], base_cfg: dict[str, Any]) -> None:
+    """Register ``networks`` (name to constructor arguments) with timm, and each of their published checkpoints.
+
+    A published name fixes alpha and has weights: ``oct_resnetv2_50_a250`` is ``oct_resnetv2_50`` at alpha 0.25.
+    """
+    module = sys.modules[cls.__module__]
+    records = [record for record in PUBLISHED.values() if record.network in networks]
+    cfgs: dict[str, Any] = dict.fromkeys(networks, base_cfg)
+    cfgs |= {f"{record.name}.fb_in1k": base_cfg | _published_cfg(record) for record in records}
+    module.default_cfgs = getattr(module, "default_cfgs", {}) | generate_default_cfgs(cfgs)  # type: ignore[attr-defined]
+    for name, arguments in networks.items():
+        _register(cls, name, arguments)
+    for record in records:
+        _register(cls, record.name, networks[record.network], record)
+
+
+def _register(cls: type[OctNet], name: str, arguments: dict[str, Any], record: Published | None = None) -> None:
+    def entry(pretrained: bool = False, **kwargs: Any) -> Any:
+        if record and kwargs.setdefault("alpha", record.alpha) != record.alpha:
+            raise ValueError(
+                f"{name} is of alpha {record.alpha}, got {kwargs['alpha']}: {record.network} takes every alpha"
+            )
+        return _build(cls, name, pretrained, arguments, kwargs)
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__module__ = cls.__module__
+    entry.__doc__ = f"``{record.network}`` at alpha {record.alpha}." if record else f"The network ``{name}``."
+    setattr(sys.modules[cls.__module__], name, register_model(entry))
+
+
+def _build(cls: type[OctNet], name: str, pretrained: bool, arguments: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    """Build by timm's builder, which then finds the weights under our names, whatever kind of file they are in."""
+    if pretrained:
+        overlay = kwargs.get("pretrained_cfg_overlay") or {}
+        kwargs = kwargs | dict(pretrained_cfg_overlay=overlay | _weights(cls, name, arguments, kwargs))
+    model = build_model_with_cfg(
+        cls, name, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls="getter"),
+        **(arguments | kwargs),
+    )  # fmt: skip
+    model.pretrained_cfg.pop("state_dict", None)
+    return model
+
+
+def _weights(cls: type[OctNet], name: str, arguments: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Where timm is to find the weights: entries for its pretrained configuration."""
+    source = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+    with torch.device("meta"):
+        bare = cls(
+            **arguments, **{key: kwargs[key] for key in ("alpha",) if key in kwargs}, num_classes=source.num_classes
+        )
+    if source.file and source.source != "local-dir":
+        return dict(state_dict=weights.read(source.file).state_dict(bare))
+    record = PUBLISHED.get(name)
+    if record is None or source.url != record.url or source.source == "hf-hub":
+        return {}
+    file = fetch_converted(bare, name, record.url, record.sha256, record.size, kwargs.get("cache_dir"))
+    return dict(file=str(file))
+
+
+def _load_checkpoint(model: Any, checkpoint_path: str, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(model, OctNet):
+        return weights.load(model, checkpoint_path)
+    return _timm_load_checkpoint(model, checkpoint_path, *args, **kwargs)
+
+
+# timm.create_model(..., checkpoint_path=F) offers no hook for other kinds of files, so this is the one place where a
+# function of timm's is replaced; networks that are not ours still go to the original.
+_timm_load_checkpoint = timm.models._factory.load_checkpoint
+timm.models._factory.load_checkpoint = _load_checkpoint
+
+
+def _published_cfg(record: Published) -> dict[str, Any]:
+    return dict(
+        url=record.url, license="mit", origin_url="https://github.com/facebookresearch/OctConv",
+        paper_name="Drop an Octave: Reducing Spatial Redundancy in Convolutional Neural Networks with Octave "
+        "Convolution",
+        paper_ids="arXiv:1904.05049", notes=(f"published: top-1 {record.top1} %, top-5 {record.top5} %",),
+    )  # fmt: skip
