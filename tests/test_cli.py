@@ -43,9 +43,17 @@ def test_cost_says_where_the_formula_does_not_see_everything(capsys):
     assert "NOT equal" in run(capsys, "cost", "vit_tiny_patch16_224")[1]
 
 
-def test_models(capsys):
-    assert run(capsys, "models", "oct_se*") == (0, "oct_seresnetv2_50\n", "")
-    assert len(run(capsys, "models")[1].splitlines()) == 15
+def test_models(capsys, tmp_path):
+    code, out, _ = run(capsys, "models", "oct_resnetv2_26*", "--json", str(tmp_path / "models.json"))
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert lines[1] == ["oct_resnetv2_26", "any", "15.991", "2.342"]
+    assert lines[3] == [
+        "oct_resnetv2_26_a250", "0.25", "15.991", "1.858", "1.884", "76.1", "92.6", "known",
+        "a02_resnet-26_alpha-0.250.tar",
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "models.json").read_text())[2]["sha256"].startswith("29fba1f4")
+    assert len(run(capsys, "models")[1].splitlines()) == 1 + 25 + 31
 
 
 def test_env(capsys, tmp_path):

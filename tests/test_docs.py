@@ -13,8 +13,8 @@ import timm
 import torch
 
 import octaveconv as oc
-import octaveconv.models
-from octaveconv import quickstart
+from octaveconv import models, quickstart
+from octaveconv.verbs import models as verb
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,20 +27,37 @@ def markdown(rows):
     return "\n".join([lines[0], "| --- |" + " ---: |" * (len(rows[0]) - 1), *lines[1:]])
 
 
+def costs():
+    """What ``models/costs.json`` is to hold: parameters, and MACs at 224 pixels by alpha, of every network."""
+    return {name: cost_of(name) for name in timm.list_models("oct_*") if not models.published(name)}
+
+
+def cost_of(name, alphas=None):
+    published = {record.alpha for record in models.PUBLISHED.values() if record.network == name}
+    macs = {}
+    for alpha in alphas or sorted({*ALPHAS, *published}):
+        try:
+            with torch.device("meta"):
+                report = oc.cost(timm.create_model(name, alpha=alpha))
+        except ValueError:  # ResNeXt's groups
+            continue
+        macs[f"{alpha:g}"] = report.macs
+        assert report.macs == report.counted_macs
+    return {"params": report.params, "macs": macs}
+
+
 def networks_table():
-    rows = [["name", "parameters", *(f"MACs at {alpha:g}" for alpha in ALPHAS)]]
-    for name in timm.list_models("oct_*"):
-        cells = []
-        for alpha in ALPHAS:
-            try:
-                with torch.device("meta"):
-                    report = oc.cost(timm.create_model(name, alpha=alpha))
-            except ValueError:  # ResNeXt's groups
-                cells.append("-")
-            else:
-                cells.append(f"{report.macs / 1e9:.2f}")
-        rows.append([f"`{name}`", f"{report.params / 1e6:.1f} M", *cells])
+    rows = [["name", "parameters", *(f"GMACs at {alpha:g}" for alpha in ALPHAS)]]
+    for name, cost in models.COSTS.items():
+        cells = [f"{cost['macs'][f'{a:g}'] / 1e9:.3f}" if f"{a:g}" in cost["macs"] else "-" for a in ALPHAS]
+        rows.append([f"`{name}`", f"{cost['params'] / 1e6:.1f} M", *cells])
     return markdown(rows)
+
+
+def published_table():
+    facts = [verb.describe(name) for name in sorted(models.PUBLISHED)]
+    heading, *rows = verb.table(facts)
+    return markdown([heading, *([f"`{row[0]}`", *row[1:-1], f"`{row[-1]}`"] for row in rows)])
 
 
 def quickstart_table():
@@ -69,7 +86,12 @@ def parity_table():
     return f"{markdown(rows)}\n\n{conditions}"
 
 
-TABLES = {"networks": networks_table, "quickstart": quickstart_table, "parity": parity_table}
+TABLES = {
+    "networks": networks_table,
+    "published": published_table,
+    "quickstart": quickstart_table,
+    "parity": parity_table,
+}
 
 
 def with_tables(text):
@@ -81,6 +103,19 @@ def with_tables(text):
                 f"{begin}.*?{end}", lambda _, b=begin, m=make, e=end: f"{b}\n{m()}\n{e}", text, flags=re.DOTALL
             )
     return text
+
+
+def test_costs_are_of_every_network():
+    assert list(models.COSTS) == [name for name in timm.list_models("oct_*") if not models.published(name)]
+
+
+@pytest.mark.parametrize("name", models.COSTS)
+def test_costs_are_up_to_date(name):
+    known = models.COSTS[name]
+    alpha = next((record.alpha for record in models.PUBLISHED.values() if record.network == name), 0.25)
+    fresh = cost_of(name, [alpha])
+    assert fresh["params"] == known["params"], "run: python tests/test_docs.py"
+    assert fresh["macs"][f"{alpha:g}"] == known["macs"][f"{alpha:g}"], "run: python tests/test_docs.py"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -117,5 +152,7 @@ def test_results_state_their_conditions(path):
 
 
 if __name__ == "__main__":
+    models.COSTS |= costs()
+    (ROOT / "src/octaveconv/models/costs.json").write_text(json.dumps(models.COSTS, indent=1) + "\n")
     for document in DOCUMENTS:
         document.write_text(with_tables(document.read_text()))

@@ -2,8 +2,9 @@
 
 from . import functional
 from .backends import backend
+from .convert.mxnet import load_mxnet
 from .cost import cost
-from .errors import BackendUnavailable
+from .errors import BackendUnavailable, MXNetFormatError
 from .nn import Merge, OctBatchNorm2d, OctConv2d, OctMap, OctSqueezeExcite, Split
 from .octave import Octave, octave_map
 
@@ -11,6 +12,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailable",
+    "MXNetFormatError",
     "Merge",
     "OctBatchNorm2d",
     "OctConv2d",
@@ -21,5 +23,6 @@ __all__ = [
     "backend",
     "cost",
     "functional",
+    "load_mxnet",
     "octave_map",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
@@ -10,3 +11,10 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     aligned = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
     return "\n".join("  ".join(row).rstrip() for row in aligned)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error message: the known word nearest to a misspelt one, or nothing."""
+    known = list(known)
+    near = [] if word in known else difflib.get_close_matches(word, known, 1, 0.75)
+    return f": did you mean {near[0]}?" if near else ""

@@ -20,7 +20,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from filelock import FileLock
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 TIMEOUT = 30.0  # seconds without a byte, after which a connection counts as cut
 WAITS = (1.0, 2.0, 4.0)  # seconds before each further try

@@ -31,7 +31,8 @@ def fetch_converted(
         ValueError: it is not what was expected; `MXNetFormatError` if it is damaged.
     """
     cache = Path(cache_dir or get_cache_dir())
-    archive, converted = cache / Path(urlparse(url).path).name, cache / f"{name}.fb_in1k.safetensors"
+    archive = cache / Path(urlparse(url).path).name
+    converted = cache / f"{name}-{archive.name}.safetensors"
     if converted.exists():
         return converted
     cache.mkdir(parents=True, exist_ok=True)

@@ -76,11 +76,11 @@ def _weights(cls: type[OctNet], name: str, arguments: dict[str, Any], kwargs: di
         )
     if source.file and source.source != "local-dir":
         return dict(state_dict=weights.read(source.file).state_dict(bare))
-    record = PUBLISHED.get(name)
-    if record is None or source.url != record.url or source.source == "hf-hub":
+    if not source.url or source.source == "hf-hub":
         return {}
-    file = fetch_converted(bare, name, record.url, record.sha256, record.size, kwargs.get("cache_dir"))
-    return dict(file=str(file))
+    record = PUBLISHED.get(name)
+    known = (record.sha256, record.size) if record and record.url == source.url else (None, None)
+    return dict(file=str(fetch_converted(bare, name, source.url, *known, kwargs.get("cache_dir"))))
 
 
 def _load_checkpoint(model: Any, checkpoint_path: str, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,50 @@
+"""A table on disk that only grows: one row per run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+
+
+def open_table(path: Path, columns: Sequence[str]) -> None:
+    """Write the header of a new or empty file, before the work that fills a row.
+
+    Raises:
+        UsageError: the file has another header.
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        file.seek(0)
+        found = file.readline()
+        if not found:
+            file.write(_line(columns))
+        elif found.rstrip(b"\r\n") != _line(columns).rstrip():
+            raise UsageError(f"{path} has other columns than this version writes: name another file")
+
+
+def append_row(path: Path, columns: Sequence[str], figures: Mapping[str, Any]) -> None:
+    """Append one row in one write, so that nothing can happen to the rows before it."""
+    with path.open("ab+", buffering=0) as file:
+        file.seek(-1, os.SEEK_END)
+        cut = file.read(1) != b"\n"  # by a crash
+        file.write(b"\n" * cut + _line(_cell(figures[name]) for name in columns))
+        os.fsync(file.fileno())
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " ".join(str(_cell(part)) for part in value) if isinstance(value, tuple) else value
+
+
+def _line(values: Iterable[Any]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue().encode()

@@ -1,0 +1,299 @@
+"""Labelled images from a folder, a tar, a record file or a named data set, and how a network wants them prepared.
+
+timm's readers list and open the files; decoding is done here, because timm's own data set silently puts the next image
+in the place of a corrupt one.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image, UnidentifiedImageError
+from timm.data import create_dataset, create_transform, resolve_data_config
+from timm.data.readers import create_reader
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
+
+from . import processes
+from .errors import UsageError, require
+
+Transform = Callable[[Image.Image], Any]
+
+_SPLITS = ("val", "validation", "test")  # in this order where none is named
+_SPLIT_NAMES = {"train", *_SPLITS}
+_NAMED = {"wds": "webdataset", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "torch": ""}
+
+
+class CorruptImage(ValueError):
+    """An image, or its label, that cannot be read: ``file`` names it, ``reason`` says why."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(file, reason)
+        self.file, self.reason = file, reason
+
+    def __str__(self) -> str:
+        return f"{self.file} cannot be read: {self.reason}"
+
+
+class Images(Dataset[Any]):
+    """Images that are read by number; an item is the transformed image and its class index.
+
+    Args:
+        source: the name of the whole, for messages.
+        reader: as timm's readers: ``reader[i]`` is a file, or a PIL image, and a label; it may have ``filename(i)``.
+        num_classes: how many classes there are, if that is known.
+        transform: what is done to each image, a PIL image in RGB.
+
+    Raises:
+        CorruptImage: an item cannot be read.
+    """
+
+    def __init__(self, source: str, reader: Any, num_classes: int | None = None, transform: Transform | None = None):
+        self.source, self.reader, self.num_classes, self.transform = source, reader, num_classes, transform
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        image, label = self.read(i)
+        return (self.transform(image) if self.transform else image), label
+
+    def read(self, i: int) -> tuple[Image.Image, int]:
+        """Image number ``i`` as it is stored, in RGB, and its class index."""
+        try:
+            file, label = self.reader[i]
+            return decode(file), _class_index(label)
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise nearly anything on broken bytes
+            raise CorruptImage(self.filename(i), _reason(error)) from error
+
+    def filename(self, i: int) -> str:
+        """What to call image number ``i`` in a message."""
+        name = self.reader.filename(i) if hasattr(self.reader, "filename") else None
+        return f"{self.source}{'/' if Path(self.source).is_dir() else ': '}{name or f'image {i}'}"
+
+
+class Stream(IterableDataset[Any]):
+    """Images that only come one after the other, each process and each worker its share of them.
+
+    ``announced`` is the number of images in all shares, or None: a stream may hold more or fewer.
+    """
+
+    def __init__(self, source: str, reader: Any, transform: Transform | None = None) -> None:
+        self.source, self.reader, self.transform = source, reader, transform
+        self.announced: int | None = getattr(reader, "num_samples", None) or None
+        self.num_classes = len(getattr(reader, "class_to_idx", None) or ()) or None
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        for image, label in self.read():
+            yield (self.transform(image) if self.transform else image), label
+
+    def read(self) -> Iterator[tuple[Image.Image, int]]:
+        """The images as they are stored, in RGB, and their class indices."""
+        try:
+            for image, label in self.reader:
+                yield decode(image), _class_index(label)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise CorruptImage(f"an image of {self.source}", _reason(error)) from error
+
+
+def decode(file: IO[bytes] | Image.Image) -> Image.Image:
+    """A PIL image, or the one in an open file (which is closed), completely read and in RGB."""
+    if isinstance(file, Image.Image):
+        return file.convert("RGB")
+    with file:
+        return Image.open(file).convert("RGB")  # reads all of it, so what is broken shows here
+
+
+def open_dataset(
+    source: str | Path, split: str | None = None, transform: Transform | None = None, root: str | Path | None = None
+) -> Images | Stream:
+    """Open a data set of labelled images.
+
+    Args:
+        source: a folder of ``CLASS/*``, or one with such a folder ``val``, ``validation`` or ``test`` in it; a ``.tar``
+            of the same; a ``.rec`` file with its ``.idx`` beside it; or a name that timm knows: ``wds/DIR``,
+            ``hfds/NAME``, ``hfids/NAME``, ``tfds/NAME``, ``torch/NAME``.
+        split: the folder or the named split to take; the first of val, validation and test where none is given.
+        transform: what is done to each image, a PIL image in RGB.
+        root: where a named data set lies or is cached: its library's own place, ``data`` for ``torch/NAME``.
+
+    Returns:
+        `Images`, or a `Stream` for ``wds/``, ``hfids/`` and ``tfds/``. Classes are numbered in natural order of their
+        folders' names (class2 before class10).
+
+    Raises:
+        UsageError: there is nothing at ``source``, no image in it, or no class folders; the message says which.
+        MissingExtra: the package that reads it is not installed.
+    """
+    path, prefix = Path(source), str(source).partition("/")[0].lower()
+    if path.is_dir():
+        return _folder(path, split, transform)
+    if path.suffix == ".rec" and path.is_file():
+        return _records(path, transform)
+    if path.suffix == ".tar" and path.is_file():
+        return _tar(path, split, transform)
+    if path.exists():
+        raise UsageError(f"{path} is neither a folder nor a .tar nor a .rec file: unpack it and name the folder")
+    if prefix in _NAMED and "/" in str(source):
+        return _named(str(source), split, transform, root)
+    raise UsageError(f"there is no folder or file {str(source)!r}: name one, or a data set as in hfds/NAME")
+
+
+def _folder(path: Path, split: str | None, transform: Transform | None) -> Images:
+    folders = {entry.name for entry in path.iterdir() if entry.is_dir()}
+    if split is None:  # a class may have a split's name, but no folders
+        folders = {name for name in folders & _SPLIT_NAMES if any(file.is_dir() for file in (path / name).iterdir())}
+    folder = path / (_choose_split(str(path), folders, split) or "")
+    try:
+        reader = create_reader("", root=str(folder))
+    except RuntimeError as error:
+        raise _no_images(folder) from error
+    _check_classes(str(folder), reader.class_to_idx)
+    return Images(str(folder), reader, len(reader.class_to_idx), transform)
+
+
+def _tar(path: Path, split: str | None, transform: Transform | None) -> Images:
+    try:
+        # No cached handle: forked workers would share its position. No cached listing: it is a pickle beside the file.
+        reader = create_reader("", root=str(path), cache_tarfiles=False, cache_tarinfo=False)
+    except tarfile.TarError as error:
+        raise UsageError(f"{path} is not a whole, uncompressed tar file ({error}): pack it again") from error
+    except ValueError as error:  # timm unpacks an empty list
+        raise _no_images(path) from error
+    parts = [Path(reader.filename(i)).parts[:-1] for i in range(len(reader))]
+    name = _choose_split(str(path), {part for folders in parts for part in folders[:-1]}, split)
+    kept = [i for i, folders in enumerate(parts) if name is None or name in folders[:-1]]
+    reader.samples, reader.targets = reader.samples[kept], reader.targets[kept]
+    _check_classes(str(path), reader.class_name_to_idx)
+    return Images(str(path), reader, len(reader.class_name_to_idx), transform)
+
+
+def _records(path: Path, transform: Transform | None) -> Images:
+    reader = _Records(path)
+    if not len(reader):
+        raise _no_images(path)
+    return Images(str(path), reader, None, transform)
+
+
+def _no_images(path: Path) -> UsageError:
+    return UsageError(f"there are no images (.jpg, .jpeg, .png, or records) in {path}")
+
+
+def _choose_split(source: str, folders: set[str], split: str | None) -> str | None:
+    """The folder to descend into, or None for class folders at the top."""
+    if split is not None:
+        if split not in folders:
+            raise UsageError(f"there is no folder {split!r} in {source}: it has {', '.join(sorted(folders)[:10])}")
+        return split
+    found = next((name for name in _SPLITS if name in folders), None)
+    if found is None and "train" in folders:
+        raise UsageError(f"{source} has train but no val, validation or test: say which folder with --split")
+    return found
+
+
+def _check_classes(source: str, class_to_idx: dict[str, int]) -> None:
+    if class_to_idx.keys() & {"", "."} or class_to_idx.keys() <= _SPLIT_NAMES:  # the top would shift the numbers
+        raise UsageError(f"images lie directly in {source}: put each in a folder named after its class")
+
+
+def _named(source: str, split: str | None, transform: Transform | None, root: str | Path | None) -> Images | Stream:
+    prefix, _, name = source.partition("/")
+    prefix, split = prefix.lower(), split or "validation"
+    if _NAMED[prefix]:
+        require(_NAMED[prefix], "data")
+    if prefix == "wds":
+        root, name = root or name, "wds"
+    elif prefix == "torch":
+        root = root or "data"
+    try:
+        data = create_dataset(f"{prefix}/{name}", root=root and str(root), split=split)
+    except AssertionError as error:
+        raise UsageError(f"timm knows no data set {source!r}: {error}") from error
+    except RuntimeError as error:
+        cure = {"wds": ": name the shards, as in --split 'val-{0000..0009}.tar|50000'", "torch": f" (folder {root})"}
+        raise UsageError(f"{source} cannot be opened{cure.get(prefix, '')}: {error}") from error
+    if prefix == "torch":
+        return Images(source, data, len(getattr(data, "classes", ())) or None, transform)
+    if prefix == "hfds":
+        return Images(source, data.reader, len(data.reader.class_to_idx) or None, transform)
+    if prefix == "wds":
+        _share_shards(data.reader)
+    return Stream(source, data.reader, transform)
+
+
+def _share_shards(reader: Any) -> None:
+    """Give each process its own shards: timm's way evens the shares out by repeating and dropping images."""
+    if reader.dist_num_replicas > 1:
+        reader.split_info.filenames = reader.split_info.filenames[processes.rank() :: processes.world_size()]
+        reader.dist_rank, reader.dist_num_replicas = 0, 1
+
+
+class _Records:
+    """A record file as a reader."""
+
+    def __init__(self, path: Path) -> None:
+        from .convert.recordio import RecordFile
+
+        self.records = RecordFile(path)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, i: int) -> tuple[io.BytesIO, float | None]:
+        record = self.records[i]
+        return io.BytesIO(record.image), record.labels[0] if record.labels else None
+
+    def filename(self, i: int) -> str:
+        """The number is all the name that a record has."""
+        return f"record {i}"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a network's input: resized, cropped in the middle, and normalised on [0, 1]."""
+
+    size: tuple[int, int]  # height and width in pixels
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def transform(self) -> Transform:
+        """The transform for scoring: a PIL image to a float32 tensor ``[3, H, W]``."""
+        return create_transform(  # type: ignore[no-any-return]
+            self.size, is_training=False, interpolation=self.interpolation, mean=self.mean, std=self.std,
+            crop_pct=self.crop_pct, crop_mode=self.crop_mode,
+        )  # fmt: skip
+
+
+def preprocessing(model: nn.Module, size: int | None = None) -> Preprocessing:
+    """What the network's pretrained configuration asks for, or timm's defaults; ``size`` overrides its pixels."""
+    config = resolve_data_config({"img_size": size}, model=model)
+    return Preprocessing(
+        tuple(config["input_size"][1:]), config["interpolation"], config["crop_pct"], config["crop_mode"],
+        tuple(config["mean"]), tuple(config["std"]),
+    )  # fmt: skip
+
+
+def _class_index(label: Any) -> int:
+    try:
+        index = int(label)
+    except (TypeError, ValueError, OverflowError):  # None, text, NaN, infinity
+        index = None
+    if index is None or index != label:
+        raise ValueError(f"its label {label} is no class index")
+    return index
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # whose text shows Python objects
+        return "it is no image that Pillow knows"
+    return str(error) or type(error).__name__

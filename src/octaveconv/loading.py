@@ -1,0 +1,80 @@
+"""Batches of a data set, this process's share of it, with the images that cannot be read apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from . import processes
+from .data import CorruptImage, Images, Stream, Transform
+
+Batch = tuple[Tensor | None, Tensor, list[str], list[CorruptImage]]
+
+
+def batches(
+    dataset: Images | Stream, transform: Transform, batch_size: int, workers: int = 0, pin_memory: bool = False
+) -> DataLoader[Any]:
+    """Go through a data set once, in order: each process takes every n-th image, none padded or repeated.
+
+    Args:
+        dataset: of `octaveconv.data.open_dataset`; its own transform is not used.
+        transform: a PIL image to a tensor ``[3, H, W]``.
+        batch_size: images at a time, those that cannot be read included.
+        workers: processes that load; 0 loads in this one.
+        pin_memory: for faster copies to a GPU.
+
+    Returns:
+        Of each batch: images ``[N, 3, H, W]`` or None, labels ``[N]``, their names, and a `CorruptImage` for each image
+        that cannot be read. After one, a stream ends.
+    """
+    items: Dataset[Any]
+    if isinstance(dataset, Stream):
+        items, share = _StreamItems(dataset, transform), None
+    else:
+        items, share = _Items(dataset, transform), range(processes.rank(), len(dataset), processes.world_size())
+    return DataLoader(
+        items, batch_size, sampler=share, num_workers=workers, collate_fn=_collate, pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(0),  # the global one is left as it is
+    )  # fmt: skip
+
+
+@dataclass
+class _Items(Dataset[Any]):
+    """An item is (tensor, label, name), or the error: raised in a worker, it would come back wrapped in a traceback."""
+
+    images: Images
+    transform: Transform
+
+    def __getitem__(self, i: int) -> tuple[Any, int, str] | CorruptImage:
+        try:
+            image, label = self.images.read(i)
+        except CorruptImage as error:
+            return error
+        return self.transform(image), label, self.images.filename(i)
+
+
+@dataclass
+class _StreamItems(IterableDataset[Any]):
+    """The same of a stream, which ends at its first error."""
+
+    stream: Stream
+    transform: Transform
+
+    def __iter__(self) -> Iterator[tuple[Any, int, str] | CorruptImage]:
+        try:
+            for image, label in self.stream.read():
+                yield self.transform(image), label, f"an image of {self.stream.source}"
+        except CorruptImage as error:
+            yield error
+
+
+def _collate(items: list[Any]) -> Batch:
+    corrupt = [item for item in items if isinstance(item, CorruptImage)]
+    good = [item for item in items if not isinstance(item, CorruptImage)]
+    images = torch.stack([image for image, _, _ in good]) if good else None
+    return images, torch.tensor([label for _, label, _ in good]), [name for _, _, name in good], corrupt

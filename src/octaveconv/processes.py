@@ -1,0 +1,77 @@
+"""Working as one of several processes, as torchrun starts them; alone, everything here is trivial."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .errors import UsageError
+
+
+@contextmanager
+def joined(device: str) -> Iterator[str]:
+    """Be one of the processes that torchrun started, and leave them at the end.
+
+    Args:
+        device: ``cpu`` or ``cuda``, which becomes this process's own GPU.
+
+    Yields:
+        The device to use.
+
+    Raises:
+        UsageError: there is no such GPU.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "cuda":
+        device = f"cuda:{local_rank}"
+    if device.startswith("cuda"):
+        _check_gpu(torch.device(device).index or 0)
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield device
+        return
+    # gloo for plain data beside NCCL: it notices a peer that has died at once.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def _check_gpu(index: int) -> None:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index >= count:
+        raise UsageError(
+            f"there is no GPU number {index}, PyTorch sees {count}: use device cpu, or start fewer processes"
+        )
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather(mine: Any) -> list[Any]:
+    """Every process's piece of plain data, in the order of their ranks, on each of them.
+
+    Raises:
+        RuntimeError: another process has ended before it came here.
+    """
+    if world_size() == 1:
+        return [mine]
+    shares: list[Any] = [None] * world_size()
+    try:
+        dist.all_gather_object(shares, mine)
+    except RuntimeError as error:
+        raise RuntimeError("another of the processes has ended early: its own message says why") from error
+    return shares

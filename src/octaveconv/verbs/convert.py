@@ -1,0 +1,38 @@
+"""``octaveconv convert``: a checkpoint of the original, or any other, as safetensors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Convert a checkpoint to safetensors: the original's .params or .tar, d-li14's or any other .pth.
+
+    Example: octaveconv convert a02_resnet-26_alpha-0.250.tar --model oct_resnetv2_26 --out resnet26.safetensors
+    """
+    parser.add_argument("source", metavar="SRC", type=Path, help="the file; what it holds decides, not its name")
+    parser.add_argument("--model", metavar="M", required=True, help="a network of `octaveconv models`")
+    parser.add_argument("--alpha", type=float, help="low-frequency share of the channels (that of the weights)")
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the safetensors file to write")
+
+
+def run(args: argparse.Namespace) -> Any:
+    """Convert, and print what was written; return its metadata."""
+    import torch
+
+    from ..checkpoint import create
+    from ..convert import weights
+    from ..errors import UsageError
+
+    if args.out.suffix != ".safetensors":
+        raise UsageError(f"--out {args.out} must end in .safetensors, by which timm tells what it is")
+    read = weights.read(args.source)
+    with torch.device("meta"):
+        model = create(args.model, read.alpha if args.alpha is None else args.alpha, None, read.num_classes, False)
+    metadata = weights.convert(args.source, model, args.model, args.out)
+    arrays, count = len(read.tensors), sum(p.numel() for p in model.parameters())
+    print(f"{args.source}: all {arrays} arrays used, all {count:,} parameters of {args.model} filled")
+    print(f"{args.out}: alpha {metadata['alpha']}, sha256 of the source {metadata['sha256']}")
+    return {"out": str(args.out), "arrays": arrays, "params": count, **metadata}

@@ -1,0 +1,74 @@
+"""``octaveconv eval``: the score of a network on labelled images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ._arguments import positive
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Score a network on labelled images: exact top-1 and top-5; under torchrun, on many processes.
+
+    Example: octaveconv eval --model oct_resnetv2_26_a250 --data imagenet/val
+    """
+    parser.usage = "%(prog)s --model M --data SRC [options]"
+    parser.add_argument("--model", metavar="M", required=True, help="a network of `octaveconv models`, or of timm's")
+    parser.add_argument("--alpha", type=float, help="low-frequency share of the channels")
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights (the published ones, or random)")
+    parser.add_argument("--data", metavar="SRC", required=True, help="a folder, .tar, .rec, or a name: hfds/NAME ...")
+    parser.add_argument("--split", metavar="S", help="its part (val, validation or test)")
+    parser.add_argument("--size", metavar="N", type=positive, help="pixels, before the network's own")
+    parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="images at a time (%(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (cuda if there is one)")
+    parser.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="(%(default)s)")
+    parser.add_argument("--workers", metavar="N", type=int, default=2, help="loading processes (%(default)s)")
+    parser.add_argument("--threads", metavar="N", type=positive, help="threads to compute with (PyTorch's choice)")
+    parser.add_argument("--skip-corrupt", action="store_true", help="count and name broken images, go on")
+    parser.add_argument("--results-file", metavar="FILE", type=Path, help="append a row to this CSV file")
+
+
+def run(args: argparse.Namespace) -> Any:
+    """Score, print the table, append the row; return all figures."""
+    import torch
+
+    from .. import _csv, env, evaluate, processes
+    from .._text import text_table
+    from ..checkpoint import create
+    from ..data import open_dataset
+    from ..models import published
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    with processes.joined(args.device or ("cuda" if torch.cuda.is_available() else "cpu")) as device:
+        is_first = processes.rank() == 0  # prints and writes
+        if not is_first:
+            args.json = None
+        elif args.results_file:
+            _csv.open_table(args.results_file, evaluate.COLUMNS)
+        dataset = open_dataset(args.data, args.split)
+        weights = str(args.checkpoint or ("published" if published(args.model) else "random weights, seed 0"))
+        torch.manual_seed(0)  # random weights are the same on every process
+        classes = dataset.num_classes if weights.startswith("random") else None
+        model = create(args.model, args.alpha, args.checkpoint, classes)
+        settings = evaluate.Settings(
+            args.size, args.batch_size, device, args.dtype, workers=args.workers, skip_corrupt=args.skip_corrupt
+        )
+        if is_first:
+            print(f"{args.model}, {weights}; {dataset.source}")
+        with evaluate.progress(dataset) as log:
+            score = evaluate.evaluate(model, dataset, settings, log)
+    figures = {
+        "model": args.model, "alpha": getattr(model, "alpha", None), "checkpoint": weights, "data": args.data,
+        "split": args.split, "param_count": sum(p.numel() for p in model.parameters()),
+        **score.to_dict(), **env.facts(),
+    }  # fmt: skip
+    if is_first:
+        print(f"\n{text_table(evaluate.table(score))}\n\n{evaluate.conditions(figures)}")
+        if score.skipped:
+            print("skipped:", *score.skipped, sep="\n  ")
+        if args.results_file:
+            _csv.append_row(args.results_file, evaluate.COLUMNS, figures)
+    return figures
