@@ -13,7 +13,7 @@ import timm
 import torch
 
 import octaveconv as oc
-from octaveconv import models, quickstart
+from octaveconv import evaluate, models, quickstart
 from octaveconv.verbs import models as verb
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +76,7 @@ def quickstart_table():
 
 def parity_table():
     result = json.loads((ROOT / "results" / "parity.json").read_text())
-    rows = [["golden", "network", "difference / std"]]
+    rows = [["golden or file", "network", "difference / std"]]
     rows += [
         [f"`{name}`", f"`{row['network']}`", f"{row['difference']:.1e}"] for name, row in result["goldens"].items()
     ]
@@ -86,7 +86,36 @@ def parity_table():
     return f"{markdown(rows)}\n\n{conditions}"
 
 
+def fuzz_table():
+    result = json.loads((ROOT / "results" / "fuzz.json").read_text())
+    rows = [["reader", "cases", "read", "refused", "seconds", "result"]]
+    rows += [
+        [name, *(f"{run[key]:,}" for key in ("cases", "read", "refused")), f"{run['seconds']:.0f}", run["result"]]
+        for name, run in result["readers"].items()
+    ]
+    conditions = (
+        f"Conditions: atheris {result['env']['atheris']}, coverage-guided, files up to 4 KiB, 1 thread; a case fails "
+        f"if it crashes, raises another error, takes 10 s, or needs {result['allocation_limit_mib']} MiB beyond what "
+        f"is in use."
+    )
+    return f"{markdown(rows)}\n\n{conditions}"
+
+
+def scoring_table():
+    result = json.loads((ROOT / "results" / "scoring.json").read_text())
+    rows = [["processes", "images", "top-1", "top-5", "images/s"]]
+    rows += [
+        [str(run["processes"]), *(f"{run[key]:,}" for key in ("images", "top1_count", "top5_count")),
+         f"{run['images_per_s']:.0f}"]
+        for run in result["runs"]
+    ]  # fmt: skip
+    conditions = evaluate.conditions(result["runs"][0] | result["env"])
+    return f"{result['what']}\n\n{markdown(rows)}\n\nConditions: {conditions}."
+
+
 TABLES = {
+    "fuzz": fuzz_table,
+    "scoring": scoring_table,
     "networks": networks_table,
     "published": published_table,
     "quickstart": quickstart_table,

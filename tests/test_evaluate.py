@@ -423,6 +423,21 @@ def test_the_verb(capsys, tmp_path):
     assert len(table.read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
+def test_the_verb_under_torchrun(files, tmp_path):
+    argv = ["octaveconv", "eval", "--model", "oct_mobilenetv1_075", "--size", "32", "--workers", "0"]
+    figures = []
+    for launcher in (["-m"], ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]):
+        out = tmp_path / f"{len(figures)}.json"
+        command = [sys.executable, *launcher, *argv, "--data", tmp_path / "set", "--json", out]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        figures.append(json.loads(out.read_text()))
+    assert [run["processes"] for run in figures] == [1, 2]
+    assert figures[0]["images"] == figures[1]["images"] == len(files)
+    assert figures[0]["top1_count"] == figures[1]["top1_count"]
+
+
 def test_the_verb_takes_the_weights_and_the_classes_of_a_file(capsys, tmp_path):
     make_folder(tmp_path / "set")
     net = timm.create_model("oct_resnetv2_26", num_classes=3)

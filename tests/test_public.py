@@ -31,6 +31,7 @@ LAYERS = [
     {"quickstart"},
     {"verbs"},
     {"cli"},
+    {"__main__"},
 ]
 
 
