@@ -137,7 +137,13 @@ def test_not_found_names_the_file_its_place_and_the_command(server, cache):
         create()
     message = str(error.value)
     assert "\n" not in message
-    for part in ("404", published(NAME).url, str(cache / "mobilenet_v1_075_alpha-0.375.params"), "--checkpoint"):
+    for part in (
+        "404",
+        published(NAME).url,
+        str(cache / "mobilenet_v1_075_alpha-0.375.params"),
+        "checkpoint_path=FILE",
+        "--checkpoint FILE",
+    ):
         assert part in message
 
 

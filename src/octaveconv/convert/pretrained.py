@@ -44,8 +44,8 @@ def fetch_converted(
             fetch(url, archive, sha256=sha256, size=size)
             convert(archive, model, name, converted, origin=url, sha256=sha256)
         except DownloadError as error:
-            cure = f"{error}, or name it as checkpoint_path (command line: --checkpoint)"
-            raise DownloadError(cure) from error
+            cure = f"or name it: timm.create_model({name!r}, checkpoint_path=FILE), octaveconv eval --checkpoint FILE"
+            raise DownloadError(f"{error}; {cure}") from error
         except ValueError as error:
             if by_hand:
                 raise
