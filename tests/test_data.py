@@ -254,7 +254,6 @@ def test_no_memory_is_no_corrupt_image(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "module", "message"),
     [
-        ("wds/x", "webdataset", r"this needs webdataset, .*octaveconv\[data\]"),
         ("hfds/x", "datasets", r"this needs datasets, .*octaveconv\[data\]"),
         ("HFIDS/x", "datasets", r"this needs datasets, .*octaveconv\[data\]"),
         ("tfds/x", "tensorflow_datasets", r"this needs tensorflow_datasets, .*octaveconv\[data\]"),
@@ -303,11 +302,11 @@ class Reader:
 
 
 def test_a_stream_ends_at_its_first_error():
-    stream = Stream("wds/x", Reader(), transform=lambda image: image.mode)
+    stream = Stream("hfids/x", Reader(), transform=lambda image: image.mode)
     assert (stream.announced, stream.num_classes) == (3, 2)
     items = iter(stream)
     assert [next(items), next(items)] == [("RGB", 0), ("RGB", 1)]
-    with pytest.raises(CorruptImage, match="an image of wds/x cannot be read: the shard is cut"):
+    with pytest.raises(CorruptImage, match="an image of hfids/x cannot be read: the shard is cut"):
         next(items)
 
 
@@ -322,24 +321,34 @@ def webdataset_shards(path, shards=3, each=4):
 
 
 def test_webdataset(tmp_path):
-    pytest.importorskip("webdataset", reason="optional: octaveconv[data]")
     webdataset_shards(tmp_path)
-    stream = open_dataset(f"wds/{tmp_path}", "val-{0..2}.tar|12")
-    assert stream.announced == 12
-    assert [label for _, label in stream] == [0] * 4 + [1] * 4 + [2] * 4
-    assert open_dataset(f"wds/{tmp_path}", "val-{0..2}.tar").announced is None
-    with pytest.raises(UsageError, match="name the shards, as in --split"):
-        open_dataset(f"wds/{tmp_path}")
+    images = open_dataset(f"wds/{tmp_path}", "val-{0..2}.tar|12")
+    assert [images[i][1] for i in range(len(images))] == [0] * 4 + [1] * 4 + [2] * 4
+    assert images.read(1)[0].tobytes() == Image.open(io.BytesIO(encoded(1))).tobytes()
+    assert images.filename(5) == f"wds/{tmp_path}: val-1.tar/11.png"
+    assert len(open_dataset(f"wds/{tmp_path}", "val-{1..2}.tar")) == 8
+    assert len(open_dataset(f"wds/{tmp_path}")) == len(open_dataset(f"wds/{tmp_path}", "val")) == 12
+    loader = torch.utils.data.DataLoader(images, None, num_workers=2)
+    assert pixels(loader) == pixels(images[i] for i in range(12))
 
 
-def test_each_process_takes_its_own_shards(monkeypatch):
-    reader = Reader()
-    reader.dist_num_replicas = 2
-    reader.split_info = type("Info", (), {"filenames": ["a", "b", "c"]})
-    monkeypatch.setattr(data.processes, "world_size", lambda: 2)
-    monkeypatch.setattr(data.processes, "rank", lambda: 1)
-    data._share_shards(reader)
-    assert (reader.split_info.filenames, reader.dist_rank, reader.dist_num_replicas) == (["b"], 0, 1)
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("val-{0..2}.tar|13", "hold 12 images, 13 are announced"),
+        ("val-{2..3}.tar", r"there are no shards val-3.tar in .*name them, as in --split"),
+        ("train", r"no shards named \*train\*.tar"),
+        ("bare.tar", r"7.png has no class beside it"),
+        ("broken.tar", r"broken.tar cannot be read"),
+    ],
+)
+def test_shards_that_cannot_be_used(tmp_path, split, message):
+    webdataset_shards(tmp_path)
+    (tmp_path / "broken.tar").write_bytes(b"no tar" * 200)
+    with tarfile.open(tmp_path / "bare.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("7.png"), io.BytesIO())
+    with pytest.raises(UsageError, match=message):
+        open_dataset(f"wds/{tmp_path}", split)
 
 
 def test_hugging_face(folder):

@@ -14,7 +14,9 @@ import torch
 
 import octaveconv as oc
 from octaveconv import evaluate, models, quickstart
+from octaveconv.bench import report
 from octaveconv.verbs import models as verb
+from octaveconv.verbs import train as train_verb
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -113,7 +115,34 @@ def scoring_table():
     return f"{result['what']}\n\n{markdown(rows)}\n\nConditions: {conditions}."
 
 
+def fields_table():
+    return markdown([["field", "default", "meaning"], *([f"`{row[0]}`", *row[1:]] for row in train_verb.describe())])
+
+
+def fault_table():
+    result = json.loads((ROOT / "results" / "fault.json").read_text())
+    return (
+        f"`python tests/fault_train.py`: {result['runs']} runs of two processes were killed by SIGKILL at random "
+        f"moments and continued; {result['identical']} ended with the very weights of the uninterrupted run, "
+        f"{result['unreadable']} checkpoints were unreadable ({result['killed_before_a_checkpoint']} runs were killed "
+        f"before their first one). Conditions: PyTorch {result['env']['torch']}, {result['threads']} thread each, "
+        f"{result['env']['cpu']}."
+    )
+
+
+def ablation_table():
+    result = json.loads((ROOT / "results" / "ablation.json").read_text())
+    conditions = (
+        f"Conditions: {result['what']} PyTorch {result['env']['torch']}, {result['threads']} thread, "
+        f"{result['env']['cpu']}. Recipe `{result['recipe']}` with `{' '.join(result['options'])}`."
+    )
+    return f"{markdown(report.table(result))}\n\n{conditions}"
+
+
 TABLES = {
+    "fields": fields_table,
+    "fault": fault_table,
+    "ablation": ablation_table,
     "fuzz": fuzz_table,
     "scoring": scoring_table,
     "networks": networks_table,

@@ -199,7 +199,7 @@ def stream(count, announced, broken=False):
             if broken:
                 raise OSError("the shard is cut")
 
-    return Stream("wds/x", Reader())
+    return Stream("hfids/x", Reader())
 
 
 def test_streams():
@@ -213,7 +213,7 @@ def test_streams():
         with pytest.raises(RuntimeError, match=f"announces 5 images, but {count} were scored and 0 skipped"):
             evaluate.evaluate(net, stream(count, 5), SMALL)
     for announced in (6, 0):
-        with pytest.raises(CorruptImage, match="an image of wds/x cannot be read: the shard is cut"):
+        with pytest.raises(CorruptImage, match="an image of hfids/x cannot be read: the shard is cut"):
             evaluate.evaluate(net, stream(5, announced, broken=True), Settings(32, 4, skip_corrupt=True))
 
 

@@ -55,6 +55,13 @@ def create(
     return model
 
 
+def check_name(name: str) -> None:
+    """Raise UsageError unless timm knows the network, naming the nearest one that it knows."""
+    known = names("*")
+    if name.partition(".")[0] not in known:
+        raise UsageError(f"there is no network {name!r}{did_you_mean(name, known) or ': octaveconv models lists them'}")
+
+
 def names(glob: str) -> list[str]:
     """The networks of timm's registry whose names match."""
     return timm.list_models(glob)  # type: ignore[no-any-return]

@@ -19,14 +19,14 @@ from timm.data.readers import create_reader
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from . import processes
 from .errors import UsageError, require
+from .shards import Shards
 
 Transform = Callable[[Image.Image], Any]
 
 _SPLITS = ("val", "validation", "test")  # in this order where none is named
 _SPLIT_NAMES = {"train", *_SPLITS}
-_NAMED = {"wds": "webdataset", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "torch": ""}
+_NAMED = {"wds": "", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "torch": ""}
 
 
 class CorruptImage(ValueError):
@@ -118,14 +118,14 @@ def open_dataset(
 
     Args:
         source: a folder of ``CLASS/*``, or one with such a folder ``val``, ``validation`` or ``test`` in it; a ``.tar``
-            of the same; a ``.rec`` file with its ``.idx`` beside it; or a name that timm knows: ``wds/DIR``,
-            ``hfds/NAME``, ``hfids/NAME``, ``tfds/NAME``, ``torch/NAME``.
+            of the same; a ``.rec`` file with its ``.idx`` beside it; ``wds/DIR`` for WebDataset's shards; or a name
+            that timm knows: ``hfds/NAME``, ``hfids/NAME``, ``tfds/NAME``, ``torch/NAME``.
         split: the folder or the named split to take; the first of val, validation and test where none is given.
         transform: what is done to each image, a PIL image in RGB.
         root: where a named data set lies or is cached: its library's own place, ``data`` for ``torch/NAME``.
 
     Returns:
-        `Images`, or a `Stream` for ``wds/``, ``hfids/`` and ``tfds/``. Classes are numbered in natural order of their
+        `Images`, or a `Stream` for ``hfids/`` and ``tfds/``. Classes are numbered in natural order of their
         folders' names (class2 before class10).
 
     Raises:
@@ -205,34 +205,26 @@ def _check_classes(source: str, class_to_idx: dict[str, int]) -> None:
 
 def _named(source: str, split: str | None, transform: Transform | None, root: str | Path | None) -> Images | Stream:
     prefix, _, name = source.partition("/")
-    prefix, split = prefix.lower(), split or "validation"
+    prefix = prefix.lower()
     if _NAMED[prefix]:
         require(_NAMED[prefix], "data")
     if prefix == "wds":
-        root, name = root or name, "wds"
-    elif prefix == "torch":
+        return Images(source, Shards(Path(root or name), split or "val"), None, transform)
+    split = split or "validation"
+    if prefix == "torch":
         root = root or "data"
     try:
         data = create_dataset(f"{prefix}/{name}", root=root and str(root), split=split)
     except AssertionError as error:
         raise UsageError(f"timm knows no data set {source!r}: {error}") from error
     except RuntimeError as error:
-        cure = {"wds": ": name the shards, as in --split 'val-{0000..0009}.tar|50000'", "torch": f" (folder {root})"}
-        raise UsageError(f"{source} cannot be opened{cure.get(prefix, '')}: {error}") from error
+        where = f" (folder {root})" if prefix == "torch" else ""
+        raise UsageError(f"{source} cannot be opened{where}: {error}") from error
     if prefix == "torch":
         return Images(source, data, len(getattr(data, "classes", ())) or None, transform)
     if prefix == "hfds":
         return Images(source, data.reader, len(data.reader.class_to_idx) or None, transform)
-    if prefix == "wds":
-        _share_shards(data.reader)
     return Stream(source, data.reader, transform)
-
-
-def _share_shards(reader: Any) -> None:
-    """Give each process its own shards: timm's way evens the shares out by repeating and dropping images."""
-    if reader.dist_num_replicas > 1:
-        reader.split_info.filenames = reader.split_info.filenames[processes.rank() :: processes.world_size()]
-        reader.dist_rank, reader.dist_num_replicas = 0, 1
 
 
 class _Records:

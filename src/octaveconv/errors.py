@@ -33,6 +33,10 @@ class UsageError(ValueError):
     """The user asked for something that does not exist; the command line prints it as one line and exits with 2."""
 
 
+class Stopped(RuntimeError):
+    """A run was asked to stop; it has saved where it was, and the message says how to continue it."""
+
+
 def require(package: str, extra: str) -> ModuleType:
     """Import an optional ``package``, or raise `MissingExtra` naming the ``extra`` that brings it."""
     try:

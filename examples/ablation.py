@@ -1,0 +1,75 @@
+"""Train one network at several alphas and seeds, and write accuracy, cost and speed into one JSON file.
+
+    python examples/ablation.py --data cifar10 --out runs/ablation --json results/ablation.json -- --epochs 30
+
+What follows ``--`` goes to ``octaveconv train``. ``octaveconv report FILE`` draws the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import octaveconv as oc
+import octaveconv.models  # registers the networks
+from octaveconv import env
+from octaveconv.recipe import Recipe, read_yaml
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "cifar10.yaml"
+
+
+def main() -> None:
+    """Run what is not there yet, then gather everything."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--alphas", type=float, nargs="+", default=[0, 0.125, 0.25, 0.5, 0.75])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("options", nargs="*", help="further options of octaveconv train, after --")
+    args = parser.parse_args()
+    cases = [(alpha, seed) for seed in args.seeds for alpha in args.alphas]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = list(pool.map(lambda case: run(args, *case), cases))
+    result = {
+        "env": env.facts(), "threads": 1, "jobs": args.jobs, "recipe": args.recipe.name, "options": args.options,
+        "runs": runs,
+    }  # fmt: skip
+    args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def run(args: argparse.Namespace, alpha: float, seed: int) -> dict[str, Any]:
+    """One run; one that is complete is not done again, and one that was cut is continued."""
+    name = f"alpha-{alpha:g}-seed-{seed}"
+    folder = args.out / name
+    if not (folder / "model.safetensors").exists():
+        arguments = ["--resume", str(folder)] if (folder / "last.pth").exists() else [
+            "--recipe", str(args.recipe), "--data", args.data, "--out", str(args.out), "--name", name,
+            f"--alpha={alpha}", f"--seed={seed}", *args.options,
+        ]  # fmt: skip
+        subprocess.run([sys.executable, "-m", "octaveconv", "train", "--threads", "1", *arguments], check=True)
+    with open(folder / "results.csv") as file:
+        rows = list(csv.DictReader(file))
+    recipe = Recipe.of(read_yaml(folder / "config.yaml"))
+    with torch.device("meta"):
+        model = timm.create_model(recipe.model, alpha=alpha, num_classes=10, **recipe.model_args)
+    report = oc.cost(model, recipe.size)
+    return {
+        "alpha": alpha, "seed": seed, "top1": float(rows[-1]["top1"]), "macs": report.macs, "params": report.params,
+        "images_per_s": sorted(float(row["images_per_s"]) for row in rows)[len(rows) // 2], "epochs": len(rows),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

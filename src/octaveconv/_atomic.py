@@ -1,0 +1,61 @@
+"""Files that appear complete or not at all, on the disk and not only in its cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that takes the place of ``path`` at the end of the block; after an error ``path`` is as it was."""
+    part = _part(path)
+    try:
+        with part.open("xb") as file:
+            yield file
+            flush(file)
+        os.replace(part, path)
+        sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def link(source: Path, path: Path) -> None:
+    """Let ``path`` be the same file as ``source``, or a copy where the file system has no hard links."""
+    part = _part(path)
+    try:
+        try:
+            os.link(source, part)
+        except OSError:
+            with source.open("rb") as whole, part.open("xb") as file:
+                shutil.copyfileobj(whole, file, 2**20)
+                flush(file)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # also where both were one file already: then replacing does nothing
+
+
+def flush(file: BinaryIO) -> None:
+    """Wait until all that was written is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def _part(path: Path) -> Path:
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)  # of a crash: it may be linked to a file in use, so never write into it
+    return part

@@ -1,0 +1,51 @@
+"""What a checkpoint holds: all that ``torch.load(weights_only=True)`` reads back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_PLAIN = (str, int, float, bool, type(None), Tensor, nn.Parameter)
+
+
+def check(value: Any, name: str = "the state") -> None:
+    """Raise TypeError, naming the key, for anything but tensors, text, numbers and None in dicts, lists and tuples.
+
+    Types are compared exactly: a NumPy number is a float too, but is stored as a NumPy object.
+    """
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            check(key, f"a key of {name}")
+            check(item, f"{name}[{key!r}]")
+        for key, item in vars(value).items() if type(value) is OrderedDict else ():  # a state dict's _metadata
+            check(item, f"{name}.{key}")
+    elif type(value) in (list, tuple):
+        for i, item in enumerate(value):
+            check(item, f"{name}[{i}]")
+    elif type(value) not in _PLAIN:
+        raise TypeError(
+            f"{name} is a {type(value).__module__}.{type(value).__qualname__}, which weights_only=True would not read "
+            f"back: a checkpoint holds tensors, text, numbers and None, in dicts, lists and tuples"
+        )
+
+
+def size(value: Any) -> int:
+    """Bytes of the tensors."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, Mapping) else value
+    return sum(map(size, items)) if isinstance(value, (Mapping, list, tuple)) else 0
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is a checkpoint; it is not read to the end."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # a damaged file makes PyTorch raise anything
+        return False
+    return True

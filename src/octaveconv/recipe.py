@@ -1,0 +1,142 @@
+"""Recipe: all that decides a training run, from a YAML file and the command line; kept with the run."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from .errors import UsageError
+
+
+def _field(default: Any, text: str, **check: Any) -> Any:
+    return field(default=default, metadata={"help": text, **check})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Every field is an option of ``octaveconv train``, whose help is made from these texts."""
+
+    model: str = _field("oct_resnetv2_50", "a network of `octaveconv models`", main=True)
+    alpha: float | None = _field(None, "low-frequency share of the channels (the network's own)", main=True)
+    model_args: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "further arguments of the network, in YAML: {stem: 3x3, width: 16}"}
+    )
+    checkpoint: str = _field("", "weights of any kind to start from", main=True)
+    data: str = _field("", "folder with train/ and val/, .tar, .rec, wds/DIR ...", main=True)
+    val_data: str = _field("", "images to validate on, if they are elsewhere")
+    num_classes: int = _field(0, "classes, where the data do not say (.rec)")
+    size: int = _field(224, "height and width of the images in pixels", least=1)
+    epochs: int = _field(120, "passes over the training images", least=1, main=True)
+    batch_size: int = _field(1024, "images per step, of all processes and parts", least=1, main=True)
+    accumulate: int = _field(1, "parts of a step that are computed one after another", least=1)
+    lr: float = _field(0.4, "highest learning rate, for the whole batch", above=0, main=True)
+    lr_batch_size: int = _field(0, "batch that lr is stated for: lr is scaled by batch-size over it (0: as it is)")
+    warmup_epochs: float = _field(5, "epochs of linear warm-up before the cosine", least=0)
+    opt: str = _field("sgd", "optimiser, by timm's name (sgd has Nesterov momentum)")
+    momentum: float = _field(0.9, "its momentum", least=0)
+    weight_decay: float = _field(1e-4, "weight decay", least=0)
+    decay_norms: bool = _field(True, "decay biases and norms as well")
+    layer_decay: float = _field(1.0, "factor on the learning rate from each block to the one before it", above=0)
+    label_smoothing: float = _field(0.0, "label smoothing", least=0)
+    mixup: float = _field(0.0, "alpha of mixup's beta distribution (0: none)", least=0)
+    cutmix: float = _field(0.0, "alpha of CutMix's beta distribution (0: none)", least=0)
+    mix_off_epochs: int = _field(0, "last epochs without mixup and CutMix", least=0)
+    crop: str = _field("resized", "training crop: resized (random area and aspect), or padded (by an eighth)",
+                       choices=["resized", "padded"])  # fmt: skip
+    crop_area: float = _field(0.08, "smallest area of a resized crop", above=0)
+    crop_pct: float = _field(0.875, "share of the image that validation sees", above=0)
+    color_jitter: float = _field(0.4, "strength of brightness, contrast and saturation changes", least=0)
+    lighting: float = _field(0.1, "deviation of the colour shift along ImageNet's principal axes", least=0)
+    dropout: float = _field(0.0, "dropout before the classifier", least=0)
+    clip_grad: float = _field(0.0, "largest norm of the gradient (0: any)", least=0)
+    ema: float = _field(0.0, "decay of the averaged weights (0: none)", least=0)
+    freeze_bn: bool = _field(False, "keep the norms' parameters and statistics as they are")
+    sync_bn: bool = _field(False, "normalise over all processes")
+    dtype: str = _field("fp32", "precision to compute in", choices=["fp32", "bf16", "fp16"], main=True)
+    compile: bool = _field(False, "torch.compile the network")
+    grad_checkpointing: bool = _field(False, "recompute activations instead of keeping them")
+    workers: int = _field(4, "processes that load images", least=0, main=True)
+    seed: int = _field(0, "decides weights, order and augmentation", least=0, main=True)
+    save_steps: int = _field(1000, "steps between checkpoints within an epoch", least=1)
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(Recipe)
+        for item in fields(self):
+            name, given, hint = item.name.replace("_", "-"), getattr(self, item.name), hints[item.name]
+            try:
+                value = _as(hint, given)
+            except (TypeError, ValueError, yaml.YAMLError) as error:
+                raise UsageError(f"{name} must be {_KINDS[hint]}, got {given!r}") from error
+            object.__setattr__(self, item.name, value)
+            _check(name, value, item.metadata)
+
+    @classmethod
+    def of(cls, *layers: Mapping[str, Any]) -> Recipe:
+        """Lay mappings over one another, the later ones on top; UsageError for a field that does not exist."""
+        merged: dict[str, Any] = {}
+        known = [item.name for item in fields(cls)]
+        for layer in layers:
+            for name in layer:
+                if name not in known:
+                    near = difflib.get_close_matches(str(name), known, 1)
+                    raise UsageError(f"a recipe has no field {name!r}" + (f": did you mean {near[0]}?" if near else ""))
+            merged |= layer
+        return cls(**merged)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain data."""
+        return asdict(self)
+
+    def scaled_lr(self) -> float:
+        """The learning rate for the whole batch."""
+        return self.lr * self.batch_size / self.lr_batch_size if self.lr_batch_size else self.lr
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The fields that a YAML file sets.
+
+    Raises:
+        UsageError: it cannot be read, or is no mapping.
+    """
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"the recipe {path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"the recipe {path} must be a mapping of fields to values, as in 'epochs: 90'")
+    return found
+
+
+def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    if "choices" in limits and value not in limits["choices"]:
+        raise UsageError(f"{name} must be one of {', '.join(limits['choices'])}, got {value!r}")
+    if "least" in limits and not value >= limits["least"]:
+        raise UsageError(f"{name} must be at least {limits['least']}, got {value}")
+    if "above" in limits and not value > limits["above"]:
+        raise UsageError(f"{name} must be above {limits['above']}, got {value}")
+
+
+_KINDS = {
+    str: "text", int: "a whole number", float: "a number", float | None: "a number", bool: "true or false",
+    dict[str, Any]: "a mapping, as in {width: 16}",
+}  # fmt: skip
+
+
+def _as(hint: Any, value: Any) -> Any:
+    """The value in its field's type; text, as it comes from a command line, is read as YAML reads it."""
+    if hint is str or (hint == float | None and value is None):
+        return str(value or "") if hint is str else None
+    if isinstance(value, str) and hint is not float and hint != float | None:  # YAML takes 1e-4 for text
+        value = yaml.safe_load(value)
+    if hint is bool or hint == dict[str, Any]:
+        if not isinstance(value, bool if hint is bool else dict):
+            raise TypeError(value)
+        return value
+    if isinstance(value, bool) or (hint is int and not isinstance(value, int)):
+        raise TypeError(value)
+    return int(value) if hint is int else float(value)

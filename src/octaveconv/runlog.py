@@ -1,0 +1,293 @@
+"""The folder of a training run: settings, results, checkpoints, curves. What is in it survives a crash at any moment.
+
+Every file is written beside its place and moved there when it is complete and on the disk.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import itertools
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors.torch
+import torch
+import yaml  # type: ignore[import-untyped]
+from torch import Tensor
+
+from . import _atomic, _csv, _curves, _state, env
+from .errors import UsageError, require
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class RunFolder:
+    """A run on disk; make one with `new` or `open`, on one process only.
+
+    Attributes:
+        path: the folder.
+        last, previous, best: checkpoints, if they exist.
+        results: the table, one row per epoch.
+    """
+
+    def __init__(self, path: Path, tensorboard: bool = False):
+        if tensorboard:
+            require("tensorboard", "tensorboard")
+        self.path = path
+        self.last, self.previous, self.best = (path / name for name in ("last.pth", "last.prev.pth", "best.pth"))
+        self.results = path / "results.csv"
+        self._has_saved = False
+        self._tensorboard = tensorboard
+        self._writer: Any = None
+
+    @classmethod
+    def new(cls, parent: Path, name: str, tensorboard: bool = False) -> RunFolder:
+        """Make the folder ``parent/name``, or ``name-2``, ``name-3`` ... where that exists.
+
+        Args:
+            parent: made if it does not exist.
+            name: of the run.
+            tensorboard: also write the results for TensorBoard.
+
+        Raises:
+            UsageError: ``name`` is no name of a folder.
+            MissingExtra: TensorBoard is not installed.
+            OSError: the folder cannot be made.
+        """
+        if name != Path(name).name or name in ("", ".."):
+            raise UsageError(f"{name!r} is no name for a run: use letters, digits, - and _")
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            run = cls(parent / (name if number == 1 else f"{name}-{number}"), tensorboard)
+            try:
+                run.path.mkdir()
+            except FileExistsError:
+                continue
+            _atomic.sync(parent)
+            return run
+        raise AssertionError
+
+    @classmethod
+    def open(cls, path: Path, tensorboard: bool = False) -> RunFolder:
+        """The folder of a run that can be continued; nothing is written.
+
+        Raises:
+            UsageError: it is none, or holds no checkpoint.
+            MissingExtra: TensorBoard is not installed.
+        """
+        run = cls(path, tensorboard)
+        if not (path / "config.yaml").is_file():
+            raise UsageError(f"{path} is no run folder, it has no config.yaml: give one that octaveconv train made")
+        if not (run.last.exists() or run.previous.exists()):
+            raise UsageError(
+                f"{path} holds no checkpoint to continue from: start again with octaveconv train --recipe "
+                f"{path / 'config.yaml'}"
+            )
+        return run
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the settings of a new run, plain data, to config.yaml.
+
+        Raises:
+            FileExistsError: they have been written.
+            OSError: they cannot be written.
+        """
+        path = self.path / "config.yaml"
+        if path.exists():
+            raise FileExistsError(f"{path} exists: a run has one configuration")
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        with self._writing(path) as file:
+            file.write(text.encode())
+
+    def config(self) -> dict[str, Any]:
+        """The settings as `write_config` got them; tuples come back as lists.
+
+        Raises:
+            UsageError: the file holds no settings.
+        """
+        path = self.path / "config.yaml"
+        try:
+            config = yaml.safe_load(path.read_text("utf-8"))
+        except yaml.YAMLError as error:
+            raise UsageError(f"{path} is no YAML: {error}") from error
+        if not isinstance(config, dict):
+            raise UsageError(f"{path} holds no settings: it must be lines of NAME: VALUE")
+        return config
+
+    def write_env(self) -> None:
+        """Write versions and machine of this start of the run: to env.json, env-2.json for the second start, ..."""
+        names = (f"env{f'-{number}' if number > 1 else ''}.json" for number in itertools.count(1))
+        path = next(path for name in names if not (path := self.path / name).exists())
+        text = json.dumps(env.facts(), indent=1) + "\n"
+        with self._writing(path) as file:
+            file.write(text.encode())
+
+    def save(self, state: Mapping[str, Any], best: bool = False) -> None:
+        """Make ``state`` the last checkpoint, what was the last the previous one, and with ``best`` also the best.
+
+        At every instant ``last.pth``, once there, is complete; so are the others.
+
+        Args:
+            state: tensors, text, numbers and None in dicts, lists and tuples, all that ``weights_only=True`` reads.
+            best: this is the best of the run so far.
+
+        Raises:
+            TypeError: the state holds something else; the message names it.
+            OSError: it cannot be written; no checkpoint has been touched, and the message says how to continue.
+        """
+        _state.check(state)
+        with self._explained(_state.size(state)), _atomic.replacing(self.last) as file:
+            torch.save(dict(state), file)
+            _atomic.flush(file)
+            if best:  # before the last, which remembers that there was a best one
+                _atomic.link(Path(file.name), self.best)
+            if self._has_saved or _state.is_whole(self.last):  # no damaged file replaces a good one
+                _atomic.link(self.last, self.previous)
+        self._has_saved = True
+
+    def load(self) -> dict[str, Any]:
+        """The last checkpoint, on the CPU; the previous one if the last cannot be read, which is said on stderr.
+
+        Raises:
+            ValueError: neither can be read.
+        """
+        problems = []
+        for path in (self.last, self.previous):
+            try:
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            except FileNotFoundError:
+                problems.append(f"{path} does not exist")
+                continue
+            except Exception as error:  # a damaged file makes PyTorch raise anything
+                problems.append(f"{path} cannot be read ({type(error).__name__})")
+                continue
+            if problems:
+                print(f"octaveconv: {problems[0]}: continuing from {path}", file=sys.stderr, flush=True)
+            return state
+        raise ValueError(f"{' and '.join(problems)}: there is nothing to continue from")
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row to results.csv. Call it before `save`: `truncate` drops a row too many, but can make none.
+
+        Args:
+            row: figures by column, ``epoch`` among them; the first row decides the columns.
+
+        Raises:
+            ValueError: the row has other columns than the first.
+            OSError: it cannot be written; the message says how to continue.
+        """
+        columns = (_header(self.results) if self.results.exists() else None) or [*row]
+        if "epoch" not in row or set(columns) != set(row):
+            raise ValueError(f"{self.results} has columns {', '.join(columns)}; the row has {', '.join(row)}")
+        with self._explained():
+            _csv.open_table(self.results, columns)
+            _csv.append_row(self.results, columns, row)
+        if self._tensorboard:
+            self._write_scalars(row)
+
+    def truncate(self, epoch: int) -> None:
+        """Drop the rows of this and later epochs, which a continued run writes again, and a row cut by a crash."""
+        if not self.results.exists():
+            return
+        if not (columns := _header(self.results)):
+            return self.results.unlink()
+        lines = [line for line in self.results.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line, cells in zip(lines, csv.reader(lines)) if _epoch(columns, cells) < epoch]
+        with self._writing(self.results) as file:
+            file.write("".join([lines[0], *kept]).encode())
+
+    def rows(self) -> list[dict[str, str]]:
+        """The rows of results.csv."""
+        if not self.results.exists():
+            return []
+        with self.results.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def curves(self) -> list[Path]:
+        """Draw losses, accuracies and learning rate of results.csv over the epochs.
+
+        Returns:
+            curves.png and curves.svg, or nothing if there is nothing to draw.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        figure = _curves.draw(self.rows())
+        paths = [self.path / "curves.png", self.path / "curves.svg"] if figure else []
+        for path in paths:
+            with self._writing(path) as file:
+                _curves.write(figure, file, path.suffix[1:])
+        return paths
+
+    def finish(self, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+        """Write the final weights to model.safetensors, with metadata such as ``model`` and ``alpha``."""
+        path = self.path / "model.safetensors"
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+        with self._writing(path) as file:
+            file.write(safetensors.torch.save(tensors, {"format": "pt", **metadata}))
+        return path
+
+    def _write_scalars(self, row: Mapping[str, Any]) -> None:
+        if self._writer is None:  # rows that `truncate` has dropped are dropped here by purge_step
+            board = require("torch.utils.tensorboard", "tensorboard")
+            self._writer = board.SummaryWriter(str(self.path / "tensorboard"), purge_step=row["epoch"])
+        for name, value in row.items():
+            if isinstance(value, (int, float)) and name != "epoch":
+                self._writer.add_scalar(name, value, row["epoch"])
+        self._writer.flush()
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[BinaryIO]:
+        with self._explained(), _atomic.replacing(path) as file:
+            yield file
+
+    @contextmanager
+    def _explained(self, needed: int = 0) -> Iterator[None]:
+        """Let an error of the file system say what the user can do."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            cause = _system_error(error)
+            if cause is None:
+                raise
+            needs, room = "", ""
+            if cause.errno in _FULL:
+                needs = f" (a checkpoint needs {_mib(needed)}; " if needed else " ("
+                needs += f"{_mib(shutil.disk_usage(self.path).free)} free)"
+                room = "make room and "
+            kept, cure = "there is no checkpoint yet", "start again"
+            if self.last.exists():
+                kept, cure = f"{self.last} is as it was", f"continue: octaveconv train --resume {self.path}"
+            reason = cause.strerror or cause
+            raise OSError(f"cannot write to {self.path}: {reason}{needs}; {kept}: {room}{cure}") from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The error of the file system behind another: torch.save raises a RuntimeError after it."""
+    while error and not isinstance(error, OSError):
+        error = error.__context__
+    return error if isinstance(error, OSError) else None
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def _header(table: Path) -> list[str]:
+    """The columns of a table; none if a crash has cut the line."""
+    with table.open(encoding="utf-8") as file:
+        line = file.readline()
+    return next(csv.reader([line])) if line.endswith("\n") else []
+
+
+def _epoch(columns: list[str], cells: list[str]) -> float:
+    """The epoch of a row, never reached if it is no whole row (or the header)."""
+    text = dict(zip(columns, cells)).get("epoch", "")
+    return int(text) if text.isdecimal() and len(cells) == len(columns) else math.inf

@@ -1,0 +1,296 @@
+"""Training: a short loop between timm's parts and PyTorch's processes.
+
+A run is a function of its recipe. Every random number follows from (seed, step) or (seed, epoch, image), the learning
+rate from the step; so a checkpoint is weights, averaged weights, the optimiser's and the scaler's state, and how far
+the run has come. Continued from one, also in the middle of an epoch, a run on the CPU ends bit-identical.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from . import evaluate, processes
+from ._progress import progress
+from .augment import mix_seed, seeded, train_transform, training_batches
+from .data import Images, Stream, open_dataset, preprocessing
+from .errors import MissingExtra, Stopped, UsageError
+from .network import network, norms
+from .recipe import Recipe
+from .runlog import RunFolder
+
+
+class Training:
+    """One run: what it trains, with what, and how far it has come (``epoch``, ``step`` within it)."""
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        self.recipe, self.device = recipe, torch.device(device)
+        self.train_set, self.val_set = _data(recipe)
+        self.steps = len(self.train_set) // recipe.batch_size  # of an epoch
+        _check_batch(recipe, len(self.train_set))
+        self.model: Any = network(recipe, self.train_set.num_classes or recipe.num_classes)
+        self.model.to(self.device, memory_format=torch.channels_last)
+        self.optimizer = create_optimizer_v2(
+            self.model, opt=recipe.opt, lr=recipe.scaled_lr(), weight_decay=recipe.weight_decay,
+            momentum=recipe.momentum, filter_bias_and_bn=not recipe.decay_norms,
+            layer_decay=recipe.layer_decay if recipe.layer_decay != 1 else None,
+        )  # fmt: skip
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.dtype == "fp16")
+        self.ema = ModelEmaV3(self.model, decay=recipe.ema) if recipe.ema else None
+        self.parallel: Any = self._wrapped()
+        self.epoch = self.step = 0
+        self.best = -1.0
+        self.loss_sum = 0.0
+
+    def _wrapped(self) -> nn.Module:
+        """What is called in a training step: compiled, and averaging gradients over processes."""
+        called: nn.Module = self.model
+        if self.recipe.compile:
+            called = torch.compile(called)  # type: ignore[assignment]
+        if processes.world_size() > 1:
+            called = DistributedDataParallel(called, device_ids=[self.device] if self.device.type == "cuda" else None)
+        return called
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs; loadable with ``weights_only=True``."""
+        return {
+            "model": self.model.state_dict(), "ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "epoch": self.epoch,
+            "step": self.step, "best": self.best, "loss_sum": self.loss_sum, "recipe": self.recipe.to_dict(),
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Be where a run was that gave this state."""
+        self.model.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.loss_sum = state["loss_sum"]
+
+    def learning_rate(self) -> float:
+        """Of this step: a linear warm-up, then a cosine to 0."""
+        done, warm = self.epoch * self.steps + self.step, self.recipe.warmup_epochs * self.steps
+        total = self.recipe.epochs * self.steps
+        if done < warm:
+            return self.recipe.scaled_lr() * (done + 1) / warm
+        return self.recipe.scaled_lr() * 0.5 * (1 + math.cos(math.pi * (done - warm) / max(total - warm, 1)))
+
+    def batches(self) -> Any:
+        """The rest of this epoch's training batches."""
+        recipe, prepared = self.recipe, preprocessing(self.model)
+        transform = train_transform(
+            recipe.size, recipe.crop, recipe.crop_area, recipe.color_jitter, recipe.lighting, prepared.interpolation,
+            prepared.mean, prepared.std,
+        )  # fmt: skip
+        return training_batches(
+            self.train_set, transform, seed=recipe.seed, epoch=self.epoch, start=self.step,
+            batch_size=recipe.batch_size, parts=recipe.accumulate, workers=recipe.workers,
+            pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
+
+    def train_step(self, parts: list[tuple[Tensor, Tensor, Tensor]]) -> float:
+        """One step of the optimiser on the batches that make it; returns the mean loss of this process."""
+        recipe, lr = self.recipe, self.learning_rate()
+        self.parallel.train()
+        if recipe.freeze_bn:
+            for norm in norms(self.model):
+                norm.eval()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        total = torch.zeros((), device=self.device)
+        place = (recipe.seed, self.epoch, self.step, processes.rank())
+        np.random.seed(mix_seed(*place))  # of mixup
+        with seeded(*place):  # of dropout
+            for i, (images, labels, _) in enumerate(parts):
+                is_last = i == len(parts) - 1
+                waits = isinstance(self.parallel, DistributedDataParallel) and not is_last
+                with self.parallel.no_sync() if waits else nullcontext():
+                    loss = self._loss(images, labels) / len(parts)
+                    self.scaler.scale(loss).backward()
+                total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        if recipe.clip_grad:
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update(self.model)
+        return float(total)
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        recipe = self.recipe
+        x = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        y = labels.to(self.device, non_blocking=True)
+        smoothing = recipe.label_smoothing
+        if (recipe.mixup or recipe.cutmix) and self.epoch < recipe.epochs - recipe.mix_off_epochs:
+            mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=smoothing, num_classes=self.model.num_classes)
+            (x, y), smoothing = mix(x, y), 0.0
+        dtype = evaluate.DTYPES[recipe.dtype]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            logits = self.parallel(x)
+        return F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
+
+    def validate(self, model: nn.Module) -> evaluate.Score:
+        """Score a network exactly, over all processes."""
+        for buffer in model.buffers() if processes.world_size() > 1 else ():
+            dist.broadcast(buffer, 0)  # each process has statistics of its own images; those of the first count
+        settings = evaluate.Settings(
+            None, max(1, self.recipe.batch_size // processes.world_size() // self.recipe.accumulate), str(self.device),
+            self.recipe.dtype, workers=self.recipe.workers,
+        )  # fmt: skip
+        return evaluate.evaluate(model, self.val_set, settings)
+
+
+def train(training: Training, folder: RunFolder | None) -> dict[str, Any]:
+    """Train to the recipe's last epoch, keeping the run in ``folder`` (on the first process).
+
+    Returns:
+        The last epoch's row of results.csv.
+
+    Raises:
+        Stopped: by Ctrl-C or SIGTERM, after saving.
+        RuntimeError: the loss is not finite; the message names step, learning rate and images.
+        OSError: a checkpoint cannot be written; the one before it is still there.
+    """
+    row: dict[str, Any] = {}
+    quiet = processes.rank() > 0
+    with _stop_signals() as asked, progress(training.steps, training.recipe.epochs, quiet=quiet) as log:
+        while training.epoch < training.recipe.epochs:
+            start = time.perf_counter()
+            images, waited = _train_epoch(training, folder, asked, log)
+            row = _finish_epoch(training, folder, images, waited, time.perf_counter() - start)
+            log.epoch(row)
+            _save(training, folder, best=row["top1"] == training.best)
+    if folder is not None:
+        try:
+            folder.curves()
+        except MissingExtra as error:
+            print(f"no curves: {error}")
+        best = training.ema.module if training.ema else training.model
+        folder.finish(best.state_dict(), {"model": training.recipe.model, "alpha": str(getattr(best, "alpha", ""))})
+    return row
+
+
+def _train_epoch(training: Training, folder: RunFolder | None, asked: list[int], log: Any) -> tuple[int, float]:
+    """The rest of an epoch; returns the images seen in it, and the seconds waited for them."""
+    recipe, images, waited = training.recipe, 0, 0.0
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    step_waited, before = 0.0, time.perf_counter()
+    for batch in training.batches():
+        step_waited += time.perf_counter() - before
+        parts.append(batch)
+        if len(parts) == recipe.accumulate:
+            lr = training.learning_rate()
+            loss = training.train_step(parts)
+            loss, stop = _agree(loss, bool(asked))
+            if not math.isfinite(loss):
+                raise RuntimeError(_not_finite(training, loss, lr, parts))
+            training.loss_sum += loss
+            training.step += 1
+            images += recipe.batch_size
+            log.step(training.epoch + 1, training.step, loss, lr, recipe.batch_size, step_waited)
+            parts, waited, step_waited = [], waited + step_waited, 0.0
+            if stop or (training.step % recipe.save_steps == 0 and training.step < training.steps):
+                _save(training, folder, best=False)
+            if stop:
+                raise Stopped(f"stopped in epoch {training.epoch + 1}, step {training.step} of {training.steps}")
+        before = time.perf_counter()
+    return images, waited
+
+
+def _finish_epoch(
+    training: Training, folder: RunFolder | None, images: int, waited: float, seconds: float
+) -> dict[str, Any]:
+    """Validate, go on to the next epoch, and write the epoch's row."""
+    score = training.validate(training.model)
+    row = {
+        "epoch": training.epoch + 1, "lr": training.learning_rate(), "train_loss": training.loss_sum / training.steps,
+        "top1": score.top1, "top5": score.top5, "images_per_s": images / seconds, "data_wait": waited / seconds,
+    }  # fmt: skip
+    if training.ema:
+        row["ema_top1"] = training.validate(training.ema.module).top1
+    training.epoch, training.step, training.loss_sum = training.epoch + 1, 0, 0.0
+    training.best = max(training.best, row["top1"])
+    if folder is not None:
+        folder.append(row)
+    return row
+
+
+def _save(training: Training, folder: RunFolder | None, best: bool) -> None:
+    if folder is not None:
+        folder.save(training.state(), best)
+
+
+def _agree(loss: float, stop: bool) -> tuple[float, bool]:
+    """The mean loss, and whether any process was asked to stop: the same on all."""
+    if processes.world_size() == 1:
+        return loss, stop
+    both = torch.tensor([loss, float(stop)], dtype=torch.float64)
+    dist.all_reduce(both)  # by gloo, also beside NCCL
+    return float(both[0]) / processes.world_size(), bool(both[1])
+
+
+def _not_finite(training: Training, loss: float, lr: float, parts: list[tuple[Tensor, Tensor, Tensor]]) -> str:
+    names = [training.train_set.filename(int(i)) for i in parts[0][2][:3]]
+    return (
+        f"the loss is {loss} in epoch {training.epoch + 1}, step {training.step + 1}, at learning rate {lr:g} (images "
+        f"{', '.join(names)} ...): lower lr, clip the gradient (clip-grad), or use bf16 instead of fp16"
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """The signals that asked to stop; they are noted, and the step is finished first. A second Ctrl-C stops at once."""
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _data(recipe: Recipe) -> tuple[Images, Images | Stream]:
+    if not recipe.data:
+        raise UsageError("which images? give --data, a folder with train/CLASS/* and val/CLASS/*")
+    has_parts = not recipe.data.endswith(".rec") and not recipe.val_data
+    train_set = open_dataset(recipe.data, "train" if has_parts else None)
+    if isinstance(train_set, Stream):
+        raise UsageError(
+            f"{recipe.data} is a stream, which cannot be continued where it stopped: unpack it to a folder"
+        )
+    return train_set, open_dataset(recipe.val_data or recipe.data)
+
+
+def _check_batch(recipe: Recipe, count: int) -> None:
+    unit = processes.world_size() * recipe.accumulate * (2 if recipe.mixup or recipe.cutmix else 1)
+    if recipe.batch_size % unit:
+        raise UsageError(
+            f"a batch of {recipe.batch_size} cannot be shared by {processes.world_size()} processes in "
+            f"{recipe.accumulate} parts{' of pairs to mix' if unit % 2 == 0 else ''}: use a multiple of {unit}"
+        )
+    if recipe.batch_size > count:
+        raise UsageError(f"a batch of {recipe.batch_size} is more than the {count} training images: lower batch-size")

@@ -1,0 +1,29 @@
+"""``octaveconv report``: accuracy against multiply-adds, from a file of results."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Show an ablation: accuracy and multiply-adds at each alpha, as a table and as a picture.
+
+    Example: octaveconv report results/ablation.json --plot docs/ablation.svg
+    """
+    parser.add_argument("file", metavar="FILE", type=Path, help="what examples/ablation.py wrote")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw it here, as .png or .svg")
+
+
+def run(args: argparse.Namespace) -> Any:
+    """Print the table, draw the picture; return the points."""
+    from .._text import text_table
+    from ..bench import report
+
+    result = report.read(args.file)
+    print(text_table(report.table(result)))
+    if args.plot:
+        report.plot(result, args.plot)
+        print(f"picture: {args.plot}")
+    return report.by_alpha(result)

@@ -1,0 +1,116 @@
+"""``octaveconv train``: a recipe carried out, and continued where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from .._text import text_table
+from ..errors import Stopped, UsageError
+from ..recipe import Recipe, read_yaml
+from ._arguments import positive
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Train by a recipe, whose every field is an option: alone, or under torchrun.
+
+    Example: octaveconv train --recipe recipes/cifar10.yaml --data cifar10 --alpha 0.25
+    """
+    parser.usage = "%(prog)s [--recipe FILE] --data SRC [options] | --resume DIR"
+    parser.add_argument("--recipe", metavar="FILE", type=Path, help="YAML file of fields; options override it")
+    parser.add_argument("--resume", metavar="DIR", type=Path, help="continue this run, to the same end")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="where runs are (%(default)s)")
+    parser.add_argument("--fields", action="store_true", help="print every field of a recipe and end")
+    parser.add_argument("--name", metavar="NAME", help=argparse.SUPPRESS)
+    parser.add_argument("--device", choices=["cpu", "cuda"], help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=positive, help=argparse.SUPPRESS)
+    parser.add_argument("--tensorboard", action="store_true", help=argparse.SUPPRESS)
+    for item in fields(Recipe):
+        shown = item.metadata["help"] if item.metadata.get("main") else argparse.SUPPRESS
+        parser.add_argument(f"--{item.name.replace('_', '-')}", metavar="V", help=shown)
+
+
+def run(args: argparse.Namespace) -> Any:
+    """Train, or go on training; return the last epoch's figures."""
+    if args.fields:
+        print(text_table([["field", "default", "meaning"], *describe()]))
+        return describe()
+    import torch
+
+    from .. import processes
+    from ..runlog import RunFolder
+    from ..train import Training, train
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    with processes.joined(args.device or ("cuda" if torch.cuda.is_available() else "cpu")) as device:
+        resumed = _to_resume(args)
+        state = None if resumed is None else RunFolder.open(resumed).load()
+        recipe = Recipe.of(state["recipe"]) if state else Recipe.of(_file(args), _options(args))
+        training = Training(recipe, device)
+        if state:
+            training.restore(state)
+        is_first = processes.rank() == 0
+        folder = _folder(args, recipe, resumed, training) if is_first else None
+        if not is_first:
+            args.json = None
+        try:
+            return train(training, folder)
+        except Stopped as error:
+            raise Stopped(f"{error}; continue: octaveconv train --resume {folder and folder.path}") from error
+
+
+def describe() -> list[list[str]]:
+    """Of each field of a recipe its name, default and meaning."""
+    return [[item.name, _shown(getattr(Recipe(), item.name)), item.metadata["help"]] for item in fields(Recipe)]
+
+
+def _shown(value: Any) -> str:
+    return "" if value in (None, "", {}) else f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+def _file(args: argparse.Namespace) -> dict[str, Any]:
+    return read_yaml(args.recipe) if args.recipe else {}
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    given = {item.name: getattr(args, item.name) for item in fields(Recipe)}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _name(args: argparse.Namespace, recipe: Recipe) -> str:
+    return args.name or recipe.model + ("" if recipe.alpha is None else f"-{recipe.alpha:g}")
+
+
+def _to_resume(args: argparse.Namespace) -> Path | None:
+    """The run to continue: the one named, or, where torchrun has started anew after a failure, its newest."""
+    if args.resume or not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        if args.resume and (args.recipe or _options(args)):
+            raise UsageError("--resume alone continues a run with its own recipe: leave the other options away")
+        return args.resume  # type: ignore[no-any-return]
+    name = _name(args, Recipe.of(_file(args), _options(args)))
+    runs = [path for path in args.out.glob(f"{name}*") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", path.name)]
+    runs = [path for path in runs if any(path.glob("last*.pth"))]
+    return max(runs, key=lambda path: path.stat().st_ctime, default=None)
+
+
+def _folder(args: argparse.Namespace, recipe: Recipe, resumed: Path | None, training: Any) -> Any:
+    """The run's folder, new or as it was; what is about to be done is printed."""
+    from ..runlog import RunFolder
+
+    if resumed:
+        folder = RunFolder.open(resumed, args.tensorboard)
+        folder.truncate(training.epoch + 1)
+        print(f"continuing {folder.path} in epoch {training.epoch + 1}, step {training.step} of {training.steps}")
+    else:
+        folder = RunFolder.new(args.out, _name(args, recipe), args.tensorboard)
+        folder.write_config(recipe.to_dict())
+    folder.write_env()
+    scaled = f" (lr {recipe.lr:g} is for a batch of {recipe.lr_batch_size})" if recipe.lr_batch_size else ""
+    print(f"{folder.path}: batch {recipe.batch_size}, learning rate {recipe.scaled_lr():g}{scaled}, {recipe.dtype}, "
+          f"{training.device}; {len(training.train_set):,} images, {training.steps} steps per epoch")  # fmt: skip
+    return folder

@@ -1,0 +1,355 @@
+"""Training: the same run whatever interrupts it, and what the recipe asks for."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from test_data import make_folder
+
+import octaveconv.models  # noqa: F401  # registers
+from octaveconv import cli
+from octaveconv.augment import mix_seed, seeded, training_batches
+from octaveconv.data import open_dataset
+from octaveconv.errors import Stopped, UsageError
+from octaveconv.nn import OctBatchNorm2d
+from octaveconv.recipe import Recipe, read_yaml
+from octaveconv.train import Training, train
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+SMALL = dict(
+    model="oct_resnetv2_26", alpha=0.5, model_args=dict(layers=[1, 1, 1, 1], width=4, stem="3x3"), size=16, epochs=2,
+    batch_size=8, lr=0.1, warmup_epochs=1, crop="padded", crop_pct=1.0, dropout=0.2, workers=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    make_folder(root / "train", (20, 14))
+    make_folder(root / "val", (3, 4))
+    return str(root)
+
+
+def training(folder, **changes):
+    return Training(Recipe.of(SMALL, {"data": folder} | changes), "cpu")
+
+
+def weights_of(run):
+    return {key: tensor.clone() for key, tensor in run.model.state_dict().items()}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert torch.equal(found[key], tensor), key
+
+
+class Memory:
+    """In place of a run folder: keeps states, and may interrupt."""
+
+    def __init__(self, stop_after=None):
+        self.states, self.rows, self.stop_after, self.best = [], [], stop_after, []
+
+    def save(self, state, best=False):
+        state = {**state, "model": {k: v.clone() for k, v in state["model"].items()}}
+        self.states.append(torch.load(_bytes(state), weights_only=True))
+        self.best.append(best)
+        if len(self.states) == self.stop_after:
+            raise Stopped("enough")
+
+    def append(self, row):
+        self.rows.append(row)
+
+    def curves(self):
+        pass
+
+    def finish(self, state, metadata):
+        self.final, self.metadata = state, metadata
+
+
+def _bytes(state):
+    import io
+
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+VARIANTS = [
+    dict(),
+    dict(ema=0.9, mixup=0.2, cutmix=1.0, mix_off_epochs=1, label_smoothing=0.1),
+    dict(accumulate=2, clip_grad=1.0, crop="resized", color_jitter=0.4),
+    dict(dtype="bf16", opt="adamw", lr=0.001, layer_decay=0.7),
+    dict(dtype="fp16", freeze_bn=True, grad_checkpointing=True),
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: " ".join(changes) or "plain")
+@pytest.mark.parametrize("stop_after", [1, 3])  # in the middle of the first epoch; in the second
+def test_a_run_that_is_continued_ends_bit_identical(data, changes, stop_after):
+    whole, memory = training(data, save_steps=3, **changes), Memory()
+    train(whole, memory)
+    assert len(memory.states) == 4  # 4 steps an epoch: after step 3 and at the end, twice
+    interrupted = Memory(stop_after)
+    with pytest.raises(Stopped):
+        train(training(data, save_steps=3, **changes), interrupted)
+    again, rest = training(data, save_steps=3, **changes), Memory()
+    again.restore(interrupted.states[-1])
+    train(again, rest)
+    assert_same(weights_of(again), weights_of(whole))
+    assert_same(rest.final, memory.final)
+    assert rest.states[-1]["best"] == memory.states[-1]["best"]
+    assert rest.rows[-1]["train_loss"] == memory.rows[-1]["train_loss"]
+
+
+def test_loading_workers_change_nothing(data):
+    runs = [training(data, workers=workers, epochs=1, color_jitter=0.4, lighting=0.1) for workers in (0, 2)]
+    for run in runs:
+        train(run, None)
+    assert_same(weights_of(runs[0]), weights_of(runs[1]))
+
+
+def test_another_seed_gives_another_run(data):
+    runs = [training(data, seed=seed, epochs=1) for seed in (0, 1)]
+    for run in runs:
+        train(run, None)
+    assert not torch.equal(runs[0].model.fc.weight, runs[1].model.fc.weight)
+
+
+def test_parts_of_a_step_make_the_whole_step(data):
+    """Without batch statistics and dropout, accumulated gradients are those of the whole batch."""
+    runs = [training(data, accumulate=parts, epochs=1, freeze_bn=True, dropout=0) for parts in (1, 4)]
+    for run in runs:
+        train(run, None)
+    for whole, parts in zip(runs[0].model.parameters(), runs[1].model.parameters()):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_each_epoch_takes_every_image_once_in_another_order(data):
+    images = open_dataset(data, "train")
+
+    def order(epoch, start=0):
+        batches = training_batches(
+            images, lambda image: torch.zeros(1), seed=0, epoch=epoch, start=start, batch_size=8, parts=2, workers=0
+        )
+        return [numbers.tolist() for _, _, numbers in batches]
+
+    first = order(0)
+    taken = [number for batch in first for number in batch]
+    assert len(taken) == len(set(taken)) == 32  # 34 images, 4 steps of 8
+    assert order(0) == first
+    assert order(0, start=3) == first[6:]
+    assert order(1) != first
+
+
+def test_the_learning_rate(data):
+    run = training(data, epochs=3, warmup_epochs=1, lr=0.1, lr_batch_size=4)  # 0.2 for a batch of 8
+    rates = []
+    for epoch in range(3):
+        for step in range(run.steps):
+            run.epoch, run.step = epoch, step
+            rates.append(run.learning_rate())
+    assert rates[:4] == pytest.approx([0.05, 0.1, 0.15, 0.2])
+    assert rates[4:] == pytest.approx([0.1 * (1 + math.cos(math.pi * i / 8)) for i in range(8)])
+
+
+def test_seeds_of_neighbours_are_unrelated():
+    seeds = {mix_seed(a, b, c) for a in range(20) for b in range(20) for c in range(20)}
+    assert len(seeds) == 8000
+    bits = torch.tensor([[seed >> bit & 1 for bit in range(32)] for seed in seeds], dtype=torch.float32)
+    assert (bits.mean(0) - 0.5).abs().max() < 0.03
+    assert mix_seed(0, 1) != mix_seed(1, 0)
+
+
+def test_seeded_leaves_the_generators_as_they_were():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with seeded(1, 2):
+        first = torch.rand(2)
+    with seeded(1, 2):
+        assert torch.equal(torch.rand(2), first)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_frozen_norms_stay_as_they_are(data):
+    run = training(data, freeze_bn=True, epochs=1)
+    before = {
+        name: module.state_dict() for name, module in run.model.named_modules() if isinstance(module, OctBatchNorm2d)
+    }
+    before = {name: {k: v.clone() for k, v in state.items()} for name, state in before.items()}
+    train(run, None)
+    for name, state in before.items():
+        assert_same(run.model.get_submodule(name).state_dict(), state)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data):
+    with pytest.raises(
+        RuntimeError, match=r"loss is (nan|inf) in epoch \d, step \d, at learning rate [\d.]+e\+\d+ \(images .*png"
+    ):
+        train(training(data, lr=1e30, warmup_epochs=0), None)
+
+
+def test_weights_of_other_classes_start_the_head_anew(data, tmp_path, capsys):
+    other = timm.create_model("oct_resnetv2_26", alpha=0.5, num_classes=7, **SMALL["model_args"])
+    torch.save(other.state_dict(), tmp_path / "other.pth")
+    run = training(data, checkpoint=str(tmp_path / "other.pth"), alpha=None)
+    assert run.model.alpha == 0.5
+    assert run.model.fc.out_features == 2
+    assert torch.equal(run.model.conv1.weight, other.conv1.weight)
+    assert "has 7 classes, the data 2: the head starts anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(data=""), "give --data"),
+        (dict(batch_size=9, accumulate=2), "use a multiple of 2"),
+        (dict(batch_size=64), "is more than the 34 training images"),
+        (dict(model="oct_resnetv2_27"), "did you mean oct_resnetv2_26"),
+        (dict(model_args=dict(wide=3)), "does not take the model-args"),
+        (dict(epoch=3), "has no field 'epoch': did you mean epochs?"),
+        (dict(epochs=0), "epochs must be at least 1, got 0"),
+        (dict(epochs=1.5), "epochs must be a whole number, got 1.5"),
+        (dict(lr="fast"), "lr must be a number, got 'fast'"),
+        (dict(crop="middle"), "crop must be one of resized, padded, got 'middle'"),
+        (dict(compile="maybe"), "compile must be true or false, got 'maybe'"),
+    ],
+)
+def test_a_recipe_that_cannot_be(data, changes, message):
+    with pytest.raises(UsageError, match=message.replace("?", r"\?")):
+        training(data, **changes)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_complete_and_say_whether_they_were_reproduced(path):
+    recipe = Recipe.of(read_yaml(path))
+    with torch.device("meta"):
+        model = timm.create_model(recipe.model, alpha=recipe.alpha, **recipe.model_args)
+    assert model.alpha == recipe.alpha
+    if path.stem != "cifar10":
+        assert "Reproduced here: " in path.read_text()
+        assert (recipe.lr, recipe.warmup_epochs, recipe.momentum, recipe.weight_decay) == (0.4, 5, 0.9, 1e-4)
+
+
+def options(data, out, **changes):
+    recipe = SMALL | dict(data=data) | changes
+    return [
+        "train", "--out", str(out), "--device", "cpu", "--threads", "1",
+        *(f"--{name.replace('_', '-')}={json.dumps(value) if isinstance(value, dict) else value}"
+          for name, value in recipe.items()),
+    ]  # fmt: skip
+
+
+def test_the_verb_and_its_folder(data, tmp_path, capsys):
+    assert cli.main([*options(data, tmp_path, ema=0.9), "--json", str(tmp_path / "row.json")]) == 0
+    folder = tmp_path / "oct_resnetv2_26-0.5"
+    names = {
+        "config.yaml",
+        "env.json",
+        "results.csv",
+        "last.pth",
+        "best.pth",
+        "model.safetensors",
+        "curves.png",
+        "curves.svg",
+    }
+    assert names <= set(os.listdir(folder))
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == Recipe.of(SMALL, dict(data=data, ema=0.9)).to_dict()
+    rows = (folder / "results.csv").read_text().splitlines()
+    assert len(rows) == 3
+    assert rows[0].startswith("epoch,lr,train_loss,top1,top5")
+    assert json.loads((tmp_path / "row.json").read_text())["epoch"] == 2
+    model = timm.create_model(
+        "oct_resnetv2_26",
+        alpha=0.5,
+        num_classes=2,
+        **SMALL["model_args"],
+        checkpoint_path=str(folder / "model.safetensors"),
+    )
+    state = torch.load(folder / "last.pth", weights_only=True)
+    assert_same(dict(model.state_dict()), dict(state["ema"]))
+    assert cli.main(options(data, tmp_path, epochs=1)) == 0
+    assert (tmp_path / "oct_resnetv2_26-0.5-2").is_dir()  # nothing is overwritten
+    out = capsys.readouterr().out
+    assert "batch 8, learning rate 0.1" in out
+    assert cli.main(["train", "--resume", str(folder), "--lr", "1"]) == 2
+    assert "--resume alone continues a run" in capsys.readouterr().err
+
+
+def test_fields_are_listed(capsys):
+    assert cli.main(["train", "--fields"]) == 0
+    assert "label_smoothing" in capsys.readouterr().out
+
+
+def start(arguments, processes=1, restarts=0):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    launcher += [f"--max-restarts={restarts}"] if restarts else []
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "octaveconv", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait_for(path, seconds=60):
+    end = time.time() + seconds
+    while not path.exists():
+        assert time.time() < end, f"{path} did not come"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_continue(data, tmp_path, number):
+    run = start(options(data, tmp_path, epochs=500, save_steps=1))
+    folder = tmp_path / "oct_resnetv2_26-0.5"
+    wait_for(folder / "last.pth")
+    run.send_signal(number)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert f"continue: octaveconv train --resume {folder}" in error
+    assert len(error.splitlines()) == 1
+    assert torch.load(folder / "last.pth", weights_only=True)["epoch"] < 500
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_continued(data, tmp_path):
+    """All are killed and the user continues; one is killed and torchrun starts both anew: the same end."""
+    changes = dict(epochs=6, save_steps=2, ema=0.9)
+    whole = start(options(data, tmp_path / "whole", **changes), 2)
+    assert whole.wait(120) == 0, whole.stderr.read()
+
+    run = start(options(data, tmp_path / "killed", **changes), 2)
+    folder = tmp_path / "killed" / "oct_resnetv2_26-0.5"
+    wait_for(folder / "last.pth")
+    subprocess.run(["pkill", "-KILL", "-f", str(tmp_path / "killed")], check=True)
+    run.communicate()
+    again = start(["train", "--resume", str(folder), "--threads", "1"], 2)
+    assert again.wait(120) == 0, again.stderr.read()
+
+    run = start(options(data, tmp_path / "elastic", **changes), 2, restarts=1)
+    wait_for(tmp_path / "elastic" / "oct_resnetv2_26-0.5" / "last.pth")
+    workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    out, error = run.communicate(timeout=120)
+    assert run.returncode == 0, error
+    assert "continuing" in out
+
+    expected, *others = (
+        torch.load(tmp_path / name / "oct_resnetv2_26-0.5" / "last.pth", weights_only=True)
+        for name in ("whole", "killed", "elastic")
+    )
+    for state in others:
+        assert_same(dict(state["model"]), dict(expected["model"]))
+        assert_same(dict(state["ema"]), dict(expected["ema"]))
+    for name in ("killed", "elastic"):
+        assert len((tmp_path / name / "oct_resnetv2_26-0.5" / "results.csv").read_text().splitlines()) == 1 + 6
