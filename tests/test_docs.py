@@ -139,7 +139,20 @@ def ablation_table():
     return f"{markdown(report.table(result))}\n\n{conditions}"
 
 
+def overhead_table():
+    result = json.loads((ROOT / "results" / "overhead.json").read_text())
+    ours, bare = (result["seconds"][name] for name in ("ours", "bare"))
+    return (
+        f"`python tests/overhead_train.py`: {result['overhead']:+.2%}, the medians of {ours['runs']} interleaved rounds of "
+        f"{result['steps']} steps ({ours['median']:.3f} s against {bare['median']:.3f} s, quartiles {ours['lower']:.3f} to "
+        f"{ours['upper']:.3f} and {bare['lower']:.3f} to {bare['upper']:.3f}). Conditions: {result['network']}, batch "
+        f"{result['batch']}, {result['dtype']}, {result['layout']}, loading included, {result['threads']} thread, PyTorch "
+        f"{result['env']['torch']}, {result['env']['cpu']}."
+    )
+
+
 TABLES = {
+    "overhead": overhead_table,
     "fields": fields_table,
     "fault": fault_table,
     "ablation": ablation_table,

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,11 +14,11 @@ import pytest
 import timm
 import torch
 import yaml
-from test_data import make_folder
+from test_data import encoded, make_folder, make_records, make_tar, webdataset_shards
 
 import octaveconv.models  # noqa: F401  # registers
 from octaveconv import cli
-from octaveconv.augment import mix_seed, seeded, training_batches
+from octaveconv.augment import generators_kept, mix_seed, seed_generators, training_batches
 from octaveconv.data import open_dataset
 from octaveconv.errors import Stopped, UsageError
 from octaveconv.nn import OctBatchNorm2d
@@ -171,14 +172,26 @@ def test_seeds_of_neighbours_are_unrelated():
     assert mix_seed(0, 1) != mix_seed(1, 0)
 
 
-def test_seeded_leaves_the_generators_as_they_were():
+def test_the_generators_go_on_as_before():
     torch.manual_seed(3)
-    before = torch.get_rng_state()
-    with seeded(1, 2):
-        first = torch.rand(2)
-    with seeded(1, 2):
-        assert torch.equal(torch.rand(2), first)
-    assert torch.equal(torch.get_rng_state(), before)
+    before = torch.get_rng_state(), random.getstate()
+    drawn = []
+    for _ in range(2):
+        with generators_kept():
+            seed_generators(1, 2)
+            drawn.append((torch.rand(1).item(), random.random()))
+    assert drawn[0] == drawn[1]
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+@pytest.mark.slow
+def test_compiled(data):
+    runs = [training(data, compile=compiled, epochs=1, dropout=0, lr=1e-3) for compiled in (False, True)]
+    for run in runs:
+        train(run, None)
+    for eager, compiled in zip(runs[0].model.parameters(), runs[1].model.parameters()):
+        torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-3)
 
 
 def test_frozen_norms_stay_as_they_are(data):
@@ -197,6 +210,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(data):
         RuntimeError, match=r"loss is (nan|inf) in epoch \d, step \d, at learning rate [\d.]+e\+\d+ \(images .*png"
     ):
         train(training(data, lr=1e30, warmup_epochs=0), None)
+
+
+@pytest.mark.parametrize("kind", ["tar", "rec", "wds"])
+def test_other_kinds_of_data(tmp_path, kind):
+    make_folder(tmp_path / "set" / "train", (6, 6))
+    make_folder(tmp_path / "set" / "val", (3, 2))
+    if kind == "tar":
+        changes = dict(data=str(make_tar(tmp_path / "set.tar", tmp_path / "set")))
+    elif kind == "rec":
+        for part in ("train", "val"):
+            make_records(tmp_path / f"{part}.rec", [(i % 2, encoded(i)) for i in range(12)])
+        changes = dict(data=str(tmp_path / "train.rec"), val_data=str(tmp_path / "val.rec"), num_classes=2)
+    else:
+        webdataset_shards(tmp_path)
+        for shard in tmp_path.glob("val-*.tar"):
+            shard.with_name(shard.name.replace("val", "train")).write_bytes(shard.read_bytes())
+        changes = dict(data=f"wds/{tmp_path}", num_classes=3)
+    row = train(training(**{"folder": "", "epochs": 1, "batch_size": 4} | changes), None)
+    assert row["epoch"] == 1
+    assert 0 <= row["top1"] <= 100
 
 
 def test_weights_of_other_classes_start_the_head_anew(data, tmp_path, capsys):

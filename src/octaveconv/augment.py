@@ -66,13 +66,17 @@ def mix_seed(*numbers: int) -> int:
     return mixed % 2**32
 
 
-@contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
-    """Python's and PyTorch's generators (on the CPU) start from a seed, and are then as they were before."""
-    states = random.getstate(), torch.get_rng_state()
+def seed_generators(*numbers: int) -> None:
+    """Start Python's generator and PyTorch's (on the CPU) from a seed."""
     seed = mix_seed(*numbers)
     random.seed(seed)
     torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Whatever happens to these generators inside, outside they go on as before."""
+    states = random.getstate(), torch.get_rng_state()
     try:
         yield
     finally:
@@ -119,7 +123,11 @@ class _Items(Dataset[Any]):
     seed: int
     epoch: int
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int, int]]:
+        with generators_kept():  # once for a batch: it costs more than seeding
+            return [self._item(index) for index in indices]
+
+    def _item(self, index: int) -> tuple[Tensor, int, int]:
         image, label = self.images.read(index)
-        with seeded(self.seed, self.epoch, index):
-            return self.transform(image), label, index
+        seed_generators(self.seed, self.epoch, index)
+        return self.transform(image), label, index

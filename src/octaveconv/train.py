@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import evaluate, processes
 from ._progress import progress
-from .augment import mix_seed, seeded, train_transform, training_batches
+from .augment import generators_kept, mix_seed, seed_generators, train_transform, training_batches
 from .data import Images, Stream, open_dataset, preprocessing
 from .errors import MissingExtra, Stopped, UsageError
 from .network import network, norms
@@ -39,6 +39,8 @@ class Training:
 
     def __init__(self, recipe: Recipe, device: str) -> None:
         self.recipe, self.device = recipe, torch.device(device)
+        if recipe.sync_bn and self.device.type == "cpu" and processes.world_size() > 1:
+            raise UsageError("sync-bn needs GPUs: PyTorch's own norms, as in the stem, synchronise nowhere else")
         self.train_set, self.val_set = _data(recipe)
         self.steps = len(self.train_set) // recipe.batch_size  # of an epoch
         _check_batch(recipe, len(self.train_set))
@@ -114,9 +116,10 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         total = torch.zeros((), device=self.device)
-        place = (recipe.seed, self.epoch, self.step, processes.rank())
-        np.random.seed(mix_seed(*place))  # of mixup
-        with seeded(*place):  # of dropout
+        with generators_kept():
+            place = (recipe.seed, self.epoch, self.step, processes.rank())
+            seed_generators(*place)  # of dropout
+            np.random.seed(mix_seed(*place))  # of mixup
             for i, (images, labels, _) in enumerate(parts):
                 is_last = i == len(parts) - 1
                 waits = isinstance(self.parallel, DistributedDataParallel) and not is_last
@@ -175,9 +178,9 @@ def train(training: Training, folder: RunFolder | None) -> dict[str, Any]:
         while training.epoch < training.recipe.epochs:
             start = time.perf_counter()
             images, waited = _train_epoch(training, folder, asked, log)
-            row = _finish_epoch(training, folder, images, waited, time.perf_counter() - start)
+            row, is_best = _finish_epoch(training, folder, images, waited, time.perf_counter() - start)
             log.epoch(row)
-            _save(training, folder, best=row["top1"] == training.best)
+            _save(training, folder, is_best)
     if folder is not None:
         try:
             folder.curves()
@@ -217,8 +220,8 @@ def _train_epoch(training: Training, folder: RunFolder | None, asked: list[int],
 
 def _finish_epoch(
     training: Training, folder: RunFolder | None, images: int, waited: float, seconds: float
-) -> dict[str, Any]:
-    """Validate, go on to the next epoch, and write the epoch's row."""
+) -> tuple[dict[str, Any], bool]:
+    """Validate, write the epoch's row, and go on to the next; returns the row, and whether it is the best."""
     score = training.validate(training.model)
     row = {
         "epoch": training.epoch + 1, "lr": training.learning_rate(), "train_loss": training.loss_sum / training.steps,
@@ -226,11 +229,12 @@ def _finish_epoch(
     }  # fmt: skip
     if training.ema:
         row["ema_top1"] = training.validate(training.ema.module).top1
+    top1 = row.get("ema_top1", row["top1"])
+    is_best, training.best = top1 > training.best, max(training.best, top1)
     training.epoch, training.step, training.loss_sum = training.epoch + 1, 0, 0.0
-    training.best = max(training.best, row["top1"])
     if folder is not None:
         folder.append(row)
-    return row
+    return row, is_best
 
 
 def _save(training: Training, folder: RunFolder | None, best: bool) -> None:
