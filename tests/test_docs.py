@@ -14,7 +14,6 @@ import torch
 
 import octaveconv as oc
 from octaveconv import evaluate, models, quickstart
-from octaveconv.bench import report
 from octaveconv.verbs import models as verb
 from octaveconv.verbs import train as train_verb
 
@@ -130,24 +129,15 @@ def fault_table():
     )
 
 
-def ablation_table():
-    result = json.loads((ROOT / "results" / "ablation.json").read_text())
-    conditions = (
-        f"Conditions: {result['what']} PyTorch {result['env']['torch']}, {result['threads']} thread, "
-        f"{result['env']['cpu']}. Recipe `{result['recipe']}` with `{' '.join(result['options'])}`."
-    )
-    return f"{markdown(report.table(result))}\n\n{conditions}"
-
-
 def overhead_table():
     result = json.loads((ROOT / "results" / "overhead.json").read_text())
     ours, bare = (result["seconds"][name] for name in ("ours", "bare"))
     return (
-        f"`python tests/overhead_train.py`: {result['overhead']:+.2%}, the medians of {ours['runs']} interleaved rounds of "
-        f"{result['steps']} steps ({ours['median']:.3f} s against {bare['median']:.3f} s, quartiles {ours['lower']:.3f} to "
-        f"{ours['upper']:.3f} and {bare['lower']:.3f} to {bare['upper']:.3f}). Conditions: {result['network']}, batch "
-        f"{result['batch']}, {result['dtype']}, {result['layout']}, loading included, {result['threads']} thread, PyTorch "
-        f"{result['env']['torch']}, {result['env']['cpu']}."
+        f"`python tests/overhead_train.py`: {result['overhead']:+.2%}, medians of {ours['runs']} interleaved rounds of "
+        f"{result['steps']} steps ({ours['median']:.3f} s against {bare['median']:.3f} s, quartiles "
+        f"{ours['lower']:.3f} to {ours['upper']:.3f} and {bare['lower']:.3f} to {bare['upper']:.3f}). Conditions: "
+        f"{result['network']}, batch {result['batch']}, {result['dtype']}, {result['layout']}, loading included, "
+        f"{result['threads']} thread, PyTorch {result['env']['torch']}, {result['env']['cpu']}."
     )
 
 
@@ -155,7 +145,6 @@ TABLES = {
     "overhead": overhead_table,
     "fields": fields_table,
     "fault": fault_table,
-    "ablation": ablation_table,
     "fuzz": fuzz_table,
     "scoring": scoring_table,
     "networks": networks_table,

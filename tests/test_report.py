@@ -16,14 +16,17 @@ RUNS = [
 
 @pytest.fixture
 def file(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps({"runs": RUNS}))
+    (tmp_path / "a.json").write_text(json.dumps({"runs": RUNS, "images_per_s": {"0": 400.4}}))
     return tmp_path / "a.json"
 
 
 def test_means_and_deviations(file, capsys, tmp_path):
     assert cli.main(["report", str(file), "--plot", str(tmp_path / "a.svg"), "--json", str(tmp_path / "b.json")]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[1:3] == [["0", "10.00", "100%", "3", "72.00", "1.00"], ["0.5", "6.00", "60%", "3", "71.00", "1.00"]]
+    assert lines[1:3] == [
+        ["0", "10.00", "100%", "3", "72.00", "1.00", "400"],
+        ["0.5", "6.00", "60%", "3", "71.00", "1.00", "-"],
+    ]
     assert [point["alpha"] for point in json.loads((tmp_path / "b.json").read_text())] == [0, 0.5]
     first = (tmp_path / "a.svg").read_text()
     report.plot(report.read(file), tmp_path / "a.svg")

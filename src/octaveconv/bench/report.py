@@ -40,12 +40,13 @@ def by_alpha(result: dict[str, Any]) -> list[dict[str, float]]:
 
 def table(result: dict[str, Any]) -> list[list[str]]:
     """Rows of text, one for each alpha."""
-    rows = [["alpha", "MACs M", "share", "seeds", "top-1 %", "deviation"]]
-    points = by_alpha(result)
+    rows = [["alpha", "MACs M", "share", "seeds", "top-1 %", "deviation", "images/s"]]
+    points, speed = by_alpha(result), result.get("images_per_s", {})
     for point in points:
         rows.append([
             f"{point['alpha']:g}", f"{point['macs'] / 1e6:.2f}", f"{point['macs'] / points[0]['macs']:.0%}",
             f"{point['seeds']}", f"{point['mean']:.2f}", f"{point['deviation']:.2f}",
+            f"{speed[key]:.0f}" if (key := f"{point['alpha']:g}") in speed else "-",
         ])  # fmt: skip
     return rows
 

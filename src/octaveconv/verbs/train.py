@@ -30,8 +30,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, help=argparse.SUPPRESS)
     parser.add_argument("--tensorboard", action="store_true", help=argparse.SUPPRESS)
     for item in fields(Recipe):
-        shown = item.metadata["help"] if item.metadata.get("main") else argparse.SUPPRESS
-        parser.add_argument(f"--{item.name.replace('_', '-')}", metavar="V", help=shown)
+        option = f"--{item.name.replace('_', '-')}"
+        if isinstance(item.default, bool):
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=argparse.SUPPRESS)
+        else:
+            shown = item.metadata["help"] if item.metadata.get("main") else argparse.SUPPRESS
+            parser.add_argument(option, metavar="V", help=shown)
 
 
 def run(args: argparse.Namespace) -> Any:
