@@ -329,7 +329,7 @@ def start(arguments, processes=1, restarts=0):
     launcher += [f"--max-restarts={restarts}"] if restarts else []
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "octaveconv", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )  # fmt: skip
 
 
@@ -369,7 +369,7 @@ def test_two_processes_killed_and_continued(data, tmp_path):
     again = start(["train", "--resume", str(folder), "--threads", "1"], 2)
     assert again.wait(120) == 0, again.stderr.read()
 
-    run = start(options(data, tmp_path / "elastic", **changes), 2, restarts=1)
+    run = start(options(data, tmp_path / "elastic", **changes), 2, restarts=3)
     wait_for(tmp_path / "elastic" / "oct_resnetv2_26-0.5" / "last.pth")
     workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=True).stdout.split()
     os.kill(int(workers[-1]), signal.SIGKILL)
