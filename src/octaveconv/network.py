@@ -70,7 +70,7 @@ def _load(model: Any, file: weights.Weights, name: str, arguments: dict[str, Any
         return
     with torch.device("meta"):
         theirs = timm.create_model(name, num_classes=file.num_classes, **arguments)
-    head = f"{model.get_classifier(name_only=True) if hasattr(model, 'stage_names') else 'fc'}."
+    head = f"{model.pretrained_cfg['classifier']}."
     state = {key: tensor for key, tensor in file.state_dict(theirs).items() if not key.startswith(head)}
     missing, unexpected = model.load_state_dict(state, strict=False)
     wrong = [*unexpected, *(key for key in missing if not key.startswith(head))]
