@@ -4,6 +4,7 @@ from . import functional
 from .backends import backend
 from .convert.mxnet import load_mxnet
 from .cost import cost
+from .deploy import deploy
 from .errors import BackendUnavailable, MXNetFormatError
 from .nn import Merge, OctBatchNorm2d, OctConv2d, OctMap, OctSqueezeExcite, Split
 from .octave import Octave, octave_map
@@ -22,6 +23,7 @@ __all__ = [
     "Split",
     "backend",
     "cost",
+    "deploy",
     "functional",
     "load_mxnet",
     "octave_map",

@@ -1,0 +1,73 @@
+"""Deploy: the inference form of a network, norms folded and layers fused, run by the fastest engine that can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..errors import BackendUnavailable, UsageError
+
+__all__ = ["deploy"]
+
+
+def deploy(model: nn.Module, example_input: Tensor, engine: str | None = None) -> nn.Module:
+    """Make the inference form of a network: the same answers, sooner.
+
+    On the CPU that is the native engine, C++ that is compiled on first use, with folded norms, packed weights and
+    fused layers. Where it cannot run (another device, no compiler, an operation it does not know) it is PyTorch's
+    Inductor on the folded network. The result's ``engine`` says which one was chosen, and ``reason`` why not native.
+
+    Args:
+        model: any network of images, octave or dense. It is left as it is, and what is deployed is a picture of it:
+            later changes of its weights do not reach the deployed one.
+        example_input: ``[N, C, H, W]``, float32; other batch and image sizes may be given later.
+        engine: ``"native"`` or ``"inductor"`` to have that one or an error.
+
+    Returns:
+        A module that takes what the model takes and returns what it returns in evaluation mode, without gradients. The
+        number of threads is ``torch.get_num_threads()`` at each call; the first call of a size takes longer, as memory
+        is laid out and layers are tuned for it.
+
+    Raises:
+        BackendUnavailable: the engine asked for cannot run; the message says why.
+        UsageError: there is no such engine.
+
+    Example:
+        >>> import timm, torch, octaveconv as oc
+        >>> import octaveconv.models
+        >>> model = timm.create_model("oct_resnet18", alpha=0.5, layers=(1, 1, 1, 1)).eval()
+        >>> deployed = oc.deploy(model, torch.randn(1, 3, 64, 64))
+        >>> x = torch.randn(2, 3, 96, 96)
+        >>> torch.allclose(deployed(x), model(x), atol=1e-4)
+        True
+    """
+    engines: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {"native": _native, "inductor": _inductor}
+    if engine is not None and engine not in engines:
+        raise UsageError(f"there is no engine {engine!r}: use {' or '.join(engines)}")
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        if engine is not None:
+            return engines[engine](model, example_input)
+        try:
+            return _native(model, example_input)
+        except BackendUnavailable as error:
+            deployed = _inductor(model, example_input)
+            deployed.reason = f"not the native engine: {error}"  # type: ignore[assignment]
+            return deployed
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _native(model: nn.Module, example_input: Tensor) -> nn.Module:
+    from .engine import NativeNetwork
+
+    return NativeNetwork(model, example_input)
+
+
+def _inductor(model: nn.Module, example_input: Tensor) -> nn.Module:
+    from .fallback import fallback
+
+    return fallback(model, example_input)

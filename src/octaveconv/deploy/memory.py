@@ -1,0 +1,162 @@
+"""Memory: where every map of a network lies, for one input size."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .ir import Layer, Map, Network, Pair, Ref
+
+Array = np.ndarray[Any, Any]
+
+
+class Place(NamedTuple):
+    """Where a map lies: all images with a border of ``halo`` zeros, ``stride`` floats per pixel."""
+
+    buffer: Tensor
+    height: int
+    width: int
+    halo: int
+    stride: int
+    channel: int  # the first one of the map
+
+    @property
+    def row(self) -> int:
+        """Floats from one row to the next."""
+        return (self.width + 2 * self.halo) * self.stride
+
+    @property
+    def image(self) -> int:
+        """Floats from one image to the next."""
+        return (self.height + 2 * self.halo) * self.row
+
+    @property
+    def origin(self) -> int:
+        """The first pixel of the first image, in floats."""
+        return self.halo * (self.row + self.stride) + self.channel
+
+    def pointer(self, offset: int = 0) -> int:
+        """The address of a float."""
+        return self.buffer.data_ptr() + 4 * offset
+
+
+class Memory:
+    """The maps of ``images`` images at a time, whose sizes follow from what the symbols in ``sizes`` stand for.
+
+    ``places`` has every map of the ``phases`` (see `phases_of`).
+    """
+
+    def __init__(
+        self, network: Network, phases: list[list[Layer]], sizes: Mapping[Any, int], images: int, lanes: int
+    ) -> None:
+        self.images, self.sizes, self.lanes = images, sizes, lanes
+        self.tables: dict[Any, Array] = {}
+        self.halos = _halos(network)
+        self.places = self._allocate(network, phases)
+
+    def size(self, symbolic: tuple[Any, Any]) -> Pair:
+        """Height and width as numbers."""
+        height, width = (number(size, self.sizes) for size in symbolic)
+        return height, width
+
+    def _allocate(self, network: Network, phases: list[list[Layer]]) -> dict[Map, Place]:
+        """Give every map its memory; maps of the same shape take turns, so that the borders stay zero."""
+        last = {}  # the phase after which a map's memory is free
+        for i, phase in enumerate(phases):
+            for layer in phase:
+                last.update({_home(ref.map): i for ref in layer.sources})
+                last.update({_home(target): max(i, last.get(_home(target), 0)) for target in layer.targets})
+        last.update({_home(ref.map): len(phases) for refs in network.outputs for ref in refs})
+        places: dict[Map, Place] = {}
+        free: dict[Any, list[Place]] = defaultdict(list)
+
+        def place(target: Map) -> None:
+            home = _home(target)
+            if home not in places:
+                height, width = self.size(home.size)
+                key = (height, width, self.halos[home], self._stride(home, network))
+                places[home] = free[key].pop() if free[key] else self._place(*key)
+            if home is not target:
+                places[target] = places[home]._replace(channel=target.offset)
+
+        place(network.input)
+        for i, phase in enumerate(phases):
+            for layer in phase:
+                for target in layer.targets:
+                    place(target)
+            for home in [home for home, end in last.items() if end == i and home in places]:
+                key = places[home][1:5]
+                free[key].append(places[home])
+        return places
+
+    def _place(self, height: int, width: int, halo: int, stride: int) -> Place:
+        floats = self.images * (height + 2 * halo) * (width + 2 * halo) * stride
+        if floats >= 2**31:
+            raise ValueError(f"a map of {height}x{width} pixels and {stride} channels is too large for the engine")
+        return Place(torch.zeros(floats + 4 * self.lanes), height, width, halo, stride, 0)
+
+    def _stride(self, home: Map, network: Network) -> int:
+        """Floats per pixel: whole vectors, and no multiple of 1 KiB, whose pixels would meet in the same cache sets."""
+        if home is network.input:
+            return home.channels
+        floats = -(-home.channels // 16) * 16
+        return floats + 16 if floats % 256 == 0 else floats
+
+    def pixels(self, ref: Ref, grid: Pair, blocked: bool, step: Pair = (1, 1), shift: Pair = (0, 0)) -> Array:
+        """Where in ``ref`` the window of each pixel of ``grid`` begins: at pixel * step - shift."""
+        place = self.places[ref.map]
+        key = (place[1:], ref.first, grid, blocked, step, shift)
+        if key not in self.tables:
+            n, y, x = _blocks(self.images, *grid) if blocked else np.indices((self.images, *grid)).reshape(3, -1)
+            offsets = n * place.image + (y * step[0] - shift[0]) * place.row + (x * step[1] - shift[1]) * place.stride
+            self.tables[key] = (offsets + place.origin + ref.first).astype(np.int32)
+        return self.tables[key]
+
+
+def _home(target: Map) -> Map:
+    return target.home or target
+
+
+def number(size: Any, sizes: Mapping[Any, int]) -> int:
+    """A size as a number, given what its symbols stand for."""
+    return int(size.node.expr.subs(sizes)) if isinstance(size, torch.SymInt) else int(size)
+
+
+def _halos(network: Network) -> dict[Map, int]:
+    """The border that each map in memory needs: the widest padding of the convolutions that read it."""
+    halos: dict[Map, int] = defaultdict(int)
+    for layer in network.layers:
+        if layer.sum is not None:
+            for term in (*layer.sum.terms, *layer.sum.coarse):
+                home = _home(term.source.map)
+                halos[home] = max(halos[home], *term.padding)
+    return halos
+
+
+def phases_of(network: Network) -> list[list[Layer]]:
+    """Layers by phase: each as early as it can be, after all that it reads."""
+    written: dict[Map, list[tuple[int, int, int]]] = {_home(network.input): [(0, network.input.channels, 0)]}
+    phases: list[list[Layer]] = []
+    for layer in network.layers:
+        level = 0
+        for ref in layer.sources:
+            first = ref.first + ref.map.offset
+            level = max(level, *(after for start, end, after in written[_home(ref.map)]
+                                 if start < first + ref.channels and first < end))  # fmt: skip
+        for target in layer.targets:
+            written.setdefault(_home(target), []).append((target.offset, target.offset + target.channels, level + 1))
+        if level == len(phases):
+            phases.append([])
+        phases[level].append(layer)
+    return phases
+
+
+def _blocks(images: int, height: int, width: int) -> Array:
+    """Image, row and column of pixels in 2x2 blocks; those beyond an odd edge are the pixels at the edge again."""
+    n, y, x, i, j = np.indices((images, -(-height // 2), -(-width // 2), 2, 2)).reshape(5, -1)
+    return np.stack([n, np.minimum(2 * y + i, height - 1), np.minimum(2 * x + j, width - 1)])

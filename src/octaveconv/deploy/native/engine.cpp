@@ -1,0 +1,151 @@
+// Runs a program on several threads. Built by native/__init__.py with the compiler that torch.compile needs anyway.
+#include <chrono>
+
+#include "kernel.h"
+#include "pool.h"
+#include "window.h"
+
+namespace {
+
+constexpr int64_t PREFETCHED = 1 << 20;  // bytes of a panel that are prefetched at most; more would push out others
+
+using Tile = void (*)(const Layer&, const Panel&, int, const float*, Ahead&);
+using CoarseTile = void (*)(const Layer&, const Panel&, int, float*, Ahead&);
+
+template <int... MR>
+struct Tiles {
+    static constexpr Tile fine[sizeof...(MR)][PANEL] = {{tile<MR + 1, 1>, tile<MR + 1, 2>, tile<MR + 1, 3>}...};
+    static constexpr CoarseTile coarse[sizeof...(MR)][PANEL] = {
+        {coarse_tile<MR + 1, 1>, coarse_tile<MR + 1, 2>, coarse_tile<MR + 1, 3>}...};
+};
+
+#if defined(__AVX__) && !defined(__AVX512F__)
+using All = Tiles<0, 1, 2, 3>;
+#else
+using All = Tiles<0, 1, 2, 3, 4, 5, 6, 7>;
+#endif
+
+// What one thread does of a layer: units [first, last) for the panels [first, last).
+struct Share {
+    Range panels, units;
+    Share(const Layer& layer, int thread, int threads)
+        : Share(layer, thread, std::min(layer.channel_split, threads), threads) {}
+
+   private:
+    Share(const Layer& layer, int thread, int split, int threads)
+        : panels(layer.panel_count, thread % split, split),
+          units(layer.units, thread / split, threads / split) {
+        if (thread >= threads / split * split) units.last = units.first;  // one too many
+    }
+};
+
+// The units cut into runs of at most TILE, as even as they go, so that no tile is left with one pixel.
+struct Cuts {
+    int first, units, count;
+    Cuts(Range range) : first(range.first), units(range.last - range.first), count((units + TILE - 1) / TILE) {}
+    int at(int i) const { return first + units * i / count; }
+};
+
+INLINE void run_units(const Layer& layer, const Panel& panel, int first, int last, Ahead& ahead) {
+    if (!layer.blocks) return All::fine[last - first - 1][panel.vectors - 1](layer, panel, first, nullptr, ahead);
+    alignas(64) float coarse[TILE * PANEL * LANES];
+    if (layer.coarse_count) All::coarse[last - first - 1][panel.vectors - 1](layer, panel, first, coarse, ahead);
+    constexpr int STEP = TILE / 4;  // blocks of a tile
+    for (int block = first; block < last; block += STEP) {
+        int pixels = 4 * std::min(STEP, last - block);
+        const float* start = layer.coarse_count ? coarse + (block - first) * panel.vectors * LANES : nullptr;
+        All::fine[pixels - 1][panel.vectors - 1](layer, panel, 4 * block, start, ahead);
+    }
+}
+
+Ahead weights_of(const Panel& panel) {
+    return {panel.weights, panel.weights + std::min<int64_t>(panel.weights_end - panel.weights, PREFETCHED)};
+}
+
+void gemm(const Layer& layer, const Share& share, Ahead next) {
+    Cuts cuts(share.units);
+    if (layer.pixels_outside) {
+        for (int i = 0; i < cuts.count; i++)
+            for (int j = share.panels.first; j < share.panels.last; j++)
+                run_units(layer, layer.panels[j], cuts.at(i), cuts.at(i + 1), next);
+        return;
+    }
+    for (int j = share.panels.first; j < share.panels.last; j++) {
+        const Panel& panel = layer.panels[j];
+        Ahead ahead = j + 1 < share.panels.last ? weights_of(layer.panels[j + 1]) : next;
+        for (int i = 0; i < cuts.count; i++) run_units(layer, panel, cuts.at(i), cuts.at(i + 1), ahead);
+    }
+}
+
+void run_layer(const Layer& layer, const Outside* outside, int64_t pass, int thread, int threads, Ahead next) {
+    const Window* w = layer.window;
+    switch (layer.kind) {
+        case GEMM: return gemm(layer, Share(layer, thread, threads), next);
+        case MEAN: return mean(*w, thread, threads);
+        case MAX_POOL: return pool<true>(*w, thread, threads);
+        case AVG_POOL: return pool<false>(*w, thread, threads);
+        case READ: return copy<true>(*w, outside[w->slot], pass, thread, threads);
+        case WRITE: return copy<false>(*w, outside[w->slot], pass, thread, threads);
+    }
+}
+
+// Every other layer is dealt out backwards, so that no thread gets all the larger shares.
+int part_of(int layer, int thread, int threads) { return layer % 2 ? threads - 1 - thread : thread; }
+
+// The weights that a thread needs first of all in a layer.
+Ahead first_weights(const Program& program, int layer, int thread, int threads) {
+    if (layer == program.phases[program.phase_count] || program.layers[layer].kind != GEMM) return {};
+    Share share(program.layers[layer], part_of(layer, thread, threads), threads);
+    return share.panels.first < share.panels.last ? weights_of(program.layers[layer].panels[share.panels.first])
+                                                  : Ahead{};
+}
+
+Pool& pool_of_threads() {
+    static Pool* pool = new Pool;  // never destroyed: its threads may outlive main
+    return *pool;
+}
+
+Barrier barrier;
+
+using Clock = std::chrono::steady_clock;
+
+double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+}  // namespace
+
+extern "C" {
+
+int lanes() { return LANES; }
+int tile_pixels() { return TILE; }
+
+// Run the program `passes` times, each on the next part of the outside tensors. `seconds`, if there is one, gets what
+// each phase took in the last pass.
+void run(const Program* program, const Outside* outside, int passes, int threads, double* seconds) {
+    pool_of_threads().run(threads, [=](int thread) {
+        for (int pass = 0; pass < passes; pass++)
+            for (int phase = 0; phase < program->phase_count; phase++) {
+                auto start = Clock::now();
+                for (int i = program->phases[phase]; i < program->phases[phase + 1]; i++)
+                    run_layer(program->layers[i], outside, pass, part_of(i, thread, threads), threads,
+                              first_weights(*program, i + 1, thread, threads));
+                barrier.wait(threads);
+                if (seconds && thread == 0) seconds[phase] = since(start);
+            }
+    });
+}
+
+// Seconds that one layer takes, the least of `runs`: the tuner's stopwatch.
+double time_layer(const Layer* layer, int runs, int threads) {
+    double least = 1e9;
+    pool_of_threads().run(threads, [&](int thread) {
+        for (int i = 0; i < runs; i++) {
+            barrier.wait(threads);
+            auto start = Clock::now();
+            run_layer(*layer, nullptr, 0, thread, threads, {});
+            barrier.wait(threads);
+            if (thread == 0) least = std::min(least, since(start));
+        }
+    });
+    return least;
+}
+}

@@ -1,0 +1,158 @@
+// The heart: one tile of the multi-source GEMM with everything that follows it. docs/engine.md explains the blocking.
+#pragma once
+#include "program.h"
+#include "simd.h"
+
+// Sums of MR pixels x NV vectors of output channels, in registers.
+template <int MR, int NV>
+using Sums = Vec[MR][NV];
+
+constexpr int STEPS = 4;  // channels of one round of the inner loop
+
+// Weights that will be read soon. Each round of the inner loop asks for two lines of them, so that they are there when
+// their panel begins; four at once would stall the loop.
+struct Ahead {
+    const char *at = nullptr, *end = nullptr;
+
+    void fetch() {
+        __builtin_prefetch(at, 0, 2);
+        __builtin_prefetch(at + 64, 0, 2);
+        at += 128;
+    }
+};
+
+// sums += pixels x weights, N channels from `k` on: per channel NV loads, MR broadcasts and MR * NV multiply-adds.
+template <int MR, int NV, int N>
+INLINE void multiply_channels(Sums<MR, NV>& sums, const float* const (&from)[MR], int k, const float* weights) {
+    for (int n = 0; n < N; n++) {
+        Vec row[NV];
+        for (int v = 0; v < NV; v++) row[v] = load(weights + (n * NV + v) * LANES);
+        for (int p = 0; p < MR; p++) {
+            Vec pixel = splat(from[p][k + n]);
+            for (int v = 0; v < NV; v++) sums[p][v] += pixel * row[v];
+        }
+    }
+}
+
+template <int MR, int NV>
+INLINE void multiply(Sums<MR, NV>& sums, const float* const (&from)[MR], const float* weights, int count,
+                     Ahead& ahead) {
+    Ahead lines = ahead;  // a copy, for registers
+    int k = 0;
+    for (; k + STEPS <= count; k += STEPS, weights += STEPS * NV * LANES) {
+        if (lines.at < lines.end) lines.fetch();
+        multiply_channels<MR, NV, STEPS>(sums, from, k, weights);
+    }
+    for (; k < count; k++, weights += NV * LANES) multiply_channels<MR, NV, 1>(sums, from, k, weights);
+    ahead.at = lines.at;
+}
+
+// Add the terms [first, last) for the pixels from `pixel` on.
+template <int MR, int NV>
+INLINE void convolve(Sums<MR, NV>& sums, const Layer& layer, const Panel& panel, int first, int last, int pixel,
+                     Ahead& ahead) {
+    for (int t = first; t < last; t++) {
+        const Term& term = layer.terms[t];
+        const Slice slice = panel.slices[t];
+        const float* weights = slice.weights;
+        for (int tap = 0; tap < term.tap_count; tap++) {
+            const float* from[MR];
+            const float* source = term.source + term.taps[tap] + slice.first;
+            for (int p = 0; p < MR; p++) from[p] = source + term.pixels[pixel + p];
+            if (!term.depthwise) {
+                multiply<MR, NV>(sums, from, weights, slice.count, ahead);
+                weights += slice.count * NV * LANES;
+                continue;
+            }
+            for (int v = 0; v < NV; v++, weights += LANES) {
+                Vec weight = load(weights);
+                for (int p = 0; p < MR; p++) sums[p][v] += load(from[p] + v * LANES) * weight;
+            }
+        }
+    }
+}
+
+template <int MR, int NV>
+INLINE void add(Sums<MR, NV>& sums, const Addend& addend, int channel, int pixel) {
+    for (int p = 0; p < MR; p++) {
+        int at = addend.per_block ? (pixel + p) / 4 : pixel + p;
+        const float* from = addend.source + addend.pixels[at] + channel;
+        const float* gate = addend.gate ? addend.gate + addend.gate_pixels[pixel + p] + channel : nullptr;
+        for (int v = 0; v < NV; v++) {
+            Vec x = load(from + v * LANES);
+            sums[p][v] += gate ? x * load(gate + v * LANES) : x;
+        }
+    }
+}
+
+INLINE Vec activate(Vec x, const Output& output) {
+    switch (output.activation) {
+        case SIGMOID: return sigmoid(x);
+        case SILU: return x * sigmoid(x);
+        case HARD_SIGMOID: return at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f);
+        case HARD_SWISH: return x * at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f);
+        default: return at_most(at_least(x, output.low), output.high);
+    }
+}
+
+// Write one output; four pixels in a row are a 2x2 block, which pooling averages while it is in registers.
+template <int MR, int NV>
+INLINE void write(const Sums<MR, NV>& sums, const Output& output, int channel, int pixel) {
+    constexpr int GROUP = MR % 4 ? 1 : 4;
+    for (int v = 0; v < NV; v++) {
+        int at = channel + v * LANES;
+        Vec scale = output.scale ? load(output.scale + at) : splat(1.0f);
+        Vec shift = output.scale ? load(output.shift + at) : Vec{};
+        for (int block = 0; block < MR / GROUP; block++) {
+            Vec total = {};
+            for (int i = 0; i < GROUP; i++) {
+                int p = block * GROUP + i;
+                Vec y = sums[p][v];
+                if (output.scale) y = y * scale + shift;
+                y = activate(y, output);
+                if (output.full) store(output.full + output.pixels[pixel + p] + at, y, output.full_channels - at);
+                total += y;
+            }
+            if (output.pooled)
+                store(output.pooled + output.blocks[pixel / 4 + block] + at, total * 0.25f,
+                      output.pooled_channels - at);
+        }
+    }
+}
+
+// Ask for the lines that the end of a tile reads and writes; its multiplications take as long as they need to come.
+template <int MR, int NV>
+INLINE void touch(const Layer& layer, int channel, int pixel) {
+    for (int i = 0; i < layer.addend_count; i++)
+        for (int p = 0; p < MR && !layer.addends[i].per_block; p++)
+            for (int v = 0; v < NV; v++)
+                __builtin_prefetch(layer.addends[i].source + layer.addends[i].pixels[pixel + p] + channel + v * LANES);
+    for (int i = 0; i < layer.output_count; i++)
+        for (int p = 0; p < MR && layer.outputs[i].full; p++)
+            for (int v = 0; v < NV; v++)
+                __builtin_prefetch(layer.outputs[i].full + layer.outputs[i].pixels[pixel + p] + channel + v * LANES, 1);
+}
+
+// A tile from its start, the bias or what the coarse terms gave its blocks, to all its outputs.
+template <int MR, int NV>
+void tile(const Layer& layer, const Panel& panel, int pixel, const float* coarse, Ahead& ahead) {
+    Sums<MR, NV> sums;
+    for (int p = 0; p < MR; p++)
+        for (int v = 0; v < NV; v++)
+            sums[p][v] = load(coarse ? coarse + (p / 4 * NV + v) * LANES : panel.bias + v * LANES);
+    touch<MR, NV>(layer, panel.channel, pixel);
+    convolve<MR, NV>(sums, layer, panel, 0, layer.term_count, pixel, ahead);
+    for (int i = 0; i < layer.addend_count; i++) add<MR, NV>(sums, layer.addends[i], panel.channel, pixel);
+    for (int i = 0; i < layer.output_count; i++) write<MR, NV>(sums, layer.outputs[i], panel.channel, pixel);
+}
+
+// The coarse terms of MR low pixels, each of which is the start of a 2x2 block of high ones.
+template <int MR, int NV>
+void coarse_tile(const Layer& layer, const Panel& panel, int block, float* coarse, Ahead& ahead) {
+    Sums<MR, NV> sums;
+    for (int p = 0; p < MR; p++)
+        for (int v = 0; v < NV; v++) sums[p][v] = load(panel.bias + v * LANES);
+    convolve<MR, NV>(sums, layer, panel, layer.term_count, layer.term_count + layer.coarse_count, block, ahead);
+    for (int p = 0; p < MR; p++)
+        for (int v = 0; v < NV; v++) store(coarse + (p * NV + v) * LANES, sums[p][v]);
+}

@@ -1,0 +1,60 @@
+// One vector of floats, in the compiler's own vector extensions: the same source becomes AVX-512, AVX2 or NEON code.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;       // floats in a register
+constexpr int TILE = 8;         // pixels of a tile: 8 x 3 sums, 3 weights and a pixel fill the 32 registers
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+constexpr int TILE = 4;         // 4 x 3 sums, 3 weights and a pixel: 16 registers
+#else
+constexpr int LANES = 4;
+constexpr int TILE = 8;         // NEON has 32 registers; on anything else the compiler does what it can
+#endif
+constexpr int PANEL = 3;        // vectors of output channels of a tile
+
+#define INLINE inline __attribute__((always_inline))
+
+typedef float Vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t VecInt __attribute__((vector_size(4 * LANES)));
+
+INLINE Vec load(const float* from) {
+    Vec x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+}
+
+INLINE void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
+
+// Only the first `count` floats, if that is fewer.
+INLINE void store(float* to, Vec x, int count) {
+    if (__builtin_expect(count >= LANES, 1)) store(to, x);
+    else if (count > 0) std::memcpy(to, &x, 4 * count);
+}
+
+INLINE Vec splat(float x) { return x - Vec{}; }
+
+// Both keep a NaN, as PyTorch's activations do.
+INLINE Vec at_least(Vec x, float low) { return x < low ? splat(low) : x; }
+INLINE Vec at_most(Vec x, float high) { return x > high ? splat(high) : x; }
+
+// e^x to about 1 ulp: 2^n times a polynomial in the rest, |rest| <= ln(2)/2.
+INLINE Vec exponential(Vec x) {
+    Vec clipped = at_most(at_least(x, -87.0f), 88.0f);
+    Vec rounded = (clipped * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest integer, by the mantissa
+    Vec rest = clipped - rounded * 0.693359375f + rounded * 2.12194440e-4f;
+    Vec y = splat(1.9875691500e-4f);
+    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        y = y * rest + c;
+    y = y * rest * rest + rest + 1.0f;
+    VecInt power = (__builtin_convertvector(rounded, VecInt) + 127) << 23;
+    Vec scale;
+    std::memcpy(&scale, &power, sizeof scale);
+    return y * scale;
+}
+
+INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }

@@ -1,0 +1,100 @@
+"""Pack: the weights of a layer in the order in which the kernel reads them, panel by panel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .ir import Layer, Term
+
+WIDEST = 3  # vectors of a panel; PANEL of simd.h
+
+
+class Slice(NamedTuple):
+    """What a panel takes of a term: its weights, and ``inputs`` channels from ``first`` on."""
+
+    weights: Tensor
+    first: int
+    inputs: int
+
+
+class Panel(NamedTuple):
+    """Some vectors of output channels."""
+
+    channel: int
+    vectors: int
+    slices: list[Slice]
+
+
+class Packed(NamedTuple):
+    """The constants of a layer, padded to whole vectors of output channels."""
+
+    panels: list[Panel]
+    bias: Tensor
+    finishes: list[tuple[Tensor, Tensor] | None]  # scale and shift of each output
+
+
+def pack(layer: Layer, lanes: int) -> Packed:
+    """Pack a layer that computes a sum, for vectors of ``lanes`` floats."""
+    total = layer.sum
+    assert total is not None
+    vectors = -(-total.channels // lanes)
+    terms = [*total.terms, *total.coarse]
+    grouped = any(term.groups > 1 and not term.depthwise for term in terms)
+    panels, first = [], 0
+    for width in [1] * vectors if grouped else panel_widths(vectors):
+        rows = (first * lanes, (first + width) * lanes)
+        panels.append(Panel(rows[0], width, [_slice(term, *rows) for term in terms]))
+        first += width
+    panels = _side_by_side(panels)
+    bias = torch.zeros(total.channels) if total.bias is None else total.bias
+    finishes = [
+        None if output.finish.scale is None or output.finish.shift is None
+        else (_padded(output.finish.scale, vectors * lanes), _padded(output.finish.shift, vectors * lanes))
+        for output in layer.outputs
+    ]  # fmt: skip
+    return Packed(panels, _padded(bias, vectors * lanes), finishes)
+
+
+def panel_widths(vectors: int) -> list[int]:
+    """Share out vectors over panels; in two equal halves where there are enough, so that two threads can share them."""
+    if vectors > WIDEST:
+        return [width for half in (vectors - vectors // 2, vectors // 2) for width in _even(half)]
+    return [vectors]
+
+
+def _even(vectors: int) -> list[int]:
+    panels = -(-vectors // WIDEST)
+    return [vectors // panels + (i < vectors % panels) for i in range(panels)]
+
+
+def _side_by_side(panels: list[Panel]) -> list[Panel]:
+    """Bring all weights of a layer into one tensor, in the order in which they are read."""
+    pieces = [piece for panel in panels for piece in panel.slices]
+    if not pieces:
+        return panels
+    joined = iter(torch.cat([piece.weights.flatten() for piece in pieces]).split([p.weights.numel() for p in pieces]))
+    return [panel._replace(slices=[piece._replace(weights=next(joined)) for piece in panel.slices]) for panel in panels]
+
+
+def _slice(term: Term, first: int, last: int) -> Slice:
+    """The rows ``[first, last)`` of the weight as ``[kh, kw, in, out]``, zeros beyond its end."""
+    weight = term.weight.float()[first:last]  # [rows, in / groups, kh, kw]
+    if term.depthwise:
+        return Slice(_padded(weight.permute(2, 3, 1, 0), last - first), first, 0)
+    if term.groups == 1:
+        return Slice(_padded(weight.permute(2, 3, 1, 0), last - first), 0, weight.shape[1])
+    rows, width = term.weight.shape[0] // term.groups, weight.shape[1]
+    groups = range(first // rows, (first + len(weight) - 1) // rows + 1)
+    block = torch.zeros(*weight.shape[2:], len(groups) * width, last - first)
+    for i, row in enumerate(weight, start=first):  # each row meets the inputs of its own group only
+        place = (i // rows - groups[0]) * width
+        block[:, :, place : place + width, i - first] = row.permute(1, 2, 0)
+    return Slice(block, groups[0] * width, block.shape[2])
+
+
+def _padded(x: Tensor, width: int) -> Tensor:
+    return F.pad(x.float(), (0, width - x.shape[-1])).contiguous()

@@ -1,0 +1,207 @@
+"""Plan: the program of the native engine, for one size and number of threads."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import native
+from .ir import Addend, Layer, Network, Pair, Ref
+from .memory import Memory, phases_of
+from .pack import Packed, Panel
+from .tune import tune
+
+Array = np.ndarray[Any, Any]
+
+
+class Plan:
+    """A program that is ready to run for ``images`` images at a time.
+
+    Args:
+        network: the layers.
+        packed: their constants, by layer.
+        sizes: what the symbols of the input's size are.
+        images: of one pass.
+        threads: that run it.
+        engine: the native library.
+    """
+
+    def __init__(
+        self, network: Network, packed: Mapping[int, Packed], sizes: Mapping[Any, int], images: int, threads: int,
+        engine: ctypes.CDLL,
+    ) -> None:  # fmt: skip
+        self.network, self.images, self.threads, self.engine = network, images, threads, engine
+        self.keep: list[Any] = []  # what the program points to
+        phases = phases_of(network)
+        self.memory = Memory(network, phases, sizes, images, engine.lanes())
+        self.places, self.size = self.memory.places, self.memory.size
+        layers = [self._copy("read", Ref(network.input, 0, network.input.channels), 0)]
+        starts = [0, 1]
+        for phase in phases:
+            layers += [self._layer(layer, packed.get(id(layer))) for layer in phase]
+            starts.append(len(layers))
+        parts = [ref for refs in network.outputs for ref in refs]
+        layers += [self._copy("write", ref, slot) for slot, ref in enumerate(parts, start=1)]
+        starts.append(len(layers))
+        self.layers, phase_starts = np.concatenate(layers), np.array(starts, np.int32)
+        self.program = self._struct(
+            native.PROGRAM, layers=self._pointer(self.layers), phases=self._pointer(phase_starts),
+            phase_count=len(starts) - 1,
+        )  # fmt: skip
+        self._tune(parts, phase_starts)
+
+    def run(self, outside: Array, passes: int) -> None:
+        """Run on the tensors ``outside``, records of `native.OUTSIDE`: the input, then the parts of the outputs."""
+        self.engine.run(self.program.ctypes.data, outside.ctypes.data, passes, self.threads, None)
+
+    def _layer(self, layer: Layer, packed: Packed | None) -> Array:
+        if layer.sum is None or packed is None:
+            return self._window(layer)
+        total = layer.sum
+        grid = self.size(total.size)
+        coarse_grid = (-(-grid[0] // 2), -(-grid[1] // 2))
+        blocked = layer.blocked
+        terms = [self._term(term, grid, blocked) for term in total.terms]
+        terms += [self._term(term, coarse_grid, False) for term in total.coarse]
+        panels = [self._panel(panel, packed, [merged for _, merged in terms]) for panel in packed.panels]
+        addends = [
+            self._addend(addend, coarse_grid if addend.coarse else grid, blocked and not addend.coarse)
+            for addend in total.addends
+        ]
+        outputs = [
+            self._output(output, finish, grid, coarse_grid, blocked)
+            for output, finish in zip(layer.outputs, packed.finishes)
+        ]
+        units = self.images * (coarse_grid[0] * coarse_grid[1] if blocked else grid[0] * grid[1])
+        return self._struct(
+            native.LAYER, kind=native.KINDS.index("gemm"), units=units, blocks=blocked, term_count=len(total.terms),
+            coarse_count=len(total.coarse), panel_count=len(panels), addend_count=len(addends),
+            output_count=len(outputs), channel_split=1, terms=self._array([record for record, _ in terms]),
+            panels=self._array(panels), addends=self._array(addends), outputs=self._array(outputs),
+        )  # fmt: skip
+
+    def _term(self, term: Any, grid: Pair, blocked: bool) -> tuple[Array, int]:
+        """The record, and how many taps of a row are read as one: all, if their channels lie side by side."""
+        place = self.places[term.source.map]
+        kh, kw = term.weight.shape[2:]
+        dense = place.stride == term.source.channels and term.groups == 1 and term.dilation[1] == 1
+        merged = kw if dense else 1
+        rows, columns = np.indices((kh, kw // merged)).reshape(2, -1)
+        taps = rows * term.dilation[0] * place.row + columns * term.dilation[1] * place.stride
+        record = self._struct(
+            native.TERM, source=self._source(term.source), taps=self._pointer(taps.astype(np.int32)),
+            pixels=self._table(term.source, grid, blocked, term.stride, term.padding),
+            tap_count=len(taps), depthwise=term.depthwise,
+        )  # fmt: skip
+        return record, merged
+
+    def _panel(self, panel: Panel, packed: Packed, merged: list[int]) -> Array:
+        slices = [
+            self._struct(
+                native.SLICE, weights=self._address(piece.weights), first=piece.first, count=piece.inputs * taps
+            )
+            for piece, taps in zip(panel.slices, merged)
+        ]
+        weights = [piece.weights for piece in panel.slices]
+        return self._struct(
+            native.PANEL, slices=self._array(slices), bias=self._address(packed.bias) + 4 * panel.channel,
+            weights=weights[0].data_ptr() if weights else 0,
+            weights_end=weights[-1].data_ptr() + 4 * weights[-1].numel() if weights else 0,
+            channel=panel.channel, vectors=panel.vectors,
+        )  # fmt: skip
+
+    def _addend(self, addend: Addend, grid: Pair, blocked: bool) -> Array:
+        gate = {}
+        if addend.gate is not None:  # the same for all pixels of an image
+            gate = dict(
+                gate=self._source(addend.gate), gate_pixels=self._table(addend.gate, grid, blocked, step=(0, 0))
+            )
+        return self._struct(
+            native.ADDEND, source=self._source(addend.source), per_block=addend.coarse,
+            pixels=self._table(addend.source, grid, blocked), **gate,
+        )  # fmt: skip
+
+    def _output(
+        self, output: Any, finish: tuple[Tensor, Tensor] | None, grid: Pair, coarse_grid: Pair, blocked: bool
+    ) -> Array:
+        fields: dict[str, Any] = {}
+        for name, table, target, shape, order in (
+            ("full", "pixels", output.full, grid, blocked), ("pooled", "blocks", output.pooled, coarse_grid, False),
+        ):  # fmt: skip
+            if target is not None:
+                fields[name] = self.places[target].pointer()
+                fields[table] = self._table(Ref(target, 0, target.channels), shape, order)
+                fields[f"{name}_channels"] = target.channels if target.home else 2**30
+        if finish is not None:
+            fields.update(scale=self._address(finish[0]), shift=self._address(finish[1]))
+        activation = native.ACTIVATIONS.index(output.finish.activation)
+        return self._struct(
+            native.OUTPUT, activation=activation, low=output.finish.low, high=output.finish.high, **fields
+        )
+
+    def _window(self, layer: Layer) -> Array:
+        window, target = layer.window, layer.outputs[0].full
+        assert window is not None
+        assert target is not None
+        source, place = self.places[window.source.map], self.places[target]
+        record = self._struct(
+            native.WINDOW, images=self.images, height=source.height, width=source.width, out_height=place.height,
+            out_width=place.width, channels=target.channels, kernel=window.kernel, stride=window.stride,
+            padding=window.padding, count_padding=window.count_padding, **self._ends("source", window.source),
+            **self._ends("target", Ref(target, 0, target.channels)),
+        )  # fmt: skip
+        return self._struct(native.LAYER, kind=native.KINDS.index(window.kind), window=self._pointer(record))
+
+    def _copy(self, kind: str, ref: Ref, slot: int) -> Array:
+        place = self.places[ref.map]
+        record = self._struct(
+            native.WINDOW, images=self.images, height=place.height, width=place.width, channels=ref.channels, slot=slot,
+            **self._ends("target" if kind == "read" else "source", ref),
+        )  # fmt: skip
+        return self._struct(native.LAYER, kind=native.KINDS.index(kind), window=self._pointer(record))
+
+    def _ends(self, name: str, ref: Ref) -> dict[str, int]:
+        place = self.places[ref.map]
+        return {name: place.pointer(place.origin + ref.first), f"{name}_image": place.image,
+                f"{name}_row": place.row, f"{name}_stride": place.stride}  # fmt: skip
+
+    def _table(self, *arguments: Any, **options: Any) -> int:
+        return self._pointer(self.memory.pixels(*arguments, **options))
+
+    def _source(self, ref: Ref) -> int:
+        return self.places[ref.map].pointer()
+
+    def _struct(self, dtype: Any, **fields: Any) -> Array:
+        record = np.zeros(1, dtype)
+        for name, value in fields.items():
+            record[name] = value
+        return record
+
+    def _array(self, records: list[Array]) -> int:
+        return self._pointer(np.concatenate(records)) if records else 0
+
+    def _pointer(self, array: Array) -> int:
+        self.keep.append(array)
+        return array.ctypes.data
+
+    def _address(self, tensor: Tensor) -> int:
+        self.keep.append(tensor)
+        return tensor.data_ptr()
+
+    def _tune(self, parts: list[Ref], starts: Array) -> None:
+        """Choose how the threads share each layer, on images of zeros."""
+        ends = []
+        for ref in (Ref(self.network.input, 0, self.network.input.channels), *parts):
+            place = self.places[ref.map]
+            ends.append(torch.zeros(self.images, ref.channels, place.height, place.width))
+        outside = np.array([(end.data_ptr(), end.stride(), 0) for end in ends], native.OUTSIDE)
+
+        def run(seconds: Array) -> None:
+            self.engine.run(self.program.ctypes.data, outside.ctypes.data, 1, self.threads, seconds.ctypes.data)
+
+        tune(self.layers, starts, self.layers["kind"] == native.KINDS.index("gemm"), self.threads, run)
