@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from typing import Any
 
@@ -20,6 +19,7 @@ from .pack import pack
 from .plan import Plan
 
 PLANS = 16  # kept in memory, the latest used ones
+PASS = 8  # images at most that run together
 
 
 class NativeNetwork(nn.Module):
@@ -56,17 +56,12 @@ class NativeNetwork(nn.Module):
         lanes = self.library.lanes()
         self.packed = {id(layer): pack(layer, lanes) for layer in self.network.layers if layer.sum is not None}
         self.plans: OrderedDict[Any, Plan] = OrderedDict()
-        self.chunks: dict[Any, int] = {}  # images of a pass, by the shape of the whole batch and threads
 
     def forward(self, x: Tensor) -> Any:
         """The model's output for float32 images ``[N, C, H, W]`` on the CPU."""
         sizes = self.check(x)
         outputs = [torch.empty([number(size, sizes) for size in shape]) for shape in self.network.shapes]
-        threads = torch.get_num_threads()
-        key = (x.shape, threads)
-        if key not in self.chunks:
-            self.chunks[key] = self.tune_chunk(x, outputs, threads)
-        self.run(x, outputs, self.chunks[key], threads)
+        self.run(x, outputs, min(len(x), PASS), torch.get_num_threads())
         return pytree.tree_unflatten(outputs, self.captured.out_spec)
 
     def check(self, x: Tensor) -> dict[Any, int]:
@@ -79,11 +74,11 @@ class NativeNetwork(nn.Module):
             raise ValueError(f"this deployed network takes {expected}, got {list(x.shape)}: deploy it for that shape")
         return sizes
 
-    def run(self, x: Tensor, outputs: list[Tensor], chunk: int, threads: int) -> None:
-        """Run all images, ``chunk`` at a time."""
+    def run(self, x: Tensor, outputs: list[Tensor], together: int, threads: int) -> None:
+        """Run all images, as many ``together``."""
         x = x.detach()
-        whole = len(x) // chunk * chunk
-        for start, end, images in ((0, whole, chunk), (whole, len(x), len(x) - whole)):
+        whole = len(x) // together * together
+        for start, end, images in ((0, whole, together), (whole, len(x), len(x) - whole)):
             if start < end:
                 outside = self.outside(x[start:end], [output[start:end] for output in outputs], images)
                 self.plan(x.shape, images, threads).run(outside, (end - start) // images)
@@ -110,16 +105,3 @@ class NativeNetwork(nn.Module):
                 self.plans.popitem(last=False)
         self.plans.move_to_end(key)
         return self.plans[key]
-
-    def tune_chunk(self, x: Tensor, outputs: list[Tensor], threads: int) -> int:
-        """The number of images per pass that is fastest: few keep the maps in the cache, many reuse the weights."""
-        candidates = [chunk for chunk in (1, 2, 4, 8) if chunk <= len(x)]
-        if len(candidates) == 1:
-            return 1
-        seconds: dict[int, float] = {}
-        for _ in range(3):
-            for chunk in candidates:
-                start = time.perf_counter()
-                self.run(x, outputs, chunk, threads)
-                seconds[chunk] = min(time.perf_counter() - start, seconds.get(chunk, float("inf")))
-        return min(seconds, key=seconds.__getitem__)

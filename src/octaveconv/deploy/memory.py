@@ -24,6 +24,7 @@ class Place(NamedTuple):
     halo: int
     stride: int
     channel: int  # the first one of the map
+    first: int = 0  # the image that a pass over single images is at
 
     @property
     def row(self) -> int:
@@ -42,60 +43,84 @@ class Place(NamedTuple):
 
     def pointer(self, offset: int = 0) -> int:
         """The address of a float."""
-        return self.buffer.data_ptr() + 4 * offset
+        return self.buffer.data_ptr() + 4 * (self.first * self.image + offset)
 
 
 class Memory:
     """The maps of ``images`` images at a time, whose sizes follow from what the symbols in ``sizes`` stand for.
 
-    ``places`` has every map of the ``phases`` (see `phases_of`).
+    The first phases, up to ``cut``, run image by image, which keeps their large maps in the cache; the others take all
+    images at once, which reads their large weights once.
     """
 
-    def __init__(
-        self, network: Network, phases: list[list[Layer]], sizes: Mapping[Any, int], images: int, lanes: int
-    ) -> None:
+    def __init__(self, network: Network, sizes: Mapping[Any, int], images: int, lanes: int) -> None:
         self.images, self.sizes, self.lanes = images, sizes, lanes
+        self.phases = phases_of(network)
         self.tables: dict[Any, Array] = {}
         self.halos = _halos(network)
-        self.places = self._allocate(network, phases)
+        self.cut = self._cut() if images > 1 else 0
+        self.places = self._allocate(network)
+
+    def at(self, image: int) -> dict[Map, Place]:
+        """The places for the pass over one image: maps that hold all of them begin at that one."""
+        return {
+            target: place._replace(first=image) if target in self.shared else place
+            for target, place in self.places.items()
+        }
+
+    def _cut(self) -> int:
+        """The first phase from which on weights take more memory than maps."""
+        cut = 0
+        for i, phase in enumerate(self.phases, start=1):
+            weights = sum(term.weight.numel() for layer in phase if layer.sum for term in layer.sum.terms)
+            maps = [(ref.channels, ref.map) for layer in phase for ref in layer.sources]
+            maps += [(target.channels, target) for layer in phase for target in layer.targets]
+            if weights < sum(channels * np.prod(self.size(target.size)) for channels, target in maps):
+                cut = i if any(layer.sum for layer in phase) and i < len(self.phases) else cut
+        return cut
 
     def size(self, symbolic: tuple[Any, Any]) -> Pair:
         """Height and width as numbers."""
         height, width = (number(size, self.sizes) for size in symbolic)
         return height, width
 
-    def _allocate(self, network: Network, phases: list[list[Layer]]) -> dict[Map, Place]:
+    def _allocate(self, network: Network) -> dict[Map, Place]:
         """Give every map its memory; maps of the same shape take turns, so that the borders stay zero."""
         last = {}  # the phase after which a map's memory is free
-        for i, phase in enumerate(phases):
+        for i, phase in enumerate(self.phases):
             for layer in phase:
                 last.update({_home(ref.map): i for ref in layer.sources})
                 last.update({_home(target): max(i, last.get(_home(target), 0)) for target in layer.targets})
-        last.update({_home(ref.map): len(phases) for refs in network.outputs for ref in refs})
+        last.update({_home(ref.map): len(self.phases) for refs in network.outputs for ref in refs})
         places: dict[Map, Place] = {}
         free: dict[Any, list[Place]] = defaultdict(list)
+        self.shared: set[Map] = set()  # maps of all images that passes over single ones write
 
-        def place(target: Map) -> None:
+        def place(target: Map, phase: int) -> None:
             home = _home(target)
+            end = last.setdefault(home, phase)
+            if phase < self.cut <= end:
+                self.shared |= {home, target}
             if home not in places:
                 height, width = self.size(home.size)
-                key = (height, width, self.halos[home], self._stride(home, network))
+                images = 1 if end < self.cut else self.images
+                key = (images, height, width, self.halos[home], self._stride(home, network))
                 places[home] = free[key].pop() if free[key] else self._place(*key)
             if home is not target:
                 places[target] = places[home]._replace(channel=target.offset)
 
-        place(network.input)
-        for i, phase in enumerate(phases):
+        place(network.input, 0)
+        for i, phase in enumerate(self.phases):
             for layer in phase:
                 for target in layer.targets:
-                    place(target)
+                    place(target, i)
             for home in [home for home, end in last.items() if end == i and home in places]:
-                key = places[home][1:5]
-                free[key].append(places[home])
+                images = 1 if i < self.cut else self.images
+                free[(images, *places[home][1:5])].append(places[home])
         return places
 
-    def _place(self, height: int, width: int, halo: int, stride: int) -> Place:
-        floats = self.images * (height + 2 * halo) * (width + 2 * halo) * stride
+    def _place(self, images: int, height: int, width: int, halo: int, stride: int) -> Place:
+        floats = images * (height + 2 * halo) * (width + 2 * halo) * stride
         if floats >= 2**31:
             raise ValueError(f"a map of {height}x{width} pixels and {stride} channels is too large for the engine")
         return Place(torch.zeros(floats + 4 * self.lanes), height, width, halo, stride, 0)
@@ -107,12 +132,14 @@ class Memory:
         floats = -(-home.channels // 16) * 16
         return floats + 16 if floats % 256 == 0 else floats
 
-    def pixels(self, ref: Ref, grid: Pair, blocked: bool, step: Pair = (1, 1), shift: Pair = (0, 0)) -> Array:
+    def pixels(
+        self, ref: Ref, images: int, grid: Pair, blocked: bool, step: Pair = (1, 1), shift: Pair = (0, 0)
+    ) -> Array:
         """Where in ``ref`` the window of each pixel of ``grid`` begins: at pixel * step - shift."""
         place = self.places[ref.map]
-        key = (place[1:], ref.first, grid, blocked, step, shift)
+        key = (place[1:6], ref.first, images, grid, blocked, step, shift)
         if key not in self.tables:
-            n, y, x = _blocks(self.images, *grid) if blocked else np.indices((self.images, *grid)).reshape(3, -1)
+            n, y, x = _blocks(images, *grid) if blocked else np.indices((images, *grid)).reshape(3, -1)
             offsets = n * place.image + (y * step[0] - shift[0]) * place.row + (x * step[1] - shift[1]) * place.stride
             self.tables[key] = (offsets + place.origin + ref.first).astype(np.int32)
         return self.tables[key]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import native
 from .ir import Addend, Layer, Network, Pair, Ref
-from .memory import Memory, phases_of
+from .memory import Memory
 from .pack import Packed, Panel
 from .tune import tune
 
@@ -26,7 +26,7 @@ class Plan:
         network: the layers.
         packed: their constants, by layer.
         sizes: what the symbols of the input's size are.
-        images: of one pass.
+        images: that run together; see `Memory`.
         threads: that run it.
         engine: the native library.
     """
@@ -35,34 +35,37 @@ class Plan:
         self, network: Network, packed: Mapping[int, Packed], sizes: Mapping[Any, int], images: int, threads: int,
         engine: ctypes.CDLL,
     ) -> None:  # fmt: skip
-        self.network, self.images, self.threads, self.engine = network, images, threads, engine
+        self.network, self.packed, self.threads, self.engine = network, packed, threads, engine
         self.keep: list[Any] = []  # what the program points to
-        phases = phases_of(network)
-        self.memory = Memory(network, phases, sizes, images, engine.lanes())
-        self.places, self.size = self.memory.places, self.memory.size
-        layers = [self._copy("read", Ref(network.input, 0, network.input.channels), 0)]
-        starts = [0, 1]
-        for phase in phases:
-            layers += [self._layer(layer, packed.get(id(layer))) for layer in phase]
-            starts.append(len(layers))
+        self.memory = Memory(network, sizes, images, engine.lanes())
+        self.size = self.memory.size
+        phases, cut = self.memory.phases, self.memory.cut
         parts = [ref for refs in network.outputs for ref in refs]
-        layers += [self._copy("write", ref, slot) for slot, ref in enumerate(parts, start=1)]
-        starts.append(len(layers))
-        self.layers, phase_starts = np.concatenate(layers), np.array(starts, np.int32)
+        steps: list[list[Array]] = []
+        for image in range(images if cut else 0):
+            self.images, self.places = 1, self.memory.at(image)
+            steps += [[self._read(image)], *map(self._phase, phases[:cut])]
+        self.images, self.places = images, self.memory.places
+        steps += [[self._read(0)]] * (cut == 0) + [*map(self._phase, phases[cut:])]
+        steps.append([self._copy("write", ref, slot=slot) for slot, ref in enumerate(parts, start=1)])
+        self.layers = np.concatenate([layer for step in steps for layer in step])
+        starts = np.cumsum([0, *map(len, steps)], dtype=np.int32)
         self.program = self._struct(
-            native.PROGRAM, layers=self._pointer(self.layers), phases=self._pointer(phase_starts),
-            phase_count=len(starts) - 1,
-        )  # fmt: skip
-        self._tune(parts, phase_starts)
+            native.PROGRAM, layers=self._pointer(self.layers), phases=self._pointer(starts), phase_count=len(steps)
+        )
+        head = np.tile(np.arange(cut + 1), images) if cut else np.arange(0)
+        self._tune(parts, starts, np.append(head, cut + 1 + np.arange(len(steps) - len(head))))
 
     def run(self, outside: Array, passes: int) -> None:
         """Run on the tensors ``outside``, records of `native.OUTSIDE`: the input, then the parts of the outputs."""
         self.engine.run(self.program.ctypes.data, outside.ctypes.data, passes, self.threads, None)
 
-    def _layer(self, layer: Layer, packed: Packed | None) -> Array:
-        if layer.sum is None or packed is None:
-            return self._window(layer)
-        total = layer.sum
+    def _phase(self, layers: list[Layer]) -> list[Array]:
+        return [self._layer(layer) if layer.sum else self._window(layer) for layer in layers]
+
+    def _layer(self, layer: Layer) -> Array:
+        total, packed = layer.sum, self.packed[id(layer)]
+        assert total is not None
         grid = self.size(total.size)
         coarse_grid = (-(-grid[0] // 2), -(-grid[1] // 2))
         blocked = layer.blocked
@@ -157,11 +160,15 @@ class Plan:
         )  # fmt: skip
         return self._struct(native.LAYER, kind=native.KINDS.index(window.kind), window=self._pointer(record))
 
-    def _copy(self, kind: str, ref: Ref, slot: int) -> Array:
+    def _read(self, image: int) -> Array:
+        network_input = self.network.input
+        return self._copy("read", Ref(network_input, 0, network_input.channels), first=image)
+
+    def _copy(self, kind: str, ref: Ref, slot: int = 0, first: int = 0) -> Array:
         place = self.places[ref.map]
         record = self._struct(
             native.WINDOW, images=self.images, height=place.height, width=place.width, channels=ref.channels, slot=slot,
-            **self._ends("target" if kind == "read" else "source", ref),
+            first=first, **self._ends("target" if kind == "read" else "source", ref),
         )  # fmt: skip
         return self._struct(native.LAYER, kind=native.KINDS.index(kind), window=self._pointer(record))
 
@@ -170,8 +177,8 @@ class Plan:
         return {name: place.pointer(place.origin + ref.first), f"{name}_image": place.image,
                 f"{name}_row": place.row, f"{name}_stride": place.stride}  # fmt: skip
 
-    def _table(self, *arguments: Any, **options: Any) -> int:
-        return self._pointer(self.memory.pixels(*arguments, **options))
+    def _table(self, ref: Ref, *arguments: Any, **options: Any) -> int:
+        return self._pointer(self.memory.pixels(ref, self.images, *arguments, **options))
 
     def _source(self, ref: Ref) -> int:
         return self.places[ref.map].pointer()
@@ -193,7 +200,7 @@ class Plan:
         self.keep.append(tensor)
         return tensor.data_ptr()
 
-    def _tune(self, parts: list[Ref], starts: Array) -> None:
+    def _tune(self, parts: list[Ref], starts: Array, same: Array) -> None:
         """Choose how the threads share each layer, on images of zeros."""
         ends = []
         for ref in (Ref(self.network.input, 0, self.network.input.channels), *parts):
@@ -204,4 +211,4 @@ class Plan:
         def run(seconds: Array) -> None:
             self.engine.run(self.program.ctypes.data, outside.ctypes.data, 1, self.threads, seconds.ctypes.data)
 
-        tune(self.layers, starts, self.layers["kind"] == native.KINDS.index("gemm"), self.threads, run)
+        tune(self.layers, starts, same, self.layers["kind"] == native.KINDS.index("gemm"), self.threads, run)

@@ -17,44 +17,47 @@ Array = np.ndarray[Any, Any]
 SECONDS = 1.0  # for each round, about
 
 
-def tune(layers: Array, phase_starts: Array, tunable: Array, threads: int, run: Callable[[Array], None]) -> None:
+def tune(
+    layers: Array, phase_starts: Array, same: Array, tunable: Array, threads: int, run: Callable[[Array], None]
+) -> None:
     """Set ``channel_split`` and ``pixels_outside`` of the ``layers`` where ``tunable``.
 
-    ``run`` runs the network once and writes the seconds of each phase into the array it is given.
+    Phases with the same number in ``same`` are one phase for several images. ``run`` runs the network once and writes
+    the seconds of each phase into the array it is given.
     """
     splits = [n for n in range(1, threads + 1) if threads % n == 0]
     choices = np.array(list(itertools.product(splits, (0, 1))))  # [choices, 2]
-    phase = np.searchsorted(phase_starts, np.arange(len(layers)), side="right") - 1
-    rank = np.array([tunable[phase_starts[p] : i].sum() for i, p in enumerate(phase)])  # among those of its phase
+    place = np.searchsorted(phase_starts, np.arange(len(layers)), side="right") - 1
+    rank = np.array([tunable[phase_starts[p] : i].sum() for i, p in enumerate(place)])  # among those of its phase
+    several = np.array([tunable[phase_starts[p] : phase_starts[p + 1]].sum() > 1 for p in place])
     chosen = np.zeros(len(layers), int)  # of each layer, which choice
 
     def improve(where: Array) -> None:
-        """Try every choice for the layers ``where``, at most one or all of each phase."""
+        """Try every choice for the layers ``where``, one or all of each phase."""
         trials = [np.where(where, choice, chosen) for choice in range(len(choices))]
-        best = _fastest(trials, apply, run, len(phase_starts) - 1)  # of each phase
-        chosen[where] = best[phase[where]]
+        best = _fastest(trials, apply, run, same)
+        chosen[where] = best[same[place[where]]]
 
     def apply(trial: Array) -> None:
         layers["channel_split"], layers["pixels_outside"] = choices[trial].T
 
     improve(tunable)
     for i in range(rank[tunable].max(initial=0) + 1):
-        several = np.bincount(phase[tunable], minlength=phase.max() + 1)[phase] > 1
         if (where := tunable & several & (rank == i)).any():
             improve(where)
     apply(chosen)
 
 
-def _fastest(trials: list[Array], apply: Callable[[Array], None], run: Callable[[Array], None], phases: int) -> Array:
-    """Of each phase, the number of the trial in which it took the least."""
-    least = np.full((len(trials), phases), np.inf)
-    seconds = np.zeros(phases)
+def _fastest(trials: list[Array], apply: Callable[[Array], None], run: Callable[[Array], None], same: Array) -> Array:
+    """Of each number in ``same``, the trial in which its phases took the least."""
+    least = np.full((len(trials), same.max() + 1), np.inf)
+    seconds = np.zeros(len(same))
     start = time.perf_counter()
     for _ in range(10):  # in turns, so that a slow moment of the machine meets all of them
         for least_so_far, trial in zip(least, trials):
             apply(trial)
             run(seconds)
-            np.minimum(least_so_far, seconds, out=least_so_far)
+            np.minimum(least_so_far, np.bincount(same, seconds), out=least_so_far)
         if time.perf_counter() - start > SECONDS:
             break
     fastest: Array = least.argmin(0)

@@ -48,7 +48,7 @@ WINDOW = _struct(
     source=_POINTER, target=_POINTER, images=_INT, height=_INT, width=_INT, out_height=_INT, out_width=_INT,
     channels=_INT, kernel=(_INT, 2), stride=(_INT, 2), padding=(_INT, 2), count_padding=_INT,
     source_image=_INT, source_row=_INT, source_stride=_INT, target_image=_INT, target_row=_INT, target_stride=_INT,
-    slot=_INT,
+    slot=_INT, first=_INT,
 )  # fmt: skip
 LAYER = _struct(
     kind=_INT, units=_INT, blocks=_INT, term_count=_INT, coarse_count=_INT, panel_count=_INT, addend_count=_INT,

@@ -56,7 +56,7 @@ struct Window {
     int32_t images, height, width, out_height, out_width, channels;
     int32_t kernel[2], stride[2], padding[2], count_padding;
     int32_t source_image, source_row, source_stride, target_image, target_row, target_stride;  // in floats
-    int32_t slot;            // of the tensor outside
+    int32_t slot, first;     // which tensor outside, and its first image
 };
 
 // A tensor that a call reads or writes.

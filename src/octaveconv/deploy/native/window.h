@@ -66,7 +66,7 @@ void copy(const Window& w, const Outside& outside, int64_t pass, int thread, int
     Range share(w.images * w.height, thread, threads);
     for (int i = share.first; i < share.last; i++) {
         int image = i / w.height, y = i % w.height;
-        float* row = outside.data + pass * outside.step + image * outside.strides[0] + y * outside.strides[2];
+        float* row = outside.data + pass * outside.step + (w.first + image) * outside.strides[0] + y * outside.strides[2];
         float* map = READS ? w.target + int64_t(image) * w.target_image + y * w.target_row
                            : w.source + int64_t(image) * w.source_image + y * w.source_row;
         int stride = READS ? w.target_stride : w.source_stride;
