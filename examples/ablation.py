@@ -39,14 +39,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--what", default="", help="a text about the experiment, kept with its result")
     parser.add_argument("options", nargs="*", help="further options of octaveconv train, after --")
     args = parser.parse_args()
     cases = [(alpha, seed) for seed in args.seeds for alpha in args.alphas]
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = list(pool.map(lambda case: run(args, *case), cases))
     result = {
-        "env": env.facts(), "threads": 1, "recipe": args.recipe.name, "options": args.options,
-        "images_per_s": speed(args), "runs": runs,
+        "what": args.what, "env": env.facts(), "threads": 1, "recipe": args.recipe.name, "options": args.options,
+        **speed(args), "runs": runs,
     }  # fmt: skip
     args.json.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -72,8 +73,8 @@ def run(args: argparse.Namespace, alpha: float, seed: int) -> dict[str, Any]:
     )
 
 
-def speed(args: argparse.Namespace) -> dict[str, float]:
-    """Images per second of a training step at each alpha: the networks in turns, medians, one thread."""
+def speed(args: argparse.Namespace) -> dict[str, Any]:
+    """Images per second of a training step at each alpha: the networks in turns, one thread."""
     torch.set_num_threads(1)
     steps: dict[str, Any] = {}
     for alpha in args.alphas:
@@ -82,7 +83,14 @@ def speed(args: argparse.Namespace) -> dict[str, float]:
         batch = next(iter(training.batches()))
         steps[f"{alpha:g}"] = lambda training=training, batch=batch: training.train_step([batch])
     timings = interleaved(steps, 20)
-    return {alpha: recipe.batch_size / timing.median for alpha, timing in timings.items()}
+    return {
+        "images_per_s": {alpha: recipe.batch_size / timing.median for alpha, timing in timings.items()},
+        "images_per_s_quartiles": {
+            alpha: [recipe.batch_size / timing.upper, recipe.batch_size / timing.lower]
+            for alpha, timing in timings.items()
+        },
+        "rounds": 20, "batch": recipe.batch_size, "dtype": recipe.dtype, "layout": "channels_last",
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def start(arguments):
 
 def finish(processes):
     for process in processes:
-        _, error = process.communicate(timeout=300)
+        _, error = process.communicate(timeout=3600)
         if process.returncode:
             raise SystemExit(f"a run failed: {error}")
 

@@ -14,6 +14,7 @@ import torch
 
 import octaveconv as oc
 from octaveconv import evaluate, models, quickstart
+from octaveconv.bench import report
 from octaveconv.verbs import models as verb
 from octaveconv.verbs import train as train_verb
 
@@ -141,7 +142,27 @@ def overhead_table():
     )
 
 
+def ablation_table():
+    """What was measured, beside what the original published of the same network on ImageNet."""
+    result = json.loads((ROOT / "results" / "ablation.json").read_text())
+    published = {"0": 73.2} | {
+        f"{record.alpha:g}": record.top1 for record in models.PUBLISHED.values() if record.network == "oct_resnetv2_26"
+    }
+    heading, *rows = report.table(result)
+    table = [[*heading, "original, ImageNet"], *([*row, f"{published[row[0]]}"] for row in rows)]
+    speed, quartiles = result["images_per_s"], result["images_per_s_quartiles"]
+    spread = max(max(high / speed[key] - 1, 1 - low / speed[key]) for key, (low, high) in quartiles.items())
+    conditions = (
+        f"Conditions: {result['what']}. Top-1 after the last epoch: mean and standard deviation of the seeds. Images/s "
+        f"of a training step without loading: medians of {result['rounds']} interleaved rounds, batch "
+        f"{result['batch']}, quartiles within {spread:.0%}. {result['dtype']}, {result['layout']}, "
+        f"{result['threads']} thread, PyTorch {result['env']['torch']}, {result['env']['cpu']}."
+    )
+    return f"{markdown(table)}\n\n{conditions}"
+
+
 TABLES = {
+    "ablation": ablation_table,
     "overhead": overhead_table,
     "fields": fields_table,
     "fault": fault_table,

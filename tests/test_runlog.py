@@ -1,10 +1,12 @@
 """The folder of a run: nothing is lost when it dies, nothing is overwritten, and it shows how it goes."""
 
 import contextlib
+import errno
 import json
 import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 from collections import OrderedDict
@@ -12,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
+import filelock
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from safetensors import safe_open
 
-from octaveconv import _progress
+from octaveconv import _lock, _progress
 from octaveconv.errors import MissingExtra, UsageError
 from octaveconv.runlog import RunFolder
 
@@ -91,6 +94,74 @@ def test_a_broken_config_is_a_users_mistake(run, text, message):
     (run.path / "config.yaml").write_text(text)
     with pytest.raises(UsageError, match=message):
         run.config()
+
+
+# One process at a time
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(_lock, "PATIENCE", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_folder_is_held_by_one(run):
+    run.write_env()
+    with run.alone():
+        with pytest.raises(UsageError, match=rf"run is in use by process {os.getpid()} on \S+: wait until "):
+            RunFolder(run.path).alone()
+        (run.path / "env.json").write_text("{}")
+        with pytest.raises(UsageError, match=r"in use by another process: .* delete \S+train\.lock\)$"):
+            RunFolder(run.path).alone()
+    assert (run.path / "train.lock").exists()  # and locks nothing
+    with run.alone():
+        pass
+
+
+HOLDS = """
+import os, sys, time
+from pathlib import Path
+from octaveconv.runlog import RunFolder
+with RunFolder(Path(sys.argv[1])).alone():
+    if os.fork():  # as the loading workers are
+        print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_killed_process_holds_nothing(run):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, run.path], stdout=subprocess.PIPE, start_new_session=True
+    ) as first:
+        assert first.stdout.readline()
+        with pytest.raises(UsageError, match="in use by another process"):
+            run.alone()
+        first.kill()
+        first.wait()
+        with run.alone():
+            os.killpg(first.pid, signal.SIGKILL)  # its child was alive until here
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(errno.EROFS, r"Read-only file system; .*: make it writable, or copy the folder, and continue: .*run$"),
+     (errno.ENOSPC, r"No space left on device .*: make room and continue")],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_written_is_explained(run, monkeypatch, error, message):
+    run.save(state(1))
+    monkeypatch.setattr(filelock.FileLock, "acquire", raising(OSError(error, os.strerror(error))))
+    with pytest.raises(OSError, match=message):
+        run.alone()
+
+
+def test_without_locks_it_says_so_and_goes_on(run, monkeypatch, capsys):
+    monkeypatch.setattr(filelock.FileLock, "acquire", raising(NotImplementedError))
+    with run.alone():
+        assert capsys.readouterr().err == (
+            f"octaveconv: no locks in {run.path}: make sure that no other process trains there\n"
+        )
 
 
 # Checkpoints

@@ -17,7 +17,7 @@ import yaml
 from test_data import encoded, make_folder, make_records, make_tar, webdataset_shards
 
 import octaveconv.models  # noqa: F401  # registers
-from octaveconv import cli
+from octaveconv import _lock, cli
 from octaveconv.augment import generators_kept, mix_seed, seed_generators, training_batches
 from octaveconv.data import open_dataset
 from octaveconv.errors import Stopped, UsageError
@@ -319,6 +319,16 @@ def test_the_verb_and_its_folder(data, tmp_path, capsys):
     assert "--resume alone continues a run" in capsys.readouterr().err
 
 
+def test_torchrun_starting_anew_continues_its_own_run(data, tmp_path, monkeypatch, capsys):
+    for seed in (0, 1):  # the second is newer, and has the same name
+        assert cli.main(options(data, tmp_path, epochs=1, seed=seed)) == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert cli.main(options(data, tmp_path, epochs=1, seed=0)) == 0
+    assert f"continuing {tmp_path / 'oct_resnetv2_26-0.5'} in epoch 2" in capsys.readouterr().out
+    assert cli.main(options(data, tmp_path, epochs=1, seed=2)) == 0  # it had saved nothing yet
+    assert (tmp_path / "oct_resnetv2_26-0.5-3").is_dir()
+
+
 def test_fields_are_listed(capsys):
     assert cli.main(["train", "--fields"]) == 0
     assert "label_smoothing" in capsys.readouterr().out
@@ -333,7 +343,7 @@ def start(arguments, processes=1, restarts=0):
     )  # fmt: skip
 
 
-def wait_for(path, seconds=60):
+def wait_for(path, seconds=240):
     end = time.time() + seconds
     while not path.exists():
         assert time.time() < end, f"{path} did not come"
@@ -347,7 +357,7 @@ def test_a_signal_saves_and_says_how_to_continue(data, tmp_path, number):
     folder = tmp_path / "oct_resnetv2_26-0.5"
     wait_for(folder / "last.pth")
     run.send_signal(number)
-    _, error = run.communicate(timeout=60)
+    _, error = run.communicate(timeout=240)
     assert run.returncode == 1
     assert f"continue: octaveconv train --resume {folder}" in error
     assert len(error.splitlines()) == 1
@@ -355,11 +365,35 @@ def test_a_signal_saves_and_says_how_to_continue(data, tmp_path, number):
 
 
 @pytest.mark.slow
+def test_a_run_is_continued_by_one_process(data, tmp_path, monkeypatch, capsys):
+    """A second one is refused, with nothing touched, until the first is dead; its loading workers may live on."""
+    folder = tmp_path / "oct_resnetv2_26-0.5"
+    first = start(options(data, tmp_path, epochs=30, save_steps=1, workers=1))
+    wait_for(folder / "last.pth")
+    first.send_signal(signal.SIGSTOP)
+    files = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(_lock, "PATIENCE", 0.5)
+        assert cli.main(["train", "--resume", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder} is in use by process {first.pid} on " in error
+    assert len(error.splitlines()) == 1
+    second = start(["train", "--resume", str(folder)], 2)
+    assert second.wait(240) == 1
+    assert "is in use by process" in second.stderr.read()
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == files
+    first.kill()
+    first.wait()
+    assert cli.main(["train", "--resume", str(folder), "--device", "cpu"]) == 0
+    assert len((folder / "results.csv").read_text().splitlines()) == 1 + 30
+
+
+@pytest.mark.slow
 def test_two_processes_killed_and_continued(data, tmp_path):
     """All are killed and the user continues; one is killed and torchrun starts both anew: the same end."""
     changes = dict(epochs=6, save_steps=2, ema=0.9)
     whole = start(options(data, tmp_path / "whole", **changes), 2)
-    assert whole.wait(120) == 0, whole.stderr.read()
+    assert whole.wait(240) == 0, whole.stderr.read()
 
     run = start(options(data, tmp_path / "killed", **changes), 2)
     folder = tmp_path / "killed" / "oct_resnetv2_26-0.5"
@@ -367,15 +401,15 @@ def test_two_processes_killed_and_continued(data, tmp_path):
     subprocess.run(["pkill", "-KILL", "-f", str(tmp_path / "killed")], check=True)
     run.communicate()
     again = start(["train", "--resume", str(folder), "--threads", "1"], 2)
-    assert again.wait(120) == 0, again.stderr.read()
+    assert again.wait(240) == 0, again.stderr.read()
 
-    run = start(options(data, tmp_path / "elastic", **changes), 2, restarts=3)
+    run = start(options(data, tmp_path / "elastic", **changes), 2, restarts=1)
     wait_for(tmp_path / "elastic" / "oct_resnetv2_26-0.5" / "last.pth")
     workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=True).stdout.split()
     os.kill(int(workers[-1]), signal.SIGKILL)
-    out, error = run.communicate(timeout=120)
+    out, error = run.communicate(timeout=240)
     assert run.returncode == 0, error
-    assert "continuing" in out
+    assert f"continuing {tmp_path / 'elastic' / 'oct_resnetv2_26-0.5'} in epoch" in out
 
     expected, *others = (
         torch.load(tmp_path / name / "oct_resnetv2_26-0.5" / "last.pth", weights_only=True)

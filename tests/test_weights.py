@@ -1,5 +1,6 @@
 """Weights from files of every kind: recognised by their content, converted completely, loaded by timm."""
 
+import errno
 import hashlib
 import json
 import os
@@ -292,11 +293,10 @@ def test_a_file_is_replaced_only_by_a_complete_one(tmp_path, small, monkeypatch)
     torch.save(small.state_dict(), source)
     out.write_text("before")
 
-    def full(state, path, metadata):
-        path.write_text("half")
-        raise weights.SafetensorError("No space left on device")
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"cannot write .*out.safetensors: No space left"):
         weights.convert(source, small, "oct_resnet50", out)
     assert out.read_text() == "before"

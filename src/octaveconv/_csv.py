@@ -38,6 +38,19 @@ def append_row(path: Path, columns: Sequence[str], figures: Mapping[str, Any]) -
         os.fsync(file.fileno())
 
 
+def header(path: Path) -> list[str]:
+    """The columns of a table; none if a crash has cut the line."""
+    with path.open(encoding="utf-8") as file:
+        line = file.readline()
+    return next(csv.reader([line])) if line.endswith("\n") else []
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, by column."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.6g}"

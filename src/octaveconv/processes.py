@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,12 +37,42 @@ def joined(device: str) -> Iterator[str]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield device
         return
+    store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = dist.PrefixStore(agreed_name(store, rank, size), store)  # type: ignore[attr-defined]
     # gloo for plain data beside NCCL: it notices a peer that has died at once.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def agreed_name(store: Any, rank: int, size: int, patience: float = 1800) -> str:
+    """A name that the processes of this start share, and none of an earlier start has known; ``store`` joins them.
+
+    torchrun lends the processes it starts anew the store of those before them, whose addresses then answer no more
+    (https://github.com/pytorch/pytorch/issues/135712). How often it has done so, each machine counts for itself.
+
+    Raises:
+        RuntimeError: the others have not come within ``patience`` seconds.
+    """
+    mine, end = uuid.uuid4().hex, time.monotonic() + patience
+    store.set(f"hello {rank}", mine)
+    while time.monotonic() < end:
+        if rank:
+            first, *seen = str(store.get("seen"), "ascii").split()
+            if mine in seen:  # so the first process is of this start, too
+                store.set(f"name {rank}", first)
+                return first
+        else:
+            store.set("seen", " ".join([mine, *(store.get(f"hello {other}").decode() for other in range(1, size))]))
+            told = [name for other in range(1, size) if store.check([name := f"name {other}"])]
+            if [store.get(name).decode() for name in told] == [mine] * (size - 1):
+                return mine
+        time.sleep(0.02)
+    raise RuntimeError(f"the {size} processes have not found each other within {patience:g} seconds")
 
 
 def _check_gpu(index: int) -> None:

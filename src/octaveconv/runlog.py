@@ -10,22 +10,24 @@ import errno
 import itertools
 import json
 import math
+import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import safetensors.torch
 import torch
 import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
-from . import _atomic, _csv, _curves, _state, env
+from . import _atomic, _csv, _curves, _lock, _state, env
+from .convert import weights
 from .errors import UsageError, require
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL, _DENIED = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class RunFolder:
@@ -92,6 +94,18 @@ class RunFolder:
             )
         return run
 
+    def alone(self) -> AbstractContextManager[Any]:
+        """Keep other processes from training in this folder, from this call to the end of a ``with`` block.
+
+        Call it before `load`: a checkpoint may be replaced while another process still trains.
+
+        Raises:
+            UsageError: another process trains in it; the message names it.
+            OSError: nothing can be written there.
+        """
+        with self._explained():
+            return _lock.take(self.path)
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the settings of a new run, plain data, to config.yaml.
 
@@ -125,7 +139,7 @@ class RunFolder:
         """Write versions and machine of this start of the run: to env.json, env-2.json for the second start, ..."""
         names = (f"env{f'-{number}' if number > 1 else ''}.json" for number in itertools.count(1))
         path = next(path for name in names if not (path := self.path / name).exists())
-        text = json.dumps(env.facts(), indent=1) + "\n"
+        text = json.dumps(env.facts() | {"process": os.getpid(), "host": platform.node()}, indent=1) + "\n"
         with self._writing(path) as file:
             file.write(text.encode())
 
@@ -183,7 +197,7 @@ class RunFolder:
             ValueError: the row has other columns than the first.
             OSError: it cannot be written; the message says how to continue.
         """
-        columns = (_header(self.results) if self.results.exists() else None) or [*row]
+        columns = (_csv.header(self.results) if self.results.exists() else None) or [*row]
         if "epoch" not in row or set(columns) != set(row):
             raise ValueError(f"{self.results} has columns {', '.join(columns)}; the row has {', '.join(row)}")
         with self._explained():
@@ -196,7 +210,7 @@ class RunFolder:
         """Drop the rows of this and later epochs, which a continued run writes again, and a row cut by a crash."""
         if not self.results.exists():
             return
-        if not (columns := _header(self.results)):
+        if not (columns := _csv.header(self.results)):
             return self.results.unlink()
         lines = [line for line in self.results.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
         kept = [line for line, cells in zip(lines, csv.reader(lines)) if _epoch(columns, cells) < epoch]
@@ -205,10 +219,7 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, str]]:
         """The rows of results.csv."""
-        if not self.results.exists():
-            return []
-        with self.results.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        return _csv.rows(self.results) if self.results.exists() else []
 
     def curves(self) -> list[Path]:
         """Draw losses, accuracies and learning rate of results.csv over the epochs.
@@ -229,9 +240,8 @@ class RunFolder:
     def finish(self, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
         """Write the final weights to model.safetensors, with metadata such as ``model`` and ``alpha``."""
         path = self.path / "model.safetensors"
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-        with self._writing(path) as file:
-            file.write(safetensors.torch.save(tensors, {"format": "pt", **metadata}))
+        with self._explained():
+            weights.write(path, state_dict, metadata)
         return path
 
     def _write_scalars(self, row: Mapping[str, Any]) -> None:
@@ -257,16 +267,18 @@ class RunFolder:
             cause = _system_error(error)
             if cause is None:
                 raise
-            needs, room = "", ""
+            needs, first = "", ""
             if cause.errno in _FULL:
                 needs = f" (a checkpoint needs {_mib(needed)}; " if needed else " ("
                 needs += f"{_mib(shutil.disk_usage(self.path).free)} free)"
-                room = "make room and "
+                first = "make room and "
+            elif cause.errno in _DENIED:
+                first = "make it writable, or copy the folder, and "
             kept, cure = "there is no checkpoint yet", "start again"
             if self.last.exists():
                 kept, cure = f"{self.last} is as it was", f"continue: octaveconv train --resume {self.path}"
             reason = cause.strerror or cause
-            raise OSError(f"cannot write to {self.path}: {reason}{needs}; {kept}: {room}{cure}") from error
+            raise OSError(f"cannot write to {self.path}: {reason}{needs}; {kept}: {first}{cure}") from error
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
@@ -278,13 +290,6 @@ def _system_error(error: BaseException | None) -> OSError | None:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
-
-
-def _header(table: Path) -> list[str]:
-    """The columns of a table; none if a crash has cut the line."""
-    with table.open(encoding="utf-8") as file:
-        line = file.readline()
-    return next(csv.reader([line])) if line.endswith("\n") else []
 
 
 def _epoch(columns: list[str], cells: list[str]) -> float:

@@ -9,14 +9,14 @@ import lzma
 import mmap
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ..errors import MXNetFormatError
 from ._fields import Fields
 
 LIST_MAGIC = (0x112).to_bytes(8, "little")
-GZIP, XZ = b"\x1f\x8b", b"\xfd7zXZ\0"
+HEAD = 262  # bytes that tell what a file is
 _PIECE = 2**16  # bytes fed to a decompressor at once
 _MIB = 2**20
 _XZ_MEMORY = 66 * _MIB  # xz -9 asks for 65; only what it fills is committed
@@ -31,25 +31,31 @@ class Member(NamedTuple):
     end: int
 
 
+def kind_of(head: bytes) -> str | None:
+    """What the first `HEAD` bytes say a file is: "list", "gzip", "xz", "tar", or none of them."""
+    magics = (("list", 0, LIST_MAGIC), ("gzip", 0, b"\x1f\x8b"), ("xz", 0, b"\xfd7zXZ\0"), ("tar", 257, b"ustar"))
+    return next((kind for kind, at, magic in magics if head.startswith(magic, at)), None)
+
+
 def contents(data: Fields) -> Fields:
     """Find the parameter list in a file; a plain or tarred one stays where it is, a compressed one goes to memory."""
-    if _starts(data, GZIP):
-        data = _decompressed(data, "gzip stream", _gunzip(data))
-    elif _starts(data, XZ):
-        data = _decompressed(data, "xz stream", _unxz(data))
-    if _starts(data, LIST_MAGIC):
+    kind = kind_of(_head(data))
+    if kind in _STREAMS:
+        data = _decompressed(data, f"{kind} stream", _STREAMS[kind](data))
+        kind = kind_of(_head(data))
+    if kind == "list":
         return data
-    if data.buffer[data.start + 257 : data.start + 262] == b"ustar":
+    if kind == "tar":
         return _member(data)
-    head = bytes(data.buffer[data.start : min(data.start + 8, data.end)])
     raise data.error(
         "list magic",
-        f"found {head.hex(' ') or 'nothing'}, expected {LIST_MAGIC.hex(' ')} (MXNet parameters), or a tar, gzip or xz",
+        f"found {_head(data)[:8].hex(' ') or 'nothing'}, expected {LIST_MAGIC.hex(' ')} (MXNet parameters), or a tar, "
+        f"gzip or xz",
     )
 
 
-def _starts(data: Fields, magic: bytes) -> bool:
-    return data.left >= len(magic) and data.buffer[data.start : data.start + len(magic)] == magic
+def _head(data: Fields) -> bytes:
+    return bytes(data.buffer[data.start : min(data.start + HEAD, data.end)])
 
 
 def _decompressed(data: Fields, field: str, pieces: Iterator[bytes]) -> Fields:
@@ -82,6 +88,9 @@ def _unxz(data: Fields) -> Iterator[bytes]:
     while not decoder.eof:
         yield decoder.decompress(_piece(data, "xz stream") if decoder.needs_input else b"", _PIECE)
     data.at -= len(decoder.unused_data)
+
+
+_STREAMS: dict[str | None, Callable[[Fields], Iterator[bytes]]] = {"gzip": _gunzip, "xz": _unxz}
 
 
 def _piece(data: Fields, field: str) -> bytes:

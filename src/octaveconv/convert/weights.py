@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
+from .. import _atomic
 from . import keymaps
-from ._container import GZIP, LIST_MAGIC, XZ
+from ._container import HEAD, kind_of
 from .mxnet import load_mxnet
 
-_MXNET = (LIST_MAGIC, GZIP, XZ)
 _CLASSIFIERS = ("fc.weight", "arg:classifier_weight", "classifer.weight")
 
 
@@ -76,8 +76,8 @@ def read(path: str | os.PathLike[str]) -> Weights:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     with open(path, "rb") as file:
-        head = file.read(262)
-    if head.startswith(_MXNET) or head[257:] == b"ustar":
+        head = file.read(HEAD)
+    if kind_of(head):
         return Weights(path, load_mxnet(path))
     if head[8:9] == b"{":
         return _read_safetensors(path)
@@ -145,18 +145,20 @@ def convert(
         raise ValueError(f"{source} has sha256 {digest}, expected {sha256}: delete it and fetch it again")
     state = read(source).state_dict(model)
     _check_complete(state, model, source)
-    metadata = dict(format="pt", model=name, alpha=str(model.alpha), source=origin or source.name, sha256=digest)
-    part = out.with_name(f"{out.name}.part")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    metadata = dict(model=name, alpha=str(model.alpha), source=origin or source.name, sha256=digest)
     try:
-        save_file({key: tensor.contiguous() for key, tensor in state.items()}, part, metadata)
-        with open(part, "r+b") as written:
-            os.fsync(written.fileno())
-        os.replace(part, out)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {out}: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return write(out, state, metadata)
+    except OSError as error:
+        raise OSError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def write(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Write tensors as safetensors, complete or not at all; returns the metadata with the format's own."""
+    metadata = {"format": "pt", **metadata}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with _atomic.replacing(out) as file:
+        file.write(save(tensors, metadata))
     return metadata
 
 

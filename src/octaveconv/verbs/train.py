@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -51,21 +52,30 @@ def run(args: argparse.Namespace) -> Any:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    with processes.joined(args.device or ("cuda" if torch.cuda.is_available() else "cpu")) as device:
-        resumed = _to_resume(args)
-        state = None if resumed is None else RunFolder.open(resumed).load()
+    with (
+        processes.joined(args.device or ("cuda" if torch.cuda.is_available() else "cpu")) as device,
+        ExitStack() as held,
+    ):
+        # Each machine counts the restarts that began on it.
+        restarts = max(processes.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
+        resumed, is_first = _to_resume(args, restarts), processes.rank() == 0
+        if resumed and is_first:
+            held.enter_context(RunFolder.open(resumed).alone())
+        resumed = processes.gather(resumed)[0]  # none reads the checkpoint while another run may still replace it
+        state = RunFolder.open(resumed).load() if resumed else None
         recipe = Recipe.of(state["recipe"]) if state else Recipe.of(_file(args), _options(args))
         training = Training(recipe, device)
         if state:
             training.restore(state)
-        is_first = processes.rank() == 0
-        folder = _folder(args, recipe, resumed, training) if is_first else None
+        folder = _folder(args, recipe, resumed, training, held) if is_first else None
         if not is_first:
             args.json = None
         try:
             return train(training, folder)
         except Stopped as error:
-            raise Stopped(f"{error}; continue: octaveconv train --resume {folder and folder.path}") from error
+            if folder is None:
+                raise
+            raise Stopped(f"{error}; continue: octaveconv train --resume {folder.path}") from error
 
 
 def describe() -> list[list[str]]:
@@ -90,19 +100,22 @@ def _name(args: argparse.Namespace, recipe: Recipe) -> str:
     return args.name or recipe.model + ("" if recipe.alpha is None else f"-{recipe.alpha:g}")
 
 
-def _to_resume(args: argparse.Namespace) -> Path | None:
+def _to_resume(args: argparse.Namespace, restarts: int) -> Path | None:
     """The run to continue: the one named, or, where torchrun has started anew after a failure, its newest."""
-    if args.resume or not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+    if args.resume or not restarts:
         if args.resume and (args.recipe or _options(args)):
             raise UsageError("--resume alone continues a run with its own recipe: leave the other options away")
         return args.resume  # type: ignore[no-any-return]
-    name = _name(args, Recipe.of(_file(args), _options(args)))
+    from ..runlog import RunFolder
+
+    recipe = Recipe.of(_file(args), _options(args))
+    name = _name(args, recipe)
     runs = [path for path in args.out.glob(f"{name}*") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", path.name)]
-    runs = [path for path in runs if any(path.glob("last*.pth"))]
+    runs = [path for path in runs if any(path.glob("last*.pth")) and RunFolder(path).config() == recipe.to_dict()]
     return max(runs, key=lambda path: path.stat().st_ctime, default=None)
 
 
-def _folder(args: argparse.Namespace, recipe: Recipe, resumed: Path | None, training: Any) -> Any:
+def _folder(args: argparse.Namespace, recipe: Recipe, resumed: Path | None, training: Any, held: ExitStack) -> Any:
     """The run's folder, new or as it was; what is about to be done is printed."""
     from ..runlog import RunFolder
 
@@ -112,6 +125,7 @@ def _folder(args: argparse.Namespace, recipe: Recipe, resumed: Path | None, trai
         print(f"continuing {folder.path} in epoch {training.epoch + 1}, step {training.step} of {training.steps}")
     else:
         folder = RunFolder.new(args.out, _name(args, recipe), args.tensorboard)
+        held.enter_context(folder.alone())
         folder.write_config(recipe.to_dict())
     folder.write_env()
     scaled = f" (lr {recipe.lr:g} is for a batch of {recipe.lr_batch_size})" if recipe.lr_batch_size else ""
