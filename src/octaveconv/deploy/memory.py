@@ -115,8 +115,8 @@ class Memory:
                 for target in layer.targets:
                     place(target, i)
             for home in [home for home, end in last.items() if end == i and home in places]:
-                images = 1 if i < self.cut else self.images
-                free[(images, *places[home][1:5])].append(places[home])
+                key = (1 if i < self.cut else self.images, *places[home][1:5])
+                free[key].append(places[home])
         return places
 
     def _place(self, images: int, height: int, width: int, halo: int, stride: int) -> Place:
