@@ -41,31 +41,48 @@ class Captured:
             else:
                 self.nodes.append(node)
         self.out_spec = program.call_spec.out_spec
+        self.guard = getattr(program.module(), "_guards_fn", None)
 
     def value(self, arguments: Any) -> Any:
         """The arguments with constants in place of their nodes."""
         return fx.node.map_arg(arguments, lambda node: self.constants.get(node, node))
 
     def sizes(self, shape: torch.Size) -> dict[Any, int] | None:
-        """What the symbols of the input's shape are for an input of ``shape``, or None if it does not fit."""
-        known: dict[Any, int] = {}
-        if len(shape) != len(self.input.meta["val"].shape):
+        """What the symbols of the input's shape are for an input of ``shape``, or None if it is not captured.
+
+        A graph is made for a range of sizes: where a map shrinks to one pixel, for instance, another begins.
+        """
+        symbols = self.input.meta["val"].shape
+        if len(shape) != len(symbols):
             return None
-        for symbol, size in zip(self.input.meta["val"].shape, shape):
-            expression = symbol.node.expr if isinstance(symbol, torch.SymInt) else symbol
-            if known.setdefault(expression, size) != size if isinstance(symbol, torch.SymInt) else symbol != size:
+        example = torch.empty(max(shape[0], 2), *shape[1:], device="meta")  # no layer mixes images: any batch will do
+        try:
+            if self.guard is not None:
+                self.guard(example)
+        except AssertionError:
+            return None
+        known: dict[Any, int] = {}
+        for i, (symbol, size) in enumerate(zip(symbols, shape)):
+            if isinstance(symbol, torch.SymInt):
+                if known.setdefault(symbol.node.expr, size) != size:
+                    return None
+            elif i and symbol != size:
                 return None
         return known
 
 
-def capture(model: nn.Module, example: Tensor, dynamic: bool = True) -> Captured:
-    """Export ``model`` for the shape of ``example``, or if ``dynamic`` for every batch and image size.
+def capture(model: nn.Module, example: Tensor) -> Captured:
+    """Export ``model`` for the shape of ``example``, and as many other batch and image sizes as torch.export can.
 
     Raises:
         Whatever torch.export raises for a module that it cannot capture.
     """
-    if dynamic and len(example) == 1:
-        example = torch.cat([example, example])  # a size of 1 would be taken for fixed
-    free = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO} if dynamic else None
+    if len(example) < 2:
+        example = torch.zeros(2, *example.shape[1:])  # a size of 1 would be taken for fixed
     with backend("reference"), torch.no_grad():  # its four paths are the terms of the engine's layers
-        return Captured(torch.export.export(model, (example,), dynamic_shapes=(free,) if dynamic else None))
+        for free in ((0, 2, 3), (0,), ()):
+            sizes = dict.fromkeys(free, Dim.AUTO)
+            captured = Captured(torch.export.export(model, (example,), dynamic_shapes=(sizes,)))
+            if captured.sizes(example.shape) is not None:
+                break
+    return captured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import BackendUnavailable
 from . import native
-from .capture import capture
+from .capture import Captured, capture
 from .lower import lower
 from .memory import number
 from .pack import pack
@@ -29,7 +30,8 @@ class NativeNetwork(nn.Module):
 
     Args:
         model: in evaluation mode.
-        example: an input ``[N, C, H, W]``; other batch and image sizes work too where torch.export can follow them.
+        example: an input ``[N, C, H, W]``; other batch and image sizes work too. A size that torch.export cannot cover
+            with the examples before is captured when it comes.
         target: instruction set, one of `native.TARGETS`.
 
     Raises:
@@ -48,40 +50,61 @@ class NativeNetwork(nn.Module):
                 f"the native engine runs float32 on the CPU, not {parameter.dtype} on {parameter.device}"
             )
         self.library = native.library(target)
-        try:
-            self.captured = capture(model, example)
-        except Exception as error:  # torch.export raises many kinds
-            raise BackendUnavailable(f"torch.export cannot capture the network: {error}") from error
-        self.network = lower(self.captured)
-        lanes = self.library.lanes()
-        self.packed = {id(layer): pack(layer, lanes) for layer in self.network.layers if layer.sum is not None}
-        self.plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._model = (copy.deepcopy(model),)  # not a child, whose parameters would be this module's too
+        self._forms: list[_Form] = []
+        self._by_shape: dict[torch.Size, tuple[_Form, dict[Any, int]]] = {}
+        self._form(example.shape)
 
     def forward(self, x: Tensor) -> Any:
         """The model's output for float32 images ``[N, C, H, W]`` on the CPU."""
-        sizes = self.check(x)
-        outputs = [torch.empty([number(size, sizes) for size in shape]) for shape in self.network.shapes]
-        self.run(x, outputs, min(len(x), PASS), torch.get_num_threads())
-        return pytree.tree_unflatten(outputs, self.captured.out_spec)
+        if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 4:
+            raise ValueError(
+                f"this deployed network takes float32 images [N, C, H, W] on the CPU, got {x.dtype} {list(x.shape)} on "
+                f"{x.device}"
+            )
+        if x.shape not in self._by_shape:
+            try:
+                self._by_shape[x.shape] = self._form(x.shape)
+            except BackendUnavailable as error:
+                raise ValueError(f"this deployed network cannot take {list(x.shape)}: {error}") from error
+        form, sizes = self._by_shape[x.shape]
+        return form(x, sizes, min(len(x), PASS), torch.get_num_threads())
 
-    def check(self, x: Tensor) -> dict[Any, int]:
-        """The sizes that the symbols stand for; ValueError if ``x`` is nothing that can be run."""
-        if x.device.type != "cpu" or x.dtype != torch.float32:
-            raise ValueError(f"this deployed network takes float32 tensors on the CPU, got {x.dtype} on {x.device}")
-        sizes = self.captured.sizes(x.shape)
-        if sizes is None:
-            expected = list(self.captured.input.meta["val"].shape)
-            raise ValueError(f"this deployed network takes {expected}, got {list(x.shape)}: deploy it for that shape")
-        return sizes
+    def _form(self, shape: torch.Size) -> tuple[_Form, dict[Any, int]]:
+        """A form of the network that covers a shape, and what its symbols stand for then."""
+        for form in self._forms:
+            if (sizes := form.captured.sizes(shape)) is not None:
+                return form, sizes
+        try:
+            captured = capture(self._model[0], torch.zeros(shape))
+        except Exception as error:  # torch.export raises many kinds
+            raise BackendUnavailable(f"torch.export cannot capture the network: {error}") from error
+        self._forms.append(_Form(captured, self.library))
+        sizes = captured.sizes(shape)
+        assert sizes is not None
+        return self._forms[-1], sizes
 
-    def run(self, x: Tensor, outputs: list[Tensor], together: int, threads: int) -> None:
+
+class _Form:
+    """The network for a range of sizes: layers, constants, and a plan for each size that came."""
+
+    def __init__(self, captured: Captured, library: Any) -> None:
+        self.captured, self.library = captured, library
+        self.network = lower(captured)
+        lanes = library.lanes()
+        self.packed = {id(layer): pack(layer, lanes) for layer in self.network.layers if layer.sum is not None}
+        self.plans: OrderedDict[Any, Plan] = OrderedDict()
+
+    def __call__(self, x: Tensor, sizes: dict[Any, int], together: int, threads: int) -> Any:
         """Run all images, as many ``together``."""
         x = x.detach()
-        whole = len(x) // together * together
+        outputs = [torch.empty([number(size, sizes) for size in shape]) for shape in self.network.shapes]
+        whole = len(x) // together * together if together else 0
         for start, end, images in ((0, whole, together), (whole, len(x), len(x) - whole)):
             if start < end:
                 outside = self.outside(x[start:end], [output[start:end] for output in outputs], images)
-                self.plan(x.shape, images, threads).run(outside, (end - start) // images)
+                self.plan(sizes, x.shape, images, threads).run(outside, (end - start) // images)
+        return pytree.tree_unflatten(outputs, self.captured.out_spec)
 
     def outside(self, x: Tensor, outputs: list[Tensor], images: int) -> Any:
         """Where the input and the parts of the outputs lie."""
@@ -94,12 +117,10 @@ class NativeNetwork(nn.Module):
                 first += ref.channels
         return np.array([(data, strides, images * strides[0]) for data, strides in ends], native.OUTSIDE)
 
-    def plan(self, shape: torch.Size, images: int, threads: int) -> Plan:
+    def plan(self, sizes: dict[Any, int], shape: torch.Size, images: int, threads: int) -> Plan:
         """The plan for images of this shape, ``images`` at a time."""
         key = (shape[1:], images, threads)
         if key not in self.plans:
-            sizes = self.captured.sizes(shape)
-            assert sizes is not None
             self.plans[key] = Plan(self.network, self.packed, sizes, images, threads, self.library)
             if len(self.plans) > PLANS:
                 self.plans.popitem(last=False)

@@ -1,0 +1,189 @@
+"""The native engine's surroundings: its library, what it refuses, who takes over then, and the sanitizers."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from test_deploy import GRAPHS, Net, difference, quickly, settle  # noqa: F401  # a fixture
+from test_models import image, shallow
+from torch import nn
+
+import octaveconv as oc
+from octaveconv.deploy import native
+from octaveconv.deploy.engine import NativeNetwork
+from octaveconv.errors import BackendUnavailable, UsageError
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    """No library built yet, neither on disk nor in this process."""
+    monkeypatch.setenv("OCTAVECONV_CACHE", str(tmp_path / "cache"))
+    native.library.cache_clear()
+    yield tmp_path / "cache"
+    native.library.cache_clear()
+
+
+def compiler(path, line):
+    """A stand-in for the compiler."""
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.slow
+def test_processes_that_need_the_library_at_once_build_it_once(empty_cache, monkeypatch, tmp_path):
+    log = tmp_path / "log"
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f'echo built >> {log}\nexec g++ -O0 "$@"'))
+    code = "from octaveconv.deploy import native; print(native.library('generic').lanes())"
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[0] for process in processes] == ["4\n"] * 3
+    assert log.read_text() == "built\n"
+    assert [path.suffix for path in sorted(empty_cache.iterdir())] in ([".lock", ".so"], [".so"])
+
+
+def test_a_compiler_that_fails_is_named(empty_cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", "echo 'x.cpp:1: error: no such thing' >&2; exit 1"))
+    with pytest.raises(BackendUnavailable, match=r"cxx: x.cpp:1: error: no such thing"):
+        native.library("generic")
+    assert not list(empty_cache.glob("*.so"))
+
+
+def test_without_a_compiler_the_message_names_the_cure(empty_cache, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    with pytest.raises(BackendUnavailable, match=r"install g\+\+ or clang\+\+, or set CXX"):
+        native.library("generic")
+
+
+class Strange(nn.Module):
+    """Something that the engine does not know, inside a module with a name."""
+
+    def forward(self, x):
+        return torch.special.erfcx(x)
+
+
+def strange():
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(Strange())).eval()
+
+
+def test_an_unknown_operation_is_named_with_its_place():
+    with pytest.raises(BackendUnavailable, match=r"aten.special_erfcx.default in 1\.0"):
+        oc.deploy(strange(), image(1, 3, 8, 8), engine="native")
+
+
+@pytest.mark.slow
+def test_the_fallback_takes_over_and_says_why():
+    model = strange()
+    deployed = oc.deploy(model, image(1, 3, 8, 8))
+    assert deployed.engine in ("inductor", "eager")
+    assert "not the native engine: aten.special_erfcx.default in 1.0" in deployed.reason
+    assert difference(model, deployed, image(2, 3, 8, 8)) < 1e-5
+
+
+def test_the_model_is_left_as_it_was():
+    model = shallow("oct_resnet18", 0.5, tiny=True).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    deployed = oc.deploy(model, image(1, 3, 32, 32))
+    assert deployed.engine == "native"
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not deployed(image(1, 3, 32, 32).requires_grad_()).requires_grad
+
+
+def test_what_cannot_be_run_is_refused():
+    model = shallow("oct_resnet18", 0.5, tiny=True)
+    with pytest.raises(UsageError, match="there is no engine 'nativ': use native or inductor"):
+        oc.deploy(model, image(1, 3, 32, 32), engine="nativ")
+    with pytest.raises(BackendUnavailable, match=r"float32 on the CPU, not torch\.float64"):
+        oc.deploy(model.double(), image(1, 3, 32, 32).double(), engine="native")
+    deployed = oc.deploy(model.float(), image(1, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"takes float32 images \[N, C, H, W\] on the CPU, got torch.float64"):
+        deployed(image(1, 3, 32, 32).double())
+    with pytest.raises(ValueError, match=r"got torch.float32 \[3, 32, 32\]"):
+        deployed(image(3, 32, 32))
+    with pytest.raises(ValueError, match=r"cannot take \[1, 4, 32, 32\]: .*capture"):
+        deployed(image(1, 4, 32, 32))
+
+
+def test_any_strides():
+    model = settle(shallow("oct_resnet18", 0.25, tiny=True))
+    deployed = oc.deploy(model, image(1, 3, 32, 32))
+    x = image(3, 40, 3, 36)
+    for view in (
+        x.permute(0, 2, 1, 3),
+        x.permute(0, 2, 3, 1)[:, :, ::2],
+        image(3, 3, 40, 36).flip(0)[1:],
+        image(2, 3, 40, 36).to(memory_format=torch.channels_last),
+        image(1, 1, 40, 36).expand(2, 3, 40, 36),
+    ):
+        assert difference(model, deployed, view) < 1e-5
+    assert deployed(image(0, 3, 40, 36)).shape == (0, 10)
+
+
+def test_a_nan_comes_out():
+    model = GRAPHS["pooling of other kinds"]
+    x = image(1, 8, 12, 12)
+    x[0, 0, 5, 5] = torch.nan
+    got, expected = NativeNetwork(model.eval(), x)(x), model(x)
+    assert expected.isnan().any()
+    assert torch.equal(got.isnan(), expected.isnan())
+
+
+def test_calls_from_several_threads_take_turns():
+    model = settle(shallow("oct_resnet18", 0.25, tiny=True))
+    deployed = oc.deploy(model, image(1, 3, 32, 32))
+    inputs = [image(2, 3, 32, 32) * scale for scale in (1, 2, 3, 4)]
+    expected = [deployed(x) for x in inputs]
+    got = [None] * 4
+
+    def call(i):
+        for _ in range(20):
+            got[i] = deployed(inputs[i])
+
+    workers = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+
+
+SANITIZED = """
+import torch
+from octaveconv.deploy import native, tune
+from octaveconv.deploy.engine import NativeNetwork
+from test_deploy import GRAPHS, settle
+from test_models import image, shallow
+tune.SECONDS = 0
+native.FLAGS[:] = ["-O1", "-g", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-omit-frame-pointer",
+                   "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+for name in ("oct_resnet50", "oct_mobilenetv2_100", "oct_seresnetv2_50", "oct_densenet121"):
+    deployed = NativeNetwork(settle(shallow(name, 0.25, tiny=True)), image(1, 3, 64, 64))
+    for threads, shape in ((1, (1, 3, 32, 33)), (2, (3, 3, 47, 32)), (3, (2, 3, 35, 39))):
+        torch.set_num_threads(threads)
+        deployed(image(*shape))
+for model in GRAPHS.values():
+    NativeNetwork(settle(model), image(1, 8, 12, 12))(image(2, 8, 9, 7))
+print("clean")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="preloads the sanitizers' libraries as Linux does")
+def test_no_sanitizer_reports(tmp_path):
+    """Every map and table is a block of its own, so that a step outside of it is seen."""
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = os.environ | {
+        "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0", "OCTAVECONV_CACHE": str(tmp_path),
+        "PYTHONPATH": str(Path(__file__).parent), "CXX": "g++",
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", SANITIZED], capture_output=True, text=True, env=environment)
+    assert done.stdout.endswith("clean\n"), done.stderr[-4000:]
