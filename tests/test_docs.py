@@ -14,7 +14,7 @@ import torch
 
 import octaveconv as oc
 from octaveconv import evaluate, models, quickstart
-from octaveconv.bench import report
+from octaveconv.bench import report, speed_report
 from octaveconv.verbs import models as verb
 from octaveconv.verbs import train as train_verb
 
@@ -161,7 +161,14 @@ def ablation_table():
     return f"{markdown(table)}\n\n{conditions}"
 
 
+def speed_table():
+    """What `octaveconv bench` measured of ResNet-50 on the CPU."""
+    result = json.loads((ROOT / "results" / "speed_oct_resnet50_cpu.json").read_text())
+    return f"{markdown(report.table(result))}\n\nConditions: {speed_report.conditions(result)}."
+
+
 TABLES = {
+    "speed": speed_table,
     "ablation": ablation_table,
     "overhead": overhead_table,
     "fields": fields_table,

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
+
+PAUSE = 0.012  # seconds: the idle workers of libgomp, oneTBB and ONNX Runtime spin for less before they sleep
+Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -21,13 +31,52 @@ class Timing:
     runs: int
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], runs: int = 30, warm_up: int = 3) -> dict[str, Timing]:
-    """Time each of ``calls`` on the CPU, one call of each per round.
+def wall_clock(call: Call) -> float:
+    """Seconds that ``call`` takes to return.
+
+    Example:
+        >>> wall_clock(lambda: None) < wall_clock(lambda: sum(range(100_000)))
+        True
+    """
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def cuda_events(call: Call) -> float:
+    """Seconds between two events on the current CUDA stream, one before and one after the work of ``call``.
+
+    The device is idle at the first event, so the time in which the CPU launches the kernels counts where it is the
+    longer one, as it does for whoever waits for the answer.
+
+    Example:
+        >>> x = torch.ones(8, device="cuda")  # doctest: +SKIP
+        >>> cuda_events(lambda: x + x) > 0  # doctest: +SKIP
+        True
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()  # type: ignore[no-untyped-call]
+    call()
+    end.record()  # type: ignore[no-untyped-call]
+    end.synchronize()  # type: ignore[no-untyped-call]
+    return float(begin.elapsed_time(end)) / 1e3  # type: ignore[no-untyped-call]
+
+
+def interleaved(
+    calls: Mapping[str, Call], runs: int = 30, warm_up: int = 3, *, isolate: bool = False,
+    clock: Callable[[Call], float] = wall_clock,
+) -> dict[str, Timing]:  # fmt: skip
+    """Time each of ``calls``, one call of each per round.
 
     Args:
-        calls: what to time, by name; each does its whole work before it returns.
+        calls: what to time, by name; each does its whole work before it returns (or on CUDA's current stream).
         runs: timed rounds, at least 2.
         warm_up: untimed rounds before.
+        isolate: before every timed call sleep for `PAUSE` and make one untimed call of the same callable. Needed where
+            the calls belong to several runtimes: the workers of one go on spinning after its call and would take a core
+            from the next, and its weights fill the cache.
+        clock: makes one call and returns its seconds: `wall_clock` or `cuda_events`.
 
     Example:
         >>> interleaved({"a": lambda: None, "b": lambda: sum(range(1000))}, runs=5)["b"].runs
@@ -40,14 +89,61 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], runs: int = 30, warm_up:
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(runs):
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+            if isolate:
+                time.sleep(PAUSE)
+                call()
+            seconds[name].append(clock(call))
     timings = {}
     for name, values in seconds.items():
         lower, median, upper = statistics.quantiles(values, n=4)
         timings[name] = Timing(median, lower, upper, runs)
     return timings
+
+
+def peak_bytes(call: Call, device: str = "cpu") -> int:
+    """The most memory that ``call`` holds at any moment, beyond what was held before it.
+
+    Only what PyTorch's allocator hands out is seen: weights that exist already are not counted, and other runtimes
+    have allocators of their own.
+
+    Example:
+        >>> 4000 <= peak_bytes(lambda: torch.ones(1000)) < 4100
+        True
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    from torch.profiler import ProfilerActivity, profile
+
+    with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        watched.export_chrome_trace(str(trace := Path(folder) / "trace.json"))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing reaches the standard error's file: the profiler's library writes its comings and goings there."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _keep_freed_memory() -> None:

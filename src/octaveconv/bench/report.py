@@ -7,25 +7,41 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError, require
+from ..errors import UsageError
+from . import speed_report
+from ._drawing import drawing
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The runs of an ablation (examples/ablation.py).
+    """What `octaveconv bench --json` wrote, or the runs of an ablation (examples/ablation.py).
 
     Raises:
-        UsageError: the file holds none.
+        UsageError: the file holds neither.
     """
     try:
         result = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    if not isinstance(result, dict) or not all("top1" in run and "macs" in run for run in result.get("runs", [{}])):
-        raise UsageError(f"{path} is no ablation: give a file that examples/ablation.py wrote")
-    return result
+    try:
+        if points(result):
+            table(result), notes(result)  # they find every figure that they show, or it is no such file
+            return result  # type: ignore[no-any-return]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        pass
+    raise UsageError(f"{path} is no report's file: give what octaveconv bench --json or examples/ablation.py wrote")
 
 
-def by_alpha(result: dict[str, Any]) -> list[dict[str, float]]:
+def is_bench(result: dict[str, Any]) -> bool:
+    """Whether the file is one of `octaveconv bench`, and not an ablation."""
+    return result.get("kind") == "bench"
+
+
+def points(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is drawn: T, S and S/T of each batch size and alpha, or an ablation's figures by alpha."""
+    return speed_report.points(result) if is_bench(result) else by_alpha(result)
+
+
+def by_alpha(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Of each alpha: MACs, number of seeds, mean and standard deviation of the accuracy in percent."""
     points = []
     for alpha in sorted({run["alpha"] for run in result["runs"]}):
@@ -39,7 +55,9 @@ def by_alpha(result: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def table(result: dict[str, Any]) -> list[list[str]]:
-    """Rows of text, one for each alpha."""
+    """Rows of text: one for each alpha, and of a bench for each batch size."""
+    if is_bench(result):
+        return speed_report.table(result)
     rows = [["alpha", "MACs M", "share", "seeds", "top-1 %", "deviation", "images/s"]]
     points, speed = by_alpha(result), result.get("images_per_s", {})
     for point in points:
@@ -51,14 +69,17 @@ def table(result: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Draw accuracy against MACs; MissingExtra if matplotlib is not installed."""
-    require("matplotlib", "plots").use("Agg")
-    import matplotlib.pyplot as plt
+def notes(result: dict[str, Any]) -> list[str]:
+    """What stands below the table: of a bench the verdict of each row, and the conditions."""
+    return [*speed_report.verdicts(result), speed_report.conditions(result)] if is_bench(result) else []
 
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draw S over T, or accuracy against MACs; MissingExtra if matplotlib is not installed."""
+    if is_bench(result):
+        return speed_report.plot(result, path)
     points = by_alpha(result)
-    with plt.rc_context({"svg.hashsalt": "octaveconv"}):  # the same file each time
-        figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    with drawing(path) as axis:
         axis.errorbar(
             [point["macs"] / 1e6 for point in points], [point["mean"] for point in points],
             yerr=[point["deviation"] for point in points], marker="o", capsize=3,
@@ -70,7 +91,3 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axis.set(
             xlabel="multiply-adds in millions", ylabel="top-1 in percent", title=f"alpha, {points[0]['seeds']} seeds"
         )
-        axis.grid(alpha=0.3)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
-        plt.close(figure)

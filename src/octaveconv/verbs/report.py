@@ -1,4 +1,4 @@
-"""``octaveconv report``: accuracy against multiply-adds, from a file of results."""
+"""``octaveconv report``: accuracy or time against multiply-adds, from a file of results."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Show an ablation: accuracy and multiply-adds at each alpha, as a table and as a picture.
+    """Show a file of results: an ablation's accuracy or a bench's speed against multiply-adds, table and picture.
 
     Example: octaveconv report results/ablation.json --plot docs/ablation.svg
     """
-    parser.add_argument("file", metavar="FILE", type=Path, help="what examples/ablation.py wrote")
+    parser.add_argument("file", metavar="FILE", type=Path, help="of bench --json, or of examples/ablation.py")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw it here, as .png or .svg")
 
 
@@ -23,7 +23,8 @@ def run(args: argparse.Namespace) -> Any:
 
     result = report.read(args.file)
     print(text_table(report.table(result)))
+    print("".join(f"\n{note}" for note in report.notes(result)), end="")
     if args.plot:
         report.plot(result, args.plot)
         print(f"picture: {args.plot}")
-    return report.by_alpha(result)
+    return report.points(result)

@@ -1,0 +1,173 @@
+"""What the stopwatch compares: one network at several alphas, its dense twin, and perhaps another dense network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._text import did_you_mean
+from ..checkpoint import create
+from ..cost import cost
+from ..errors import UsageError
+from ..models import published
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RUNTIMES = {"infer": ("eager", "compiled", "deployed", "openvino", "onnxruntime"), "train": ("eager", "compiled")}
+SEED = 0
+_CALIBRATION_IMAGES = 4  # more than one, as a map of a single pixel has no deviation otherwise
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is to be measured, and how.
+
+    Args:
+        model: an octave network of timm's registry.
+        alphas: its low-frequency shares; by default its own.
+        size: height and width of the images in pixels.
+        batch_sizes: images per call; each is measured on its own.
+        threads: threads that every runtime computes with.
+        device: ``"cpu"`` or ``"cuda"``.
+        dtype: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        mode: ``"infer"``, or ``"train"`` for a step of forward, loss, backward and SGD.
+        runtimes: those that must run; by default all that can.
+        runs: timed calls of each finalist.
+        dense: another dense network to beat: ``"torchvision"`` for its network of the same name, a name of
+            torchvision's as ``"torchvision/resnet50"``, or one of timm's.
+
+    Example:
+        >>> settings = Settings("oct_resnet50", alphas=(0.25, 0.5), batch_sizes=(1, 8), dense="torchvision")
+    """
+
+    model: str
+    alphas: tuple[float, ...] = ()
+    size: int = 224
+    batch_sizes: tuple[int, ...] = (1,)
+    threads: int = field(default_factory=torch.get_num_threads)
+    device: str = "cpu"
+    dtype: str = "fp32"
+    mode: str = "infer"
+    runtimes: tuple[str, ...] = ()
+    runs: int = 30
+    dense: str | None = None
+
+    def checked(self) -> Settings:
+        """Return these settings with the alphas filled in; UsageError if they ask for what does not exist."""
+        known = RUNTIMES[self.mode]
+        for name in self.runtimes:
+            if name not in known:
+                hint = did_you_mean(name, known) or f": choose from {', '.join(known)}"
+                raise UsageError(f"there is no runtime {name!r} for --mode {self.mode}{hint}")
+        for alpha in self.alphas:
+            if not 0 < alpha <= 1:
+                raise UsageError(
+                    f"--alpha must be above 0 and at most 1, got {alpha:g}: the dense twin is timed anyway"
+                )
+        if self.runs < 2:
+            raise UsageError(f"--runs must be at least 2, for quartiles, got {self.runs}")
+        if self.mode == "train" and self.dtype == "fp16":
+            raise UsageError("a training step in fp16 needs its loss scaled: use --dtype bf16")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--device cuda: PyTorch sees no GPU here")
+        with torch.device("meta"):
+            own = create(self.model, pretrained=False)
+            alphas = self.alphas or (getattr(own, "alpha", 0.0),)
+            for alpha in alphas:
+                create(self.model, alpha, pretrained=False)
+        if not self.model.startswith("oct_"):
+            raise UsageError(f"{self.model} has no alpha: name an octave network (octaveconv models)")
+        if self.dense:
+            _other(self.dense, _family(self.model))
+        return replace(self, alphas=tuple(sorted(set(alphas))))
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of the compared networks, in float32 and evaluation mode. Alpha 0 means that it is a dense one."""
+
+    name: str
+    alpha: float
+    macs: int  # of one image
+    model: nn.Module
+
+
+def networks(settings: Settings) -> Iterator[Network]:
+    """Make the dense twin first, then the other dense network if one is named, then one octave network per alpha.
+
+    Their weights are random and of one seed. No norm multiplies by zero, so that every layer matters to the logits, and
+    each norm has the statistics of random images, so that the numbers stay ordinary ones.
+
+    Example:
+        >>> [net.name for net in networks(Settings("oct_resnet18", alphas=(0.5,), size=32))]
+        ['dense twin', 'alpha 0.5']
+    """
+    family = _family(settings.model)
+    made: list[tuple[str, float, Any]] = [("dense twin", 0.0, lambda: create(family, 0.0, pretrained=False))]
+    if settings.dense:
+        name, other = _other(settings.dense, family)
+        made.append((name, 0.0, other))
+    for alpha in settings.alphas:
+        made.append((f"alpha {alpha:g}", alpha, lambda alpha=alpha: create(family, alpha, pretrained=False)))
+    for name, alpha, make in made:
+        torch.manual_seed(SEED)
+        model = make()
+        _calibrate(model, settings.size)
+        yield Network(name, alpha, cost(model, settings.size).counted_macs, model)
+
+
+def images(settings: Settings, batch_size: int) -> Tensor:
+    """Random images ``[batch_size, 3, size, size]`` in float32, the same for every network."""
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.randn(batch_size, 3, settings.size, settings.size, generator=generator)
+
+
+def _family(name: str) -> str:
+    """The network that takes every alpha: a published name fixes one."""
+    record = published(name)
+    return record.network if record else name
+
+
+def _other(name: str, family: str) -> tuple[str, Any]:
+    """The other dense network's name, and how to make it."""
+    if name.partition("/")[0] != "torchvision":
+        if name.startswith("oct_"):
+            raise UsageError(f"--dense {name} is an octave network; the dense twin of {family} is timed anyway")
+        with torch.device("meta"):
+            create(name, pretrained=False)
+        return name, lambda: create(name, pretrained=False)
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    wanted = name.partition("/")[2] or family.removeprefix("oct_")
+    if wanted not in known:
+        hint = did_you_mean(wanted, known) or ": give one as --dense torchvision/NAME"
+        raise UsageError(f"torchvision has no classifier {wanted!r}{hint}")
+    return f"torchvision {wanted}", lambda: models.get_model(wanted, weights=None)
+
+
+@torch.no_grad()
+def _calibrate(model: nn.Module, size: int) -> None:
+    """Give every norm a random scale and bias and the statistics of random images; turn dropout off.
+
+    The biases keep most ReLUs open. With biases of 0, as a new network has them, a deep random network is chaotic: it
+    multiplies rounding errors of 1e-7 to 4e-4 of the logits in `oct_resnet152f`, and this way to 1e-6.
+    """
+    norms = [module for module in model.modules() if isinstance(getattr(module, "running_mean", None), Tensor)]
+    momenta = [norm.momentum for norm in norms]
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for norm in norms:
+        norm.momentum = 1.0  # type: ignore[assignment]
+        if isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor):
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(0.5, 1.0)
+    model.train()
+    model(torch.randn(_CALIBRATION_IMAGES, 3, size, size))
+    model.eval()
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum

@@ -1,0 +1,190 @@
+"""How each runtime is given a network: what it returns is a call that does the whole work and returns the logits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import require
+from .cases import DTYPES, Settings
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+LAID_OUT = ("eager", "compiled")  # the others choose the memory layout themselves
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network on one batch, for one runtime: ``model`` and ``x`` are float32 on the CPU and are not changed."""
+
+    model: nn.Module
+    x: Tensor
+    layout: str | None
+    settings: Settings
+    folder: Path  # of this network and runtime: exported files stay here for the next batch size
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is timed, and for a deployed network which engine runs it."""
+
+    call: Callable[[], Tensor]
+    engine: str | None = None
+
+
+class CannotRun(RuntimeError):
+    """A runtime does not do what is asked for; the message says why."""
+
+
+def layouts(runtime: str) -> list[str | None]:
+    """The memory layouts in which ``runtime`` is tried: none where the choice is its own."""
+    return list(LAYOUTS) if runtime in LAID_OUT else [None]
+
+
+def prepare(runtime: str, task: Task) -> Prepared:
+    """Give ``task`` to ``runtime``.
+
+    Raises:
+        Exception: whatever the runtime raises where it cannot run the network: `octaveconv.errors.MissingExtra` if it
+            is not installed, `CannotRun` if it is not for this dtype or device.
+
+    Example:
+        >>> task = Task(nn.Conv2d(3, 8, 1), torch.randn(1, 3, 4, 4), "channels_last", Settings("oct_resnet18"), Path())
+        >>> prepare("eager", task).call().shape
+        torch.Size([1, 8, 4, 4])
+    """
+    makers = {
+        "eager": _eager, "compiled": _compiled, "deployed": _deployed, "openvino": _openvino,
+        "onnxruntime": _onnxruntime,
+    }  # fmt: skip
+    return makers[runtime](task)
+
+
+@contextmanager
+def conditions(settings: Settings) -> Iterator[None]:
+    """What PyTorch computes with meanwhile: the threads, exact float32, and room for all the compiled networks.
+
+    ``torch.compile`` keeps the networks of one class in one cache and, beyond a few of them, silently runs eagerly.
+    """
+    import torch._dynamo.config as dynamo
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        with (
+            torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
+            dynamo.patch(recompile_limit=1000, accumulated_recompile_limit=1000),  # type: ignore[attr-defined]
+        ):
+            yield
+    finally:
+        torch.set_num_threads(before)
+        torch.compiler.reset()
+
+
+class TrainingStep:
+    """Forward, loss, backward and SGD on one batch; lower precision by autocast. Returns the logits.
+
+    The learning rate is next to nothing: hundreds of steps on one batch must not drive the gradients to denormal
+    numbers, with which some processors compute many times slower.
+    """
+
+    def __init__(self, task: Task, compiled: bool):
+        device, dtype = task.settings.device, DTYPES[task.settings.dtype]
+        model, self.x = _laid_out(task, torch.float32)
+        model.train()
+        self.labels = torch.arange(len(self.x), device=device)
+        self.optimiser = torch.optim.SGD(model.parameters(), lr=1e-7, momentum=0.9)
+        self.forward = torch.compile(model, dynamic=False) if compiled else model
+        self.autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
+
+    def __call__(self) -> Tensor:
+        with self.autocast:
+            logits = self.forward(self.x)
+            loss = F.cross_entropy(logits, self.labels % logits.shape[1])
+        loss.backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad()  # afterwards, so that the gradients count as memory of this step
+        return logits.detach()  # type: ignore[no-any-return]
+
+
+def _eager(task: Task) -> Prepared:
+    if task.settings.mode == "train":
+        return Prepared(TrainingStep(task, compiled=False))
+    return Prepared(_inference(*_laid_out(task)))
+
+
+def _compiled(task: Task) -> Prepared:
+    if task.settings.mode == "train":
+        return Prepared(TrainingStep(task, compiled=True))
+    model, x = _laid_out(task)
+    options: dict[str, Any] = {"freezing": True}  # folds the norms and packs the weights
+    if task.settings.device == "cuda":
+        options["triton.cudagraphs"] = True
+    return Prepared(_inference(torch.compile(model, dynamic=False, options=options), x))
+
+
+def _deployed(task: Task) -> Prepared:
+    from ..deploy import deploy
+
+    model, x = _laid_out(task)
+    deployed = deploy(model, x)
+    return Prepared(_inference(deployed, x), str(deployed.engine))
+
+
+def _openvino(task: Task) -> Prepared:
+    return _exported(task, "openvino", "model.xml")
+
+
+def _onnxruntime(task: Task) -> Prepared:
+    return _exported(task, "onnx", "model.onnx")
+
+
+def _exported(task: Task, form: str, file: str) -> Prepared:
+    if task.settings.device != "cpu" or task.settings.dtype != "fp32":
+        raise CannotRun("it is measured on the CPU in fp32 only")
+    from ..export import export, load
+
+    if not (task.folder / file).exists():  # for another batch size
+        export(task.model, task.x, task.folder / file, form)
+    run = load(_of_fixed_size(task.folder / file, task.x), form, threads=task.settings.threads)
+    return Prepared(lambda: run(task.x))
+
+
+def _of_fixed_size(file: Path, x: Tensor) -> Path:
+    """The exported network for batches of this size only, with which both runtimes are up to a twelfth faster."""
+    fixed = file.with_stem(f"batch{len(x)}")
+    if file.suffix == ".onnx":
+        onnx = require("onnx", "export")
+        network = onnx.load(file)
+        network.graph.input[0].type.tensor_type.shape.dim[0].dim_value = len(x)
+        onnx.save(network, fixed)
+    else:
+        openvino = require("openvino", "export")
+        network = openvino.Core().read_model(file)
+        network.reshape(list(x.shape))
+        openvino.save_model(network, fixed, compress_to_fp16=False)
+    return fixed
+
+
+def _laid_out(task: Task, dtype: torch.dtype | None = None) -> tuple[nn.Module, Tensor]:
+    """A copy of the network and the batch on the device, in the dtype and the memory layout."""
+    where: dict[str, Any] = dict(
+        device=task.settings.device, dtype=dtype or DTYPES[task.settings.dtype],
+        memory_format=LAYOUTS[task.layout or "contiguous"],
+    )  # fmt: skip
+    return copy.deepcopy(task.model).to(**where), task.x.to(**where)
+
+
+def _inference(model: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return model(x)
+
+    return call

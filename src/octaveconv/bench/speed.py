@@ -1,0 +1,203 @@
+"""``octaveconv bench``: octave against its fastest dense rival, in one process, each in the runtime that suits it best.
+
+Two phases: all candidates with a few runs choose the finalists, which are then timed with many.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import env
+from .cases import RUNTIMES, SEED, Network, Settings, images, networks
+from .measure import PAUSE, cuda_events, interleaved, peak_bytes, wall_clock
+from .ratios import Candidate, best_dense, finalists, ratios
+from .runtimes import LAID_OUT, Task, conditions, layouts, prepare
+
+QUICK_RUNS = 5
+# The largest difference of logits, relative to the largest logit, that rounding may make in each dtype.
+LIMITS = {"fp32": 1e-4, "bf16": 1e-1, "fp16": 2e-2}
+Log = Callable[[str], None]
+
+
+class WrongOutput(RuntimeError):
+    """A runtime computes something else than eager PyTorch does: its time would mean nothing."""
+
+
+def run(settings: Settings, log: Log = lambda line: None) -> dict[str, Any]:
+    """Measure.
+
+    Args:
+        settings: see `Settings`.
+        log: called with a line of text about each candidate as it gets ready.
+
+    Returns:
+        Plain data, as in ``results/``: the settings, versions and machine, and for each batch size all candidates, what
+        did not run and why, the fastest dense one, and T, S and S/T of each alpha.
+
+    Raises:
+        UsageError: the settings name what does not exist.
+        WrongOutput: a runtime's logits are not eager's.
+        Exception: of a runtime that was asked for by name and cannot run, whatever it raised.
+
+    Example:
+        >>> settings = Settings("oct_resnet18", alphas=(0.5,), size=32, runtimes=("eager",), runs=2)
+        >>> [batch] = run(settings)["batches"]
+        >>> batch["best_dense"]["runtime"], round(batch["alphas"][0]["t"], 2)
+        ('eager', 1.58)
+    """
+    settings = settings.checked()
+    with conditions(settings), tempfile.TemporaryDirectory() as folder:
+        compared = list(networks(settings))
+        batches = [_batch(settings, compared, size, Path(folder), log) for size in settings.batch_sizes]
+    own = asdict(settings)
+    for name in ("alphas", "batch_sizes"):  # they stand with their figures
+        del own[name]
+    return {
+        "kind": "bench", **own, "runtimes": list(settings.runtimes or RUNTIMES[settings.mode]),
+        "pause_s": PAUSE, "weights": f"random, seed {SEED}", "env": _facts(), "batches": batches,
+    }  # fmt: skip
+
+
+def _batch(settings: Settings, compared: Sequence[Network], batch_size: int, folder: Path, log: Log) -> dict[str, Any]:
+    """Everything about one batch size."""
+    clock = cuda_events if settings.device == "cuda" else wall_clock
+    candidates, not_run = _candidates(settings, compared, images(settings, batch_size), folder, log)
+    _check_complete(candidates, compared, not_run)
+    log(f"batch {batch_size}: {len(candidates)} candidates, {QUICK_RUNS} runs each to choose the finalists")
+    quick = interleaved(_calls(candidates), QUICK_RUNS, 1, isolate=True, clock=clock)
+    for one in candidates:
+        one.quick = quick[one.name]
+    chosen = finalists(candidates)
+    for one in candidates:
+        if one not in chosen:
+            one.call = None  # frees its weights
+    gc.collect()
+    log(f"batch {batch_size}: {len(chosen)} finalists, {settings.runs} runs each")
+    final = interleaved(_calls(chosen), settings.runs, 1, isolate=True, clock=clock)
+    for one in chosen:
+        one.final, one.call = final[one.name], None
+    torch.compiler.reset()
+    macs = {net.alpha: net.macs for net in reversed(compared)}  # the twin comes first, so it is the one kept under 0
+    return {
+        "batch_size": batch_size,
+        "networks": [{"name": net.name, "alpha": net.alpha, "macs": net.macs} for net in compared],
+        "candidates": [one.to_dict() for one in candidates],
+        "not_run": not_run,
+        "best_dense": best_dense(candidates),
+        "alphas": ratios(candidates, macs),
+    }
+
+
+def _candidates(
+    settings: Settings, compared: Sequence[Network], x: Tensor, folder: Path, log: Log
+) -> tuple[list[Candidate], list[dict[str, Any]]]:
+    """Give every network to every runtime; what cannot run is listed with its reason."""
+    ready, not_run = [], []
+    exact = replace(settings, dtype="fp32")
+    for number, net in enumerate(compared):
+        reference = prepare("eager", Task(net.model, x, "contiguous", exact, folder)).call()
+        for runtime in settings.runtimes or RUNTIMES[settings.mode]:
+            for layout in layouts(runtime):
+                place = folder / f"{number}-{runtime}"
+                place.mkdir(exist_ok=True)
+                try:
+                    one = _candidate(net, runtime, Task(net.model, x, layout, settings, place), reference)
+                except WrongOutput:
+                    raise
+                except Exception as error:  # a runtime is foreign code: it may raise anything
+                    if runtime in settings.runtimes:
+                        raise
+                    not_run.append({"network": net.name, "runtime": runtime, "layout": layout, "why": _reason(error)})
+                    log(f"{net.name}, {runtime}: not run: {_reason(error)}")
+                    continue
+                ready.append(one)
+                log(f"{one.name}: ready in {one.prepare_s:.1f} s, {one.difference:.1e} from eager")
+    return ready, not_run
+
+
+def _candidate(net: Network, runtime: str, task: Task, reference: Tensor) -> Candidate:
+    """Prepare one candidate, and compare what it computes with eager's logits."""
+    start = time.perf_counter()
+    prepared = prepare(runtime, task)
+    output = prepared.call()
+    seconds = time.perf_counter() - start
+    seen = runtime in LAID_OUT or task.settings.device == "cuda"  # by PyTorch's allocator
+    one = Candidate(
+        net.name, net.alpha, runtime, task.layout, prepared.engine, difference(output, reference),
+        peak_bytes(prepared.call, task.settings.device) if seen else None, seconds, prepared.call,
+    )  # fmt: skip
+    limit = LIMITS[task.settings.dtype]
+    if not one.difference <= limit:  # written so that NaN is wrong too
+        raise WrongOutput(
+            f"{one.name}: its logits are {one.difference:.1e} from eager's in fp32, more than {limit:g}; its time "
+            f"would mean nothing. Leave it out with --runtimes, and please report it"
+        )
+    return one
+
+
+def difference(output: Tensor, reference: Tensor) -> float:
+    """The largest difference of two arrays of logits, relative to the largest reference; infinite if shapes differ.
+
+    Example:
+        >>> difference(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 4.0]))
+        0.25
+    """
+    if output.shape != reference.shape:
+        return math.inf
+    output, reference = output.detach().cpu().double(), reference.detach().cpu().double()
+    return float((output - reference).abs().max() / reference.abs().max())
+
+
+def _calls(candidates: Sequence[Candidate]) -> dict[str, Callable[[], Any]]:
+    return {one.name: one.call for one in candidates if one.call}
+
+
+def _check_complete(
+    candidates: Sequence[Candidate], compared: Sequence[Network], not_run: list[dict[str, Any]]
+) -> None:
+    for net in compared:
+        if not any(one.network == net.name for one in candidates):
+            why = {f"{row['runtime']}: {row['why']}" for row in not_run if row["network"] == net.name}
+            raise RuntimeError(f"no runtime can run {net.name}: {'; '.join(sorted(why))}")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, with its kind where that tells more."""
+    text = next(iter(str(error).strip().splitlines()), "")[:200]
+    kind = type(error).__name__
+    return text if kind in ("MissingExtra", "CannotRun") else f"{kind}: {text}".rstrip(": ")
+
+
+def _facts() -> dict[str, str]:
+    """The machine and all versions, the runtimes' and our own commit included."""
+    facts = env.facts()
+    for package in ("openvino", "onnxruntime"):
+        try:
+            facts[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    return facts | {"commit": _commit()}
+
+
+def _commit() -> str:
+    """What ``git describe`` says of the checkout this package belongs to, with ``-dirty`` if it was changed since."""
+    here = Path(env.__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        command = [*git, "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,247 @@
+"""Export: a network as a file that another runtime reads, compared with the network before it is put in its place."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+
+from ._atomic import flush, link, sync
+from ._text import did_you_mean
+from .deploy._folded import folded
+from .errors import UsageError, require
+
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "aoti": ".pt2"}  # and what their files end in
+TOLERANCE = 1e-4  # of the answer's standard deviation; summing in another order makes some 1e-6 of it, but
+ROUNDINGS = 4  # a very deep network may amplify that: so many times as far from float64 as it is itself are allowed
+BATCH_SIZES = (1, 3)  # that are compared
+RUNTIMES = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "pt2": ("torch",), "aoti": ("torch",)}
+_WRITERS = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript"), "pt2": (), "aoti": ()}
+
+Run = Callable[[Tensor], Tensor]
+
+
+def export(model: nn.Module, example_input: Tensor, path: Path, format: str) -> dict[int, float]:
+    """Write ``model`` for inference by another runtime: batches of every size, images of the example's size.
+
+    Norms are folded into convolutions and constants are computed. The file is written beside ``path``, read again by
+    its runtime and compared with ``model`` on random images; only then does it take its place.
+
+    Args:
+        model: any module of one tensor in float32, on the CPU. It is not changed, and taken in evaluation mode.
+        example_input: ``[N, C, H, W]``; its values do not matter.
+        path: the file to write. OpenVINO's weights lie in a second one, which ends in ``.bin``.
+        format: ``"onnx"``; ``"openvino"`` (its IR, in float32); ``"pt2"``, an archive of ``torch.export.save``; or
+            ``"aoti"``, a package of ``torch._inductor.aoti_compile_and_package``, compiled for this machine.
+
+    Returns:
+        For each batch size that was compared the largest difference, relative to the answer's standard deviation.
+
+    Raises:
+        UsageError: there is no such format, or ``path`` does not end as its files do.
+        MissingExtra: a package that it needs is not installed.
+        ValueError: the model or the example is not in float32 on the CPU.
+        RuntimeError: the runtime cannot express the model, or its answers differ by more than `TOLERANCE` (in networks
+            so deep that rounding alone makes more, by more than `ROUNDINGS` times that).
+
+    Example:
+        >>> import tempfile, octaveconv as oc
+        >>> model = nn.Sequential(oc.OctConv2d(3, 8, 3, padding=1, alpha_out=0.5), oc.Merge())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     differences = export(model, torch.randn(1, 3, 9, 9), Path(folder) / "model.pt2", "pt2")
+        ...     load(Path(folder) / "model.pt2", "pt2")(torch.randn(5, 3, 9, 9)).shape
+        torch.Size([5, 8, 9, 9])
+    """
+    path = Path(path)
+    check(format, path)
+    tensors = [example_input, *model.parameters(), *model.buffers()]
+    if any(tensor.device.type != "cpu" for tensor in tensors) or example_input.dtype != torch.float32:
+        raise ValueError("export takes a model and an example in float32 on the CPU: use .float().cpu()")
+    if any(module.training for module in model.modules()):
+        model = copy.deepcopy(model).eval()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".octaveconv-", dir=path.parent) as folder:
+        part = Path(folder) / path.name
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the exporters' own deprecations
+                _write(format, folded(model, example_input, (0,))[0], example_input, part)
+        except Exception as error:
+            raise RuntimeError(f"{format} cannot express this network: {_reason(error)}") from error
+        differences = _compare(model, load(part, format), example_input, format)
+        _put_in_place(part, path)
+    return differences
+
+
+def load(path: Path, format: str, threads: int | None = None) -> Run:
+    """Read an exported file by its runtime, on the CPU.
+
+    Args:
+        path: what `export` wrote.
+        format: that of the file.
+        threads: that OpenVINO or ONNX Runtime compute with, by default their choice; the other two formats compute
+            with PyTorch's threads (``torch.set_num_threads``).
+
+    Returns:
+        A function from images ``[N, C, H, W]`` to the answer.
+
+    Raises:
+        UsageError: there is no such format.
+        MissingExtra: the runtime is not installed.
+        OSError, RuntimeError: the file cannot be read.
+
+    Example:
+        >>> run = load(Path("model.onnx"), "onnx", threads=2)  # doctest: +SKIP
+    """
+    check(format)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    loaders = {"onnx": _load_onnx, "openvino": _load_openvino, "pt2": _load_pt2, "aoti": _load_aoti}
+    try:
+        return loaders[format](path, threads)
+    except Exception as error:  # each runtime has its own kinds
+        raise RuntimeError(f"{path} cannot be read as {format}: {_reason(error)}") from error
+
+
+def check(format: str, path: Path | None = None) -> None:
+    """Raise what `export` (or `load`, where no ``path`` is given) raises for the format and the file's name."""
+    if format not in FORMATS:
+        hint = did_you_mean(format, FORMATS) or f": choose one of {', '.join(FORMATS)}"
+        raise UsageError(f"there is no export format {format!r}{hint}")
+    if path is not None and path.suffix != FORMATS[format]:
+        raise UsageError(f"{path} must end in {FORMATS[format]}, as files of the format {format} do")
+    writers = _WRITERS[format] if path is not None else ()
+    for package in (*RUNTIMES[format], *writers):
+        require(package, "export")
+
+
+def _compare(model: nn.Module, run: Run, example: Tensor, format: str) -> dict[int, float]:
+    generator = torch.Generator().manual_seed(0)
+    differences = {}
+    for batch in BATCH_SIZES:
+        x = torch.randn(batch, *example.shape[1:], generator=generator)
+        with torch.no_grad():
+            expected, actual = model(x), run(x)
+            if actual.shape != expected.shape:
+                raise RuntimeError(f"{format} answers {list(actual.shape)} instead of {list(expected.shape)}")
+            difference = _difference(actual, expected)
+            if not difference <= TOLERANCE:  # or not a number
+                exact = copy.deepcopy(model).double()(x.double())
+                limit = max(TOLERANCE, ROUNDINGS * _difference(expected, exact))
+                if not difference <= limit:
+                    raise RuntimeError(
+                        f"{format} answers differently: by {difference:.1e} of the answer's standard deviation at "
+                        f"batch {batch}, where {limit:.0e} is allowed. Nothing was written"
+                    )
+        differences[batch] = difference
+    return differences
+
+
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the standard deviation; to the size, if all are alike."""
+    scale = expected.std(correction=0) or expected.abs().max() or 1
+    return float((actual - expected).abs().max() / scale)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _put_in_place(part: Path, path: Path) -> None:
+    """Replace ``path`` by the checked file; of two files the one with the weights first, while there is no other."""
+    weights = part.with_suffix(".bin")
+    if weights.exists():
+        path.unlink(missing_ok=True)
+    for source in filter(Path.exists, (weights, part)):
+        with source.open("rb+") as file:
+            flush(file)
+        link(source, path.with_suffix(source.suffix))
+    sync(path.parent)
+
+
+def _write(format: str, graph: fx.GraphModule, example: Tensor, path: Path) -> None:
+    if format == "onnx":
+        _write_onnx(graph, example, path)
+    elif format == "openvino":
+        _write_openvino(graph, example, path)
+    else:
+        if len(example) == 1:
+            example = torch.cat([example, example])  # a size of 1 would be taken for fixed
+        program = torch.export.export(graph, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+        if format == "pt2":
+            torch.export.save(program, path)
+        else:
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs={"freezing": True}
+            )
+
+
+def _write_onnx(graph: fx.GraphModule, example: Tensor, path: Path) -> None:
+    _crop_after_upsampling(graph)
+    torch.onnx.export(
+        graph, (torch.cat([example, example]),), path, input_names=["images"], output_names=["logits"], dynamo=True,
+        dynamic_shapes=({0: Dim("batch", min=1)},), external_data=False, verbose=False,
+    )  # fmt: skip
+
+
+def _write_openvino(graph: fx.GraphModule, example: Tensor, path: Path) -> None:
+    openvino = require("openvino", "export")
+    _write_onnx(graph, example, path.with_suffix(".onnx"))
+    network = openvino.Core().read_model(path.with_suffix(".onnx"))
+    openvino.save_model(network, path, compress_to_fp16=False)
+
+
+def _crop_after_upsampling(graph: fx.GraphModule) -> None:
+    """Split an upsampling to an odd size in two: ONNX's Resize takes a scale or a size, and not both."""
+    operations = torch.ops.aten
+    for node in graph.graph.find_nodes(op="call_function", target=operations.upsample_nearest2d.default):
+        x, size, *scales = node.args
+        if None in scales:
+            continue
+        with graph.graph.inserting_before(node):
+            y = graph.graph.call_function(operations.upsample_nearest2d.vec, (x, None, scales))
+            for axis, (pixels, scale) in enumerate(zip(size, scales), start=2):
+                if pixels % scale:
+                    y = graph.graph.call_function(operations.slice.Tensor, (y, axis, 0, pixels))
+        node.replace_all_uses_with(y)
+        graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _load_onnx(path: Path, threads: int | None) -> Run:
+    onnxruntime = require("onnxruntime", "export")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def _load_openvino(path: Path, threads: int | None) -> Run:
+    openvino = require("openvino", "export")
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    network = openvino.Core().compile_model(str(path), "CPU", settings)
+    return lambda x: torch.from_numpy(network(x.numpy())[0])
+
+
+def _load_pt2(path: Path, threads: int | None) -> Run:
+    network = torch.export.load(path).module()
+
+    def run(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return network(x)  # type: ignore[no-any-return]
+
+    return run
+
+
+def _load_aoti(path: Path, threads: int | None) -> Run:
+    return torch._inductor.aoti_load_package(str(path))  # type: ignore[no-any-return]

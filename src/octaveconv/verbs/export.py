@@ -1,0 +1,146 @@
+"""``octaveconv export``: a network as a file of another runtime, checked and timed there."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ._arguments import positive
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Export a network to ONNX, OpenVINO or a PyTorch archive: checked, and timed beside its dense twin.
+
+    Example: octaveconv export oct_resnet50 --alpha 0.5 --format onnx --out resnet50.onnx
+    """
+    parser.usage = "%(prog)s MODEL --format F --out FILE [options]"
+    parser.add_argument("model", metavar="MODEL", help="a network of `octaveconv models`, or any other of timm's")
+    parser.add_argument("--format", metavar="F", required=True, help="onnx, openvino, pt2 or aoti")
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="ends in .onnx, .xml, .pt2, .pt2")
+    parser.add_argument("--alpha", type=float, help="low-frequency share of the channels")
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights (the published ones, or random)")
+    parser.add_argument("--size", metavar="N", type=positive, default=224, help="pixels of the images (%(default)s)")
+    parser.add_argument("--batch-size", metavar="N", type=positive, default=1, help="of the timing (%(default)s)")
+    parser.add_argument("--threads", metavar="N", type=positive, help="of the timing (PyTorch's choice)")
+    parser.add_argument("--runs", metavar="N", type=positive, default=20, help="timed calls of each (%(default)s)")
+    parser.add_argument("--no-timing", action="store_true", help="export and check only")
+
+
+def run(args: argparse.Namespace) -> Any:
+    """Export, print how far the answers differ, and the times; return all figures."""
+    import torch
+
+    from .. import env
+    from .._text import text_table
+    from ..checkpoint import create
+    from ..errors import UsageError
+    from ..export import check, export
+    from ..models import published
+
+    check(args.format, args.out)
+    if args.runs < 2:
+        raise UsageError(f"--runs must be at least 2, for quartiles, got {args.runs}")
+    threads = args.threads or torch.get_num_threads()
+    torch.manual_seed(0)  # random weights are the same each time
+    model = create(args.model, args.alpha, args.checkpoint).eval()
+    weights = str(args.checkpoint or ("published" if published(args.model) else "random, seed 0"))
+    figures = {
+        "model": args.model, "alpha": getattr(model, "alpha", 0), "weights": weights, "format": args.format,
+        "out": str(args.out), "size": args.size, **env.facts(),
+    }  # fmt: skip
+    x = torch.randn(args.batch_size, _channels(model), args.size, args.size)
+    differences = export(model, x, args.out, args.format)
+    figures |= {"difference": differences}
+    print(f"{args.out}: {args.model}, alpha {figures['alpha']:g}, weights {weights}; batches of any size of images of "
+          f"{args.size}x{args.size} pixels")  # fmt: skip
+    print("read again, it answers as the network does: largest difference / standard deviation "
+          + ", ".join(f"{value:.1e} at batch {batch}" for batch, value in differences.items()))  # fmt: skip
+    if not args.no_timing:
+        figures |= _timed(args, model, x, threads)
+        print(f"\n{text_table(table(figures))}\n\n{verdict(figures)}\n{conditions(figures)}")
+    return figures
+
+
+def table(figures: dict[str, Any]) -> list[list[str]]:
+    """Rows of text: the network and, if it has one, its dense twin."""
+    rows = [["", "ms", "quartiles", "MACs"]]
+    for name, timing in figures["seconds"].items():
+        median, lower, upper = (f"{timing[key] * 1e3:.2f}" for key in ("median", "lower", "upper"))
+        rows.append([name, median, f"{lower} to {upper}", f"{figures['macs'][name]:,}"])
+    return rows
+
+
+def verdict(figures: dict[str, Any]) -> str:
+    """How much faster than its dense twin the network is, or that it is slower, in one sentence."""
+    if "s" not in figures:
+        return "It is a dense network: there is no twin to compare it with."
+    s, t = figures["s"], figures["t"]
+    gain = f"{s:.3f} times as fast as" if s > 1 else f"slower: it takes {1 / s:.3f} times as long as"
+    return f"In {figures['format']} it is {gain} its dense twin; T = {t:.3f}, S = {s:.3f}, S/T = {s / t:.3f}"
+
+
+def conditions(figures: dict[str, Any]) -> str:
+    """What the times were measured with, in one line."""
+    runtimes = ", ".join(f"{name} {version}" for name, version in figures["runtime"].items())
+    return (
+        f"Conditions: batch {figures['batch_size']}, {figures['size']}x{figures['size']} pixels, fp32, "
+        f"{figures['threads']} threads, {runtimes}, {figures['cpu']}; medians and quartiles of {figures['runs']} "
+        f"interleaved runs, each after a pause and one untimed call"
+    )
+
+
+def _timed(args: argparse.Namespace, model: Any, x: Any, threads: int) -> dict[str, Any]:
+    """Time the file beside that of the dense twin."""
+    import torch
+
+    from ..bench.measure import interleaved
+    from ..cost import cost
+    from ..export import RUNTIMES, export, load
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    networks = {"octave" if getattr(model, "alpha", 0) else "dense": model}
+    files = dict.fromkeys(networks, args.out)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            if getattr(model, "alpha", 0):
+                networks["dense twin"], files["dense twin"] = _twin(args.model, model), Path(folder) / args.out.name
+                export(networks["dense twin"], x, files["dense twin"], args.format)
+            calls = {name: partial(load(file, args.format, threads), x) for name, file in files.items()}
+            timings = interleaved(calls, args.runs, isolate=True)
+            del calls  # before the folder: a runtime may have its file open
+    finally:
+        torch.set_num_threads(before)
+    macs = {name: cost(network, tuple(x.shape[1:])).counted_macs for name, network in networks.items()}
+    figures = {
+        "seconds": {name: vars(timing) for name, timing in timings.items()}, "macs": macs, "runs": args.runs,
+        "batch_size": args.batch_size, "threads": threads, "runtime": _versions(RUNTIMES[args.format]),
+    }  # fmt: skip
+    if len(timings) == 2:
+        figures |= {
+            "s": timings["dense twin"].median / timings["octave"].median, "t": macs["dense twin"] / macs["octave"],
+        }  # fmt: skip
+    return figures
+
+
+def _twin(name: str, model: Any) -> Any:
+    """The same network at alpha 0, with random weights: they do not change its time."""
+    from ..checkpoint import create
+    from ..models import published
+
+    record = published(name)
+    return create(record.network if record else name, 0.0, None, model.num_classes, pretrained=False).eval()
+
+
+def _channels(model: Any) -> int:
+    """Channels of the images that the network takes."""
+    return next(int(parameter.shape[1]) for parameter in model.parameters() if parameter.dim() == 4)
+
+
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    from importlib import metadata
+
+    return {package: metadata.version(package) for package in packages}

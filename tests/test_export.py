@@ -1,0 +1,315 @@
+"""Exported files: they answer as the network does, at every batch size, or they do not appear."""
+
+import json
+import sys
+
+import onnx
+import pytest
+import torch
+from test_models import ALPHAS, SHALLOW, image, shallow
+from torch import nn
+
+import octaveconv as oc
+from octaveconv import cli
+from octaveconv import export as exporting
+from octaveconv.errors import MissingExtra, UsageError
+from octaveconv.export import FORMATS, export, load
+from octaveconv.verbs import export as verb
+
+ODD = (33, 57)
+
+
+def block():
+    """A small octave network with two upsamplings."""
+    return nn.Sequential(
+        oc.OctConv2d(3, 8, 3, padding=1, alpha_out=0.5), oc.OctBatchNorm2d(8, alpha=0.5),
+        oc.OctConv2d(8, 8, 3, padding=1, alpha_in=0.5, alpha_out=0.25), oc.OctMap(nn.ReLU()), oc.Merge(),
+    ).eval()  # fmt: skip
+
+
+def exported(model, tmp_path, format, size=ODD):
+    """Export, load, and compare at other batch sizes than `export` itself does."""
+    path = tmp_path / f"model{FORMATS[format]}"
+    differences = export(model, image(1, 3, *size), path, format)
+    assert set(differences) == {1, 3}
+    assert max(differences.values()) < 2e-5
+    run = load(path, format)
+    for batch in (2, 5):
+        x = image(batch, 3, *size)
+        with torch.no_grad():
+            expected = model(x)
+        assert (run(x) - expected).abs().max() <= 2e-5 * expected.abs().max()
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("name", SHALLOW)
+def test_every_family(name, format, tmp_path):
+    exported(shallow(name, ALPHAS[name][0], tiny=True).eval(), tmp_path, format)
+    assert [file.name for file in tmp_path.iterdir()] == [f"model{FORMATS[format]}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["oct_resnet18", "oct_seresnetv2_50"])
+def test_openvino(name, tmp_path):
+    exported(shallow(name, 0.5, tiny=True).eval(), tmp_path, "openvino", (57, 33))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+
+
+@pytest.mark.slow
+def test_aoti(tmp_path):
+    exported(block(), tmp_path, "aoti", (17, 12))
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_the_ends_of_alpha(alpha, tmp_path):
+    exported(shallow("oct_resnet18", alpha, tiny=True).eval(), tmp_path, "pt2", (40, 40))
+
+
+@pytest.mark.parametrize(("size", "slices"), [((16, 12), 0), ((17, 12), 1), ((9, 7), 2)])
+def test_onnx_upsamples_by_resize(size, slices, tmp_path):
+    graph = onnx.load(exported(block(), tmp_path, "onnx", size)).graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("Resize") == 2
+    assert kinds.count("Slice") == 2 * slices
+    assert not {"Expand", "Tile", "BatchNormalization", "Gather"} & set(kinds)
+    for node in graph.node:
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        if node.op_type == "Resize":
+            modes = [attributes[key] for key in ("mode", "coordinate_transformation_mode", "nearest_mode")]
+            assert modes == [b"nearest", b"asymmetric", b"floor"]
+    assert [entry.dim_param for entry in graph.input[0].type.tensor_type.shape.dim][1:] == ["", "", ""]
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_the_network_is_taken_in_evaluation_mode_and_not_changed(tmp_path):
+    model = block().train()
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    path = tmp_path / "new" / "model.pt2"
+    export(model, image(4, 3, 8, 8), path, "pt2")
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    x = image(2, 3, 8, 8)
+    answer = load(path, "pt2")(x)
+    assert not answer.requires_grad
+    assert torch.allclose(answer, model.eval()(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("format", "file", "message"),
+    [
+        ("onx", "m.onnx", "there is no export format 'onx': did you mean onnx?"),
+        ("tflite9000", "m", "choose one of onnx, openvino, pt2, aoti"),
+        ("onnx", "m.pt2", "must end in .onnx"),
+        ("openvino", "m.onnx", "must end in .xml"),
+        ("aoti", "m.so", "must end in .pt2"),
+    ],
+)
+def test_wrong_use(format, file, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        export(block(), image(1, 3, 8, 8), tmp_path / file, format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_float32_on_the_cpu(tmp_path):
+    for model, x in ((block(), image(1, 3, 8, 8).half()), (block().to("meta"), image(1, 3, 8, 8))):
+        with pytest.raises(ValueError, match=r"float32 on the CPU: use .float\(\).cpu\(\)"):
+            export(model, x, tmp_path / "m.pt2", "pt2")
+
+
+@pytest.mark.parametrize(
+    ("format", "package"), [("onnx", "onnxscript"), ("onnx", "onnxruntime"), ("openvino", "openvino")]
+)
+def test_a_missing_package_is_named(format, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"needs {package}.*octaveconv\[export\]"):
+        export(block(), image(1, 3, 8, 8), tmp_path / f"m{FORMATS[format]}", format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_loading_what_is_no_file_of_the_format(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        load(tmp_path / "m.onnx", "onnx")
+    with pytest.raises(UsageError, match="did you mean onnx"):
+        load(tmp_path / "m.onnx", "onxx")
+    for format, suffix in FORMATS.items():
+        file = tmp_path / f"broken{suffix}"
+        file.write_bytes(b"nothing of the kind")
+        with pytest.raises(RuntimeError, match=f"cannot be read as {format}"):
+            load(file, format)
+
+
+def test_threads_reach_the_runtimes(tmp_path, monkeypatch):
+    import onnxruntime
+    import openvino
+
+    seen = []
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda file, options, **_: seen.append(options) or options)
+    monkeypatch.setattr(openvino.Core, "compile_model", lambda self, *arguments: seen.append(arguments[-1]))
+    (tmp_path / "m").touch()
+    load(tmp_path / "m", "openvino", threads=3)
+    assert seen.pop()["INFERENCE_NUM_THREADS"] == 3
+    load(tmp_path / "m", "openvino")
+    assert "INFERENCE_NUM_THREADS" not in seen.pop()
+    with pytest.raises(RuntimeError):
+        load(tmp_path / "m", "onnx", threads=3)
+    assert seen.pop().intra_op_num_threads == 3
+
+
+def wrong_answer(path, format):
+    return lambda x: torch.randn(len(x), 8, *x.shape[2:])
+
+
+def not_a_number(path, format):
+    return lambda x: torch.full((len(x), 8, *x.shape[2:]), float("nan"))
+
+
+def other_shape(path, format):
+    return lambda x: torch.zeros(len(x), 1)
+
+
+def right_at_batch_1(path, format):
+    run = load(path, format)
+    return lambda x: run(x) if len(x) == 1 else run(x) + 1
+
+
+def unreadable(path, format):
+    raise RuntimeError("cannot be read")
+
+
+def stopped(path, format):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("fault", [wrong_answer, not_a_number, other_shape, right_at_batch_1, unreadable, stopped])
+def test_a_file_that_fails_the_check_does_not_appear(fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "load", fault)
+    with pytest.raises((RuntimeError, KeyboardInterrupt)):
+        export(block(), image(1, 3, 8, 8), tmp_path / "m.pt2", "pt2")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "m.pt2").write_text("the one before")
+    with pytest.raises((RuntimeError, KeyboardInterrupt)):
+        export(block(), image(1, 3, 8, 8), tmp_path / "m.pt2", "pt2")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["the one before"]
+
+
+def test_a_network_that_cannot_be_captured_leaves_no_file(tmp_path):
+    class Erratic(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(RuntimeError, match="onnx cannot express this network"):
+        export(Erratic(), image(1, 3, 8, 8), tmp_path / "m.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_one_export_never_lie_beside_the_network_of_another(tmp_path, monkeypatch):
+    path = tmp_path / "m.xml"
+    for file in (path, path.with_suffix(".bin")):
+        file.write_text("old")
+    (tmp_path / "new").mkdir()
+    for name in ("m.xml", "m.bin"):
+        (tmp_path / "new" / name).write_text("new")
+
+    def link(source, target):
+        assert target.suffix == ".bin"
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(exporting, "link", link)
+        with pytest.raises(OSError, match="full"):
+            exporting._put_in_place(tmp_path / "new" / "m.xml", path)
+    assert not path.exists()
+    exporting._put_in_place(tmp_path / "new" / "m.xml", path)
+    assert path.read_text() == path.with_suffix(".bin").read_text() == "new"
+
+
+class Rounding(nn.Module):
+    """Loses digits, as a very deep network does."""
+
+    def forward(self, x):
+        return (x + 3000) - 3000
+
+
+def test_a_network_that_amplifies_rounding_is_allowed_its_own():
+    model, x = Rounding(), image(1, 3, 8, 8)
+    assert max(exporting._compare(model, lambda x: model(x) + 2e-4, x, "onnx").values()) > exporting.TOLERANCE
+    with pytest.raises(RuntimeError, match=r"differently: by 1.*e-03 of the answer's standard deviation at batch 1"):
+        exporting._compare(model, lambda x: model(x) + 1e-3, x, "onnx")
+    with pytest.raises(RuntimeError, match="1e-04 is allowed"):
+        exporting._compare(nn.Identity(), lambda x: x + 2e-4, x, "onnx")
+
+
+def run(capsys, *argv):
+    try:
+        code = cli.main(["export", *argv])
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_verb(capsys, tmp_path):
+    file = tmp_path / "m.pt2"
+    code, out, _ = run(
+        capsys, "oct_resnet18", "--alpha", "0.5", "--format", "pt2", "--out", str(file), "--size", "33", "--runs", "2",
+        "--threads", "1", "--json", str(tmp_path / "m.json"),
+    )  # fmt: skip
+    assert code == 0
+    assert "alpha 0.5, weights random, seed 0; batches of any size of images of 33x33 pixels" in out
+    assert "its dense twin; T = 1." in out
+    figures = json.loads((tmp_path / "m.json").read_text())
+    assert figures["seconds"].keys() == figures["macs"].keys() == {"octave", "dense twin"}
+    assert figures["s"] == figures["seconds"]["dense twin"]["median"] / figures["seconds"]["octave"]["median"]
+    assert figures["t"] == figures["macs"]["dense twin"] / figures["macs"]["octave"]
+    assert figures["difference"]["1"] < 1e-4
+    assert figures["runtime"] == {"torch": figures["torch"]}
+    assert load(file, "pt2")(image(4, 3, 33, 33)).shape == (4, 1000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.json", "m.pt2"]
+
+
+def test_verb_without_timing_and_a_dense_network(capsys, tmp_path):
+    arguments = ("oct_resnet18", "--alpha", "0", "--format", "pt2", "--out", str(tmp_path / "m.pt2"), "--size", "32")
+    code, out, _ = run(capsys, *arguments, "--no-timing")
+    assert code == 0
+    assert "it answers as the network does" in out
+    assert "Conditions" not in out
+    code, out, _ = run(capsys, *arguments, "--runs", "2")
+    assert code == 0
+    assert "there is no twin to compare it with" in out
+
+
+def test_a_loss_is_called_a_loss():
+    assert "it is slower: it takes 1.250 times as long as" in verb.verdict(dict(format="onnx", s=0.8, t=1.3))
+    assert "it is 1.200 times as fast as" in verb.verdict(dict(format="onnx", s=1.2, t=1.3))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["oct_resnet18", "--out", "m.onnx"], "required: --format"),
+        (["oct_resnet18", "--format", "onx", "--out", "m.onnx"], "did you mean onnx?"),
+        (["oct_resnet18", "--format", "onnx", "--out", "m.pt2"], "must end in .onnx"),
+        (["oct_resnet1", "--format", "pt2", "--out", "m.pt2"], "did you mean oct_resnet1"),
+        (["oct_resnet18", "--alpha", "2", "--format", "pt2", "--out", "m.pt2"], "must be in [0, 1]"),
+        (["oct_resnet18", "--format", "pt2", "--out", "m.pt2", "--runs", "1"], "--runs must be at least 2"),
+    ],
+)
+def test_wrong_use_exits_with_2(capsys, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_check_exits_with_1(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "_compare", lambda *_: (_ for _ in ()).throw(RuntimeError("answers differently")))
+    arguments = ("oct_resnet18", "--format", "pt2", "--out", str(tmp_path / "m.pt2"), "--size", "32")
+    assert run(capsys, *arguments) == (1, "", "octaveconv: answers differently\n")
+    assert not list(tmp_path.iterdir())
+    code, _, err = run(capsys, *arguments[:-3], "/proc/nowhere/m.pt2")
+    assert code == 1
+    assert len(err.splitlines()) == 1

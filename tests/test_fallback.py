@@ -1,0 +1,272 @@
+"""The inference form in PyTorch alone: what is folded, the same answer, what happens without a compiler."""
+
+import pytest
+import torch
+from test_models import ALPHAS, image, shallow
+from torch import nn
+
+import octaveconv as oc
+from octaveconv.deploy import fallback as module
+from octaveconv.deploy._folded import folded
+from octaveconv.deploy.fallback import fallback
+
+LIMIT = 1e-5  # of the largest number in the answer
+SIZES = [(1, 64, 64), (3, 33, 57)]
+FAMILIES = [  # the others are folded by test_export
+    "oct_resnet18", "oct_seresnetv2_50", "oct_resnext50_32x4d", "oct_mobilenetv2_100", "oct_densenet121",
+]  # fmt: skip
+
+
+def with_statistics(model):
+    """Norms that change what they are given, in evaluation mode."""
+    for norm in model.modules():
+        if isinstance(getattr(norm, "running_mean", None), torch.Tensor):
+            norm.running_mean.normal_(std=0.2)
+            norm.running_var.uniform_(0.5, 2)
+            if norm.weight is not None:
+                nn.init.uniform_(norm.weight, 0.5, 1.5)
+                nn.init.normal_(norm.bias, std=0.2)
+    return model.eval()
+
+
+def octave_block(alpha=0.5):
+    """Two convolutions with norms, and back to one frequency."""
+    layers = [
+        oc.OctConv2d(3, 8, 3, padding=1, alpha_out=alpha), oc.OctBatchNorm2d(8, alpha=alpha), oc.OctMap(nn.ReLU()),
+        oc.OctConv2d(8, 8, 3, padding=1, alpha_in=alpha, alpha_out=alpha), oc.OctBatchNorm2d(8, alpha=alpha),
+        oc.Merge(),
+    ]  # fmt: skip
+    return with_statistics(nn.Sequential(*layers))
+
+
+def assert_same(actual, expected):
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    assert expected.std() > 0
+    assert (actual - expected).abs().max() <= LIMIT * expected.abs().max()
+
+
+def count(graph, *names):
+    """How often operations of these names are in a graph."""
+    targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    return [sum(getattr(target, "_opname", "") == name for target in targets) for name in names]
+
+
+def fold(model, *shape):
+    """The folded graph, after comparing what it answers."""
+    x = image(*(shape or (2, 3, 9, 11)))
+    graph, guard = folded(model, x)
+    guard(x)
+    with torch.no_grad():
+        assert_same(graph(x), model(x))
+    return graph
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Without a compiler: the mechanics can be tested in milliseconds."""
+
+    def compile(graph):
+        raise RuntimeError("no compiler\nhere")
+
+    monkeypatch.setattr(torch, "compile", lambda graph: lambda x: compile(graph))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_folded_network_answers_as_the_network_does(name):
+    model = with_statistics(shallow(name, ALPHAS[name][0], tiny=True))
+    graph, _ = folded(model, image(2, 3, 64, 96))
+    for batch, height, width in SIZES:
+        x = image(batch, 3, height, width)
+        with torch.no_grad():
+            assert_same(graph(x), model(x))
+    preactivation = "v2_" in name and "mobile" not in name
+    kept, sliced = count(graph, "batch_norm", "slice")
+    assert bool(kept) == (preactivation or "densenet" in name)
+    assert not sliced or "se" in name or name == "oct_resnet18"  # weights are cut beforehand, maps where they must be
+
+
+def test_residual_sums_upsample_once_and_end_in_a_convolution():
+    graph = fold(with_statistics(shallow("oct_resnet26", 0.5, tiny=True)), 2, 3, 64, 64)
+    assert count(graph, "batch_norm", "slice", "upsample_nearest2d") == [0, 0, 7]  # of 9: the shortcuts' come for free
+    relus = [node.args[0] for node in graph.graph.nodes if node.target is torch.ops.aten.relu.default]
+    sums = [node for node in relus if node.target is torch.ops.aten.add.Tensor]
+    assert sums
+    assert {node.args[0].target for node in sums} == {torch.ops.aten.conv2d.default}
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_norms_are_folded_into_every_kind_of_convolution(affine):
+    norm = nn.BatchNorm2d(6, affine=affine)
+    for conv in (nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3, 2, 1, bias=False), nn.Conv2d(3, 6, 3, groups=3, dilation=2)):
+        assert count(fold(with_statistics(nn.Sequential(conv, norm))), "batch_norm", "conv2d") == [0, 1]
+
+
+class Wired(nn.Module):
+    """Two convolutions and a norm, connected by a function."""
+
+    def __init__(self, wires):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.wires = wires
+
+    def forward(self, x):
+        return self.wires(self, x)
+
+
+@pytest.mark.parametrize(
+    ("wires", "folds"),
+    [
+        (lambda m, x: m.norm(m.a(x) + m.b(x)), True),
+        (lambda m, x: m.norm(m.b(x) + nn.functional.interpolate(m.a(x), scale_factor=2)[..., :9, :11]), False),
+        (lambda m, x: m.norm(nn.functional.interpolate(m.a(x), scale_factor=2)), True),
+        (lambda m, x: m.norm(y := m.a(x)) + y, False),
+        (lambda m, x: (m.norm(s := m.a(x) + m.b(x)), s)[0] * s, False),
+        (lambda m, x: m.norm((y := m.a(x)) + y), False),
+        (lambda m, x: m.norm(m.a(x).relu()), False),
+        (lambda m, x: m.norm(m.a(x) + 1), False),
+        (lambda m, x: m.norm(nn.functional.conv2d(x, m.a.weight * x.mean(), m.a.bias)), False),
+        (lambda m, x: m.norm(m.a(x)) + m.a(x), True),
+        (lambda m, x: m.norm(m.a(x)) + nn.functional.max_pool2d(m.b(x), 3, 1, 1), True),
+        (lambda m, x: m.norm(m.b(x)) + m.norm(m.a(x)), True),
+        (lambda m, x: m.norm(m.a(x) + m.norm.bias[:, None, None]), True),
+        (lambda m, x: m.norm(m.a(x) + m.norm.bias[:, None, None].expand(6, 1, 11)), False),
+        (lambda m, x: m.norm(torch.add(m.a(x), m.norm.bias[:, None, None], alpha=2)), False),
+        (lambda m, x: m.norm(x.mean((1, 2, 3), keepdim=True) + m.norm.bias[:, None, None]), False),
+        (lambda m, x: m.norm((y := m.a(x)) + m.norm.bias[:, None, None]) * y, False),
+    ],
+)
+def test_a_norm_is_folded_only_where_nothing_else_sees_it(wires, folds):
+    model = with_statistics(Wired(wires))
+    assert bool(count(fold(model), "batch_norm")[0]) is not folds
+
+
+resized = nn.functional.interpolate
+
+
+def upsampled(x, size):
+    return torch.ops.aten.upsample_nearest2d(x, list(size), 2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("wires", "upsamplings"),
+    [
+        (lambda m, x: upsampled(m.a(x), (18, 22)) + upsampled(m.b(x), (18, 22)), 1),
+        (lambda m, x: upsampled(m.a(x), (17, 21)) + (upsampled(m.b(x), (17, 21)) + upsampled(m.a(x), (17, 21))), 1),
+        (lambda m, x: upsampled(m.a(x), (17, 21)) + upsampled(m.b(x), (18, 22))[..., :17, :21], 2),
+        (lambda m, x: upsampled(m.a(x), (17, 21)) * (y := upsampled(m.b(x), (17, 21))) + y, 2),
+        (lambda m, x: resized(m.a(x), (9, 9)) + resized(m.b(x)[:, :, 1:], (9, 9)), 2),
+        (lambda m, x: resized(m.a(x), (5, 9)) + resized(m.b(x), (5, 9)), 1),
+        (lambda m, x: (s := m.a(x) + m.b(x)) * (s + x.mean()), 0),
+        (lambda m, x: m.a(x) + torch.add(m.b(x), x.mean(), alpha=2), 0),
+    ],
+)
+def test_sums_are_put_in_order(wires, upsamplings):
+    assert count(fold(with_statistics(Wired(wires))), "upsample_nearest2d") == [upsamplings]
+
+
+def test_the_graph_keeps_several_outputs():
+    model = with_statistics(Wired(lambda m, x: {"a": m.norm(m.a(x)), "b": (m.b(x), x)}))
+    graph, _ = folded(model, image(1, 3, 9, 9))
+    x = image(3, 3, 12, 7)
+    with torch.no_grad():
+        actual, expected = graph(x), model(x)
+    assert_same(actual["a"], expected["a"])
+    assert_same(actual["b"][0], expected["b"][0])
+    assert actual["b"][1] is x
+
+
+@pytest.mark.usefixtures("eager")
+def test_without_a_compiler_it_runs_eagerly_and_says_so():
+    model = octave_block()
+    deployed = fallback(model, image(1, 3, 16, 16))
+    assert (deployed.engine, deployed.reason) == ("eager", "no compiler here")
+    for batch, height, width in (*SIZES, (2, 7, 5)):
+        x = image(batch, 3, height, width)
+        assert_same(deployed(x), model(x).detach())
+    assert len(deployed._graphs) <= 2
+
+
+@pytest.mark.usefixtures("eager")
+def test_the_network_is_not_changed_and_taken_in_evaluation_mode():
+    model = octave_block()
+    expected = model(image(2, 3, 9, 9)).detach()
+    model.train()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    deployed = fallback(model, image(1, 3, 8, 8))
+    actual = deployed(image(2, 3, 9, 9))
+    assert_same(actual, expected)
+    assert not actual.requires_grad
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert not list(deployed.parameters())
+    expected = model.eval()(image(2, 3, 1, 1)).detach()
+    with torch.no_grad():
+        model[0].weight.zero_()
+    assert_same(deployed(image(2, 3, 1, 1)), expected)  # its weights are its own, also where it is captured anew
+    assert len(deployed._graphs) == 2
+
+
+class Branch(nn.Module):
+    """What it computes depends on the size, so a captured graph is not for every size."""
+
+    def forward(self, x):
+        return x + 1 if x.shape[-1] > 20 else x * 2
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_size_that_the_graph_does_not_cover_is_captured_anew():
+    deployed = fallback(Branch(), image(1, 3, 8, 8))
+    for size in (8, 9, 30, 31, 10, 40):
+        x = image(2, 3, size, size)
+        assert_same(deployed(x), Branch()(x))
+    assert len(deployed._graphs) == 2
+
+
+@pytest.mark.usefixtures("eager")
+def test_other_dtypes_and_layouts():
+    model = octave_block().bfloat16()
+    x = image(2, 3, 9, 11).bfloat16()
+    expected = model(x).detach()
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        actual = fallback(model, given)(given)
+        assert actual.dtype == torch.bfloat16
+        assert (actual - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+def test_a_network_that_cannot_be_captured_is_refused():
+    with pytest.raises(Exception, match=r"data-dependent|Could not guard"):
+        fallback(Wired(lambda m, x: m.a(x) if x.sum() > 0 else m.b(x)), image(1, 3, 8, 8))
+
+
+@pytest.mark.slow
+def test_compiled():
+    model = octave_block()
+    deployed = fallback(model, image(1, 3, 16, 16))
+    assert (deployed.engine, deployed.reason) == ("inductor", "")
+    for batch, height, width in ((1, 16, 16), (3, 16, 16), (2, 33, 57)):
+        x = image(batch, 3, height, width)
+        assert_same(deployed(x), model(x).detach())
+        with torch.inference_mode():
+            assert_same(deployed(x.clone()), model(x))
+
+
+@pytest.mark.slow
+def test_a_compiled_network():
+    model = with_statistics(shallow("oct_resnet18", 0.5, tiny=True))
+    deployed = fallback(model, image(2, 3, 33, 47))
+    assert deployed.engine == "inductor"
+    assert_same(deployed(image(2, 3, 33, 47)), model(image(2, 3, 33, 47)).detach())
+
+
+@pytest.mark.slow
+def test_a_compiler_that_does_not_exist(monkeypatch, tmp_path):
+    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model, x = octave_block(), image(1, 3, 12, 12)
+    with module._inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
+        deployed = fallback(model, x)
+    assert deployed.engine == "eager"
+    assert "compiler" in deployed.reason
+    assert_same(deployed(x), model(x).detach())
