@@ -23,7 +23,8 @@ def run(args: argparse.Namespace) -> Any:
 
     result = report.read(args.file)
     print(text_table(report.table(result)))
-    print("".join(f"\n{note}" for note in report.notes(result)), end="")
+    for note in report.notes(result):
+        print(f"\n{note}")
     if args.plot:
         report.plot(result, args.plot)
         print(f"picture: {args.plot}")
