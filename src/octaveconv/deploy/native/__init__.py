@@ -119,6 +119,4 @@ def _cpu() -> str:
 def _typed(engine: ctypes.CDLL) -> ctypes.CDLL:
     engine.run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
     engine.run.restype = None
-    engine.time_layer.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
-    engine.time_layer.restype = ctypes.c_double
     return engine
