@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ._drawing import drawing
+from .measure import WARM
 
 
 def candidate_table(batch: dict[str, Any]) -> list[list[str]]:
@@ -86,7 +87,8 @@ def conditions(result: dict[str, Any]) -> str:
         f"{result['model']}, {work}, {result['dtype']}, {result['size']}x{result['size']} pixels, {result['threads']} "
         f"threads, {machine}; PyTorch {facts['torch']}{versions and ', '}{versions}; octaveconv {facts['octaveconv']} "
         f"at {facts['commit']}; medians and quartiles of {result['runs']} interleaved runs in one process, each after "
-        f"{result['pause_s'] * 1e3:g} ms of sleep and one untimed call; weights {result['weights']}"
+        f"{result['pause_s'] * 1e3:g} ms of sleep and untimed calls for {WARM * 1e3:g} ms, one at least; weights "
+        f"{result['weights']}"
     )
 
 
