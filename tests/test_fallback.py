@@ -9,6 +9,7 @@ import octaveconv as oc
 from octaveconv.deploy import fallback as module
 from octaveconv.deploy._folded import folded
 from octaveconv.deploy.fallback import fallback
+from octaveconv.errors import UsageError
 
 LIMIT = 1e-5  # of the largest number in the answer
 SIZES = [(1, 64, 64), (3, 33, 57)]
@@ -94,6 +95,14 @@ def test_residual_sums_upsample_once_and_end_in_a_convolution():
     sums = [node for node in relus if node.target is torch.ops.aten.add.Tensor]
     assert sums
     assert {node.args[0].target for node in sums} == {torch.ops.aten.conv2d.default}
+
+
+@pytest.mark.parametrize("size", [(12, 10), (9, 11)])
+def test_a_network_with_transposed_octave_convolutions_is_captured(size):
+    up = oc.OctConvTranspose2d(8, 8, 4, 2, 1, alpha_in=0.5, alpha_out=0.5)
+    norm = oc.OctBatchNorm2d(8, alpha=0.5)
+    model = nn.Sequential(*octave_block()[:-1], up, norm, oc.Merge())
+    fold(with_statistics(model), 2, 3, *size)
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -243,6 +252,12 @@ def test_other_dtypes_and_layouts():
 def test_a_network_that_cannot_be_captured_is_refused():
     with pytest.raises(Exception, match=r"data-dependent|Could not guard"):
         fallback(Wired(lambda m, x: m.a(x) if x.sum() > 0 else m.b(x)), image(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8), (2, 3, 4, 8, 8)])
+def test_series_and_volumes_are_refused(shape):
+    with pytest.raises(UsageError, match=r"deploy takes images \[N, C, H, W\], got an example of shape \[2, 3, "):
+        oc.deploy(octave_block(), torch.ones(shape))
 
 
 @pytest.mark.slow
