@@ -42,7 +42,7 @@ LAYERS = [
 def test_the_public_names():
     assert sorted(oc.__all__) == [
         "BackendUnavailable", "MXNetFormatError", "Merge", "OctBatchNorm2d", "OctConv2d", "OctMap", "OctSqueezeExcite",
-        "Octave", "Split", "backend", "cost", "deploy", "functional", "load_mxnet", "octave_map",
+        "Octave", "Split", "backend", "cost", "deploy", "functional", "load_mxnet", "octave_map", "octavify",
     ]  # fmt: skip
     assert all(hasattr(oc, name) for name in oc.__all__)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ._text import text_table
 from .nn import OctBatchNorm2d, OctConv2d
 from .octave import Octave, as_octave
+from .spec import ConvSpec
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -206,21 +207,24 @@ def _layer_cost(name: str, module: nn.Module, params: int, x: Any, y: Any) -> La
     return LayerCost(name, kind, whole, Cost(), whole)
 
 
-def _octconv_cost(name: str, module: OctConv2d, params: int, x: Octave, y: Octave) -> LayerCost:
+def path_macs(spec: ConvSpec, pixels_high: int, pixels_low: int, pixels_in_low: int) -> dict[str, int]:
     """MACs of a path = output channels x input channels per group x kernel area x pixels that it convolves."""
-    spec, inputs, outputs = module.spec, module.spec.inputs, module.spec.outputs
+    inputs, outputs, area = spec.inputs, spec.outputs, prod(spec.kernel_size)
+    if spec.depthwise:
+        return {"hh": outputs.high * area * pixels_high, "ll": outputs.low * area * pixels_low}
+    return {
+        "hh": outputs.high * inputs.high * area * pixels_high // spec.groups,
+        "hl": outputs.low * inputs.high * area * pixels_low // spec.groups,
+        "lh": outputs.high * inputs.low * area * pixels_in_low // spec.groups,  # before upsampling
+        "ll": outputs.low * inputs.low * area * pixels_low // spec.groups,
+    }
+
+
+def _octconv_cost(name: str, module: OctConv2d, params: int, x: Octave, y: Octave) -> LayerCost:
+    spec, outputs = module.spec, module.spec.outputs
     pixels_high, pixels_low = (0 if part is None else prod(part.shape[-2:]) for part in y)
     pixels_in_low = 0 if x.low is None else prod(x.low.shape[-2:])
-    area = prod(spec.kernel_size)
-    if spec.depthwise:
-        paths = {"hh": outputs.high * area * pixels_high, "ll": outputs.low * area * pixels_low}
-    else:
-        paths = {
-            "hh": outputs.high * inputs.high * area * pixels_high // spec.groups,
-            "hl": outputs.low * inputs.high * area * pixels_low // spec.groups,
-            "lh": outputs.high * inputs.low * area * pixels_in_low // spec.groups,  # before upsampling
-            "ll": outputs.low * inputs.low * area * pixels_low // spec.groups,
-        }
+    paths = path_macs(spec, pixels_high, pixels_low, pixels_in_low)
     high = Cost(params * outputs.high // sum(outputs[:2]), paths["hh"] + paths.get("lh", 0), _bytes(y.high))
     low = Cost(params - high.params, paths["ll"] + paths.get("hl", 0), _bytes(y.low))
     pixels_dense = pixels_high or _dense_pixels(x, spec.stride)

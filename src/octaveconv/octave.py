@@ -226,10 +226,11 @@ def split_tensor(x: Tensor, split: ChannelSplit) -> Octave:
     return Octave(high if split.high else None, pool(low) if split.low else None)
 
 
-def merge_tensor(x: Tensor | Octave, size: tuple[int, int] | None = None) -> Tensor:
-    """Bring the low part to the high size and put all channels in one tensor, high ones first: ``[N, C, H, W]``.
+def merge_tensor(x: Tensor | Octave, size: tuple[int, int] | None = None, split: ChannelSplit | None = None) -> Tensor:
+    """Bring the low part to the high size and put all channels in one tensor: ``[N, C, H, W]``.
 
-    ``size`` is the high size; without it an octave that has no high part comes out at twice its low size.
+    ``size`` is the high size; without it an octave that has no high part comes out at twice its low size. Channels
+    come in the dense order of ``split``; without it the high ones first.
     """
     high, low = as_octave(x)
     if low is None:
@@ -240,7 +241,9 @@ def merge_tensor(x: Tensor | Octave, size: tuple[int, int] | None = None) -> Ten
     elif size is None:
         size = (2 * low.shape[-2], 2 * low.shape[-1])
     up = upsample(low, OCTAVE, size)
-    return up if high is None else torch.cat([high, up], 1)
+    if high is None:
+        return up
+    return torch.cat([high, up], 1) if split is None else split.join(high, up, 1)
 
 
 def _only_octave(other: object, operator: str) -> Octave:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..octave import Octave, merge_tensor, octave_map, split_channels, split_tensor
+from ..octave import ChannelSplit, Octave, merge_tensor, octave_map, split_channels, split_tensor
 
 
 class Split(nn.Module):
@@ -12,7 +12,7 @@ class Split(nn.Module):
 
     Args:
         channels: channels of the tensor.
-        alpha: share of them that becomes low, in [0, 1].
+        alpha: share of them that becomes low, in [0, 1], or the `ChannelSplit` that says which.
 
     Shape:
         ``[N, C, H, W]`` to ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])``.
@@ -26,10 +26,10 @@ class Split(nn.Module):
         torch.Size([1, 2, 3, 3])
     """
 
-    def __init__(self, channels: int, alpha: float) -> None:
+    def __init__(self, channels: int, alpha: float | ChannelSplit) -> None:
         super().__init__()
-        self.alpha = alpha
         self.split = split_channels(channels, alpha)
+        self.alpha = self.split.alpha if isinstance(alpha, ChannelSplit) else alpha
 
     def forward(self, x: Tensor) -> Octave:
         if x.shape[1] != self.split.high + self.split.low:
@@ -42,7 +42,10 @@ class Split(nn.Module):
 
 
 class Merge(nn.Module):
-    """Make a plain tensor of an octave: the low part is upsampled to the high size, high channels first.
+    """Make a plain tensor of an octave: the low part is upsampled to the high size.
+
+    Args:
+        split: in which order the channels come out; by default high ones first.
 
     Shape:
         ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])`` to ``[N, C, H, W]``. An octave that has only a
@@ -54,8 +57,12 @@ class Merge(nn.Module):
         torch.Size([1, 8, 5, 5])
     """
 
+    def __init__(self, split: ChannelSplit | None = None) -> None:
+        super().__init__()
+        self.split = split
+
     def forward(self, x: Tensor | Octave) -> Tensor:
-        return merge_tensor(x)
+        return merge_tensor(x, split=self.split)
 
 
 class OctMap(nn.Module):
