@@ -194,7 +194,36 @@ def speeds_table():
     return markdown(table)
 
 
+def coverage_table():
+    """What octavify makes of the networks of torchvision and timm."""
+    result = json.loads((ROOT / "results" / "octavify_coverage.json").read_text())
+    networks = {name: row for name, row in sorted(result["networks"].items()) if row["outcome"] != "no CNN"}
+    rows = [["network", "octave convolutions", "MACs", "difference at alpha 0", "runs", "what stays dense, mostly"]]
+    for name, row in networks.items():
+        if "convs" not in row:
+            rows.append([name, row["outcome"], "", "", "", row["why"].replace("|", "/")])
+            continue
+        failed = [check for check in ("forward", "backward", "compile", "export") if row.get(check, "ok") != "ok"]
+        rows.append([
+            name, f"{row['octave']} of {row['convs']}", f"{row['macs']:.0%}", f"{row['difference_at_0']:g}",
+            f"not {', '.join(failed)}" if failed else "all" if row["octave"] else "",
+            "; ".join(f"{count}: {why}" for why, count in row["why"][:1]),
+        ])  # fmt: skip
+    made = sum(row["outcome"] == "octave" for row in networks.values())
+    exact = sum(row.get("difference_at_0") == 0 for row in networks.values())
+    note = (
+        f"{made} of {len(networks)} convolutional networks become octave networks; {exact} give exactly their own "
+        f"output at alpha 0. {len(result['networks']) - len(networks)} others spend less than half of their "
+        f"multiply-adds in convolutions. Conditions: alpha {result['alpha']:g}, images of {result['size']} pixels (or "
+        f"the size that a network insists on), random weights, {result['threads']} thread, PyTorch "
+        f"{result['env']['torch']}, timm {result['env']['timm']}, {result['env']['cpu']}; compile is "
+        f'`torch.compile(backend="eager", fullgraph=True)`.'
+    )
+    return f"{markdown(rows)}\n\n{note}"
+
+
 TABLES = {
+    "octavify": coverage_table,
     "speed": speed_table,
     "speeds": speeds_table,
     "ablation": ablation_table,

@@ -3,6 +3,7 @@
 from . import functional
 from .backends import backend
 from .convert.mxnet import load_mxnet
+from .convert.octavify import octavify
 from .cost import cost
 from .deploy import deploy
 from .errors import BackendUnavailable, MXNetFormatError
@@ -44,4 +45,5 @@ __all__ = [
     "functional",
     "load_mxnet",
     "octave_map",
+    "octavify",
 ]

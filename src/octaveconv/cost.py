@@ -6,7 +6,7 @@ multiply-accumulates, by PyTorch's own counter watching what is really executed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from math import prod
@@ -212,19 +212,21 @@ def _layer_cost(name: str, module: nn.Module, params: int, x: Any, y: Any) -> La
     return LayerCost(name, kind, whole, Cost(), whole)
 
 
-def _octconv_cost(name: str, module: OctConvNd, params: int, x: Octave, y: Octave) -> LayerCost:
+def path_macs(spec: ConvSpec, pixels: Mapping[str, int]) -> dict[str, int]:
     """MACs of a path = output channels x input channels per group x kernel area x pixels that it convolves."""
-    spec, inputs, outputs = module.spec, module.spec.inputs, module.spec.outputs
-    area = prod(spec.kernel_size)
-    pixels = _path_pixels(spec, x, y)
+    inputs, outputs, area = spec.inputs, spec.outputs, prod(spec.kernel_size)
     if spec.depthwise:
-        paths = {"hh": outputs.high * area * pixels["hh"], "ll": outputs.low * area * pixels["ll"]}
-    else:
-        channels = dict(
-            hh=outputs.high * inputs.high, hl=outputs.low * inputs.high,
-            lh=outputs.high * inputs.low, ll=outputs.low * inputs.low,
-        )  # fmt: skip
-        paths = {path: product * area * pixels[path] // spec.groups for path, product in channels.items()}
+        return {"hh": outputs.high * area * pixels["hh"], "ll": outputs.low * area * pixels["ll"]}
+    channels = dict(
+        hh=outputs.high * inputs.high, hl=outputs.low * inputs.high,
+        lh=outputs.high * inputs.low, ll=outputs.low * inputs.low,
+    )  # fmt: skip
+    return {path: product * area * pixels[path] // spec.groups for path, product in channels.items()}
+
+
+def _octconv_cost(name: str, module: OctConvNd, params: int, x: Octave, y: Octave) -> LayerCost:
+    spec, outputs = module.spec, module.spec.outputs
+    paths = path_macs(spec, _path_pixels(spec, x, y))
     high = Cost(params * outputs.high // sum(outputs[:2]), paths["hh"] + paths.get("lh", 0), _bytes(y.high))
     low = Cost(params - high.params, paths["ll"] + paths.get("hl", 0), _bytes(y.low))
     dense_in, dense_out = _dense_pixels(spec, x, y)

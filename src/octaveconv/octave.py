@@ -222,10 +222,13 @@ def split_tensor(x: Tensor, split: ChannelSplit, octave: int | Sizes | None = No
     return Octave(high if split.high else None, pool(low, octave_factors(octave, x.dim() - 2)) if split.low else None)
 
 
-def merge_tensor(x: Tensor | Octave, size: Sizes | None = None, octave: int | Sizes | None = None) -> Tensor:
-    """Bring the low part to the high size and put all channels in one tensor, high ones first: ``[N, C, H, W]``.
+def merge_tensor(
+    x: Tensor | Octave, size: Sizes | None = None, octave: int | Sizes | None = None, split: ChannelSplit | None = None
+) -> Tensor:
+    """Bring the low part to the high size and put all channels in one tensor: ``[N, C, H, W]``.
 
     ``size`` is the high size; without it an octave that has no high part comes out at a whole multiple of its low size.
+    Channels come in the dense order of ``split``; without it the high ones first.
     """
     high, low = as_octave(x)
     if low is None:
@@ -238,7 +241,9 @@ def merge_tensor(x: Tensor | Octave, size: Sizes | None = None, octave: int | Si
     elif size is None:
         size = tuple(f * n for f, n in zip(factor, low.shape[2:]))
     up = upsample(low, factor, size)
-    return up if high is None else torch.cat([high, up], 1)
+    if high is None:
+        return up
+    return torch.cat([high, up], 1) if split is None else split.join(high, up, 1)
 
 
 def _only_octave(other: object, operator: str) -> Octave:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..octave import Octave, merge_tensor, octave_map, split_channels, split_tensor
+from ..octave import ChannelSplit, Octave, merge_tensor, octave_map, split_channels, split_tensor
 from ..resolution import Sizes
 
 
@@ -13,7 +13,7 @@ class Split(nn.Module):
 
     Args:
         channels: channels of the tensor.
-        alpha: share of them that becomes low, in [0, 1].
+        alpha: share of them that becomes low, in [0, 1], or the `ChannelSplit` that says which.
         octave: how much smaller the low map is on each axis, 1 or 2; by default 2, and 1 on the first of three axes.
 
     Shape:
@@ -29,11 +29,11 @@ class Split(nn.Module):
         torch.Size([1, 2, 3, 3])
     """
 
-    def __init__(self, channels: int, alpha: float, octave: int | Sizes | None = None) -> None:
+    def __init__(self, channels: int, alpha: float | ChannelSplit, octave: int | Sizes | None = None) -> None:
         super().__init__()
-        self.alpha = alpha
         self.octave = octave
         self.split = split_channels(channels, alpha)
+        self.alpha = self.split.alpha if isinstance(alpha, ChannelSplit) else alpha
 
     def forward(self, x: Tensor) -> Octave:
         if x.shape[1] != self.split.high + self.split.low:
@@ -47,9 +47,10 @@ class Split(nn.Module):
 
 
 class Merge(nn.Module):
-    """Make a plain tensor of an octave: the low part is upsampled to the high size, high channels first.
+    """Make a plain tensor of an octave: the low part is upsampled to the high size.
 
     Args:
+        split: in which order the channels come out; by default high ones first.
         octave: as in `Split`.
 
     Shape:
@@ -65,12 +66,12 @@ class Merge(nn.Module):
         torch.Size([1, 8, 5, 5])
     """
 
-    def __init__(self, octave: int | Sizes | None = None) -> None:
+    def __init__(self, split: ChannelSplit | None = None, octave: int | Sizes | None = None) -> None:
         super().__init__()
-        self.octave = octave
+        self.split, self.octave = split, octave
 
     def forward(self, x: Tensor | Octave) -> Tensor:
-        return merge_tensor(x, octave=self.octave)
+        return merge_tensor(x, split=self.split, octave=self.octave)
 
     def extra_repr(self) -> str:
         """The octave if it is given."""
