@@ -25,7 +25,8 @@ ALPHAS = {"alpha 0.25": 0.25, "alpha 0.5": 0.5}
 
 def test_each_timed_call_comes_after_a_pause_and_untimed_ones(monkeypatch):
     log, ticks = [], itertools.count()
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: 0.01 * next(ticks))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(measure, "WARM", 3)
     monkeypatch.setattr(measure.time, "sleep", lambda seconds: log.append(f"sleep {seconds}"))
 
     def clock(call):
@@ -35,7 +36,7 @@ def test_each_timed_call_comes_after_a_pause_and_untimed_ones(monkeypatch):
 
     calls = {name: lambda name=name: log.append(name) for name in "ab"}
     measure.interleaved(calls, runs=2, warm_up=1, isolate=True, clock=clock)
-    rounds = [["sleep 0.012", name, name, "clock", name] for name in "ab"]  # untimed at 0 and at 10 ms, not at 20
+    rounds = [["sleep 0.012", *[name] * 3, "clock", name] for name in "ab"]
     assert log == ["a", "b", *rounds[0], *rounds[1], *rounds[0], *rounds[1]]
 
 
