@@ -63,11 +63,8 @@ class Splits:
         return not self.net.steps[node].refusal and (self.is_octave(node) or reads)
 
     def cuts(self, node: fx.Node) -> tuple[ChannelSplit, ChannelSplit]:
-        """How a convolution's inputs and outputs are cut; plain tensors, too, by its groups."""
-        pair = self.of(self.net.steps[node].inputs[0]), self.of(node)
-        groups = self.net.groups(node) if self.net.steps[node].role is Role.CONV else 1
-        inputs, outputs = (split if split.low else ChannelSplit(split.high, 0, groups) for split in pair)
-        return inputs, outputs
+        """How a convolution's inputs and outputs are cut."""
+        return self.of(self.net.steps[node].inputs[0]), self.of(node)
 
     def macs(self, node: fx.Node) -> int:
         """Multiply-accumulates of a node's call, of all the images in the example."""
