@@ -206,7 +206,7 @@ class Rewriter:
 
     def _dense(self, node: fx.Node) -> fx.Node:
         value = self._values[node]
-        return self._cross(node, "merge", Merge(self.splits.of(node))) if isinstance(value, Parts) else value  # type: ignore[no-any-return]
+        return self._cross(node, "merge", Merge(split=self.splits.of(node))) if isinstance(value, Parts) else value  # type: ignore[no-any-return]
 
     def _octave(self, node: fx.Node) -> Any:
         value = self._values[node]

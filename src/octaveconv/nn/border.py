@@ -50,8 +50,8 @@ class Merge(nn.Module):
     """Make a plain tensor of an octave: the low part is upsampled to the high size.
 
     Args:
-        split: in which order the channels come out; by default high ones first.
         octave: as in `Split`.
+        split: in which order the channels come out; by default high ones first.
 
     Shape:
         ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])`` to ``[N, C, H, W]``; or as in `Split`. An octave
@@ -66,7 +66,7 @@ class Merge(nn.Module):
         torch.Size([1, 8, 5, 5])
     """
 
-    def __init__(self, split: ChannelSplit | None = None, octave: int | Sizes | None = None) -> None:
+    def __init__(self, octave: int | Sizes | None = None, split: ChannelSplit | None = None) -> None:
         super().__init__()
         self.split, self.octave = split, octave
 
