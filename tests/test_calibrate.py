@@ -172,7 +172,7 @@ def test_the_error_is_that_of_the_octave_convolution_itself():
     model = NoNorm().double()
     sample = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     octave, plan = oc.octavify(model, 0.5, sample, calibrate=[sample[:3], sample[3:]])
-    spec = conv_spec(16, 16, 3, 1, 1, 1, 1, "replicate", 0.5, 0.5, None, None)
+    spec = conv_spec(2, 16, 16, 3, 1, 1, 1, 1, "replicate", 0.5, 0.5, None, None)
     with torch.no_grad():
         x = octave.first.spec.conv(octave.stem(sample), octave.first.weight, octave.first.bias)
         dense = octave.middle.spec.conv(x, octave.middle.weight, octave.middle.bias)
