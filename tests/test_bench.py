@@ -297,8 +297,9 @@ def test_an_exported_network_runs_on_the_threads_that_are_set(world):
         calls.append(("export", format, path.suffix, example_input.shape[0]))
         torch.save(model, path)
 
-    def load(path, format, threads=None):
+    def load(path, format, threads, precision):
         calls.append(("load", format, threads))
+        assert precision == "fp32"
         return torch.load(path, weights_only=False)
 
     world.module("export", export=export, load=load)
@@ -310,7 +311,7 @@ def test_an_exported_network_runs_on_the_threads_that_are_set(world):
     ]  # fmt: skip
     assert calls == once * 2
     with pytest.raises(runtimes.CannotRun, match="fp32 only"):
-        speed.run(cases.Settings("oct_resnet18", (0.5,), 32, dtype="bf16", runtimes=("openvino",)))
+        speed.run(cases.Settings("oct_resnet18", (0.5,), 32, dtype="bf16", runtimes=("onnxruntime",)))
 
 
 def test_an_exported_network_is_exported_once_and_fixed_to_each_batch_size(world):
@@ -320,7 +321,7 @@ def test_an_exported_network_is_exported_once_and_fixed_to_each_batch_size(world
         exported.append(path)
         torch.save(model, path)
 
-    world.module("export", export=export, load=lambda path, format, threads: torch.load(path, weights_only=False))
+    world.module("export", export=export, load=lambda path, *_: torch.load(path, weights_only=False))
     world.monkeypatch.setattr(runtimes, "_of_fixed_size", lambda file, x: fixed.append((file, len(x))) or file)
     speed.run(cases.Settings("oct_resnet18", (0.5,), 32, (1, 3), runtimes=("openvino",)))
     assert len(set(exported)) == len(exported) == 2

@@ -27,6 +27,7 @@ RUNTIMES = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "pt2": ("torch"
 _WRITERS = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript"), "pt2": (), "aoti": ()}
 
 Run = Callable[[Tensor], Tensor]
+Loader = Callable[[Path, int | None], Run]
 
 
 def export(model: nn.Module, example_input: Tensor, path: Path, format: str) -> dict[int, float]:
@@ -81,7 +82,7 @@ def export(model: nn.Module, example_input: Tensor, path: Path, format: str) -> 
     return differences
 
 
-def load(path: Path, format: str, threads: int | None = None) -> Run:
+def load(path: Path, format: str, threads: int | None = None, precision: str = "fp32") -> Run:
     """Read an exported file by its runtime, on the CPU.
 
     Args:
@@ -89,12 +90,13 @@ def load(path: Path, format: str, threads: int | None = None) -> Run:
         format: that of the file.
         threads: that OpenVINO or ONNX Runtime compute with, by default their choice; the other two formats compute
             with PyTorch's threads (``torch.set_num_threads``).
+        precision: in which OpenVINO computes, ``"fp32"`` or ``"bf16"``; the others compute in that of the file.
 
     Returns:
         A function from images ``[N, C, H, W]`` to the answer.
 
     Raises:
-        UsageError: there is no such format.
+        UsageError: there is no such format, or it has no such precision.
         MissingExtra: the runtime is not installed.
         OSError, RuntimeError: the file cannot be read.
 
@@ -104,7 +106,10 @@ def load(path: Path, format: str, threads: int | None = None) -> Run:
     check(format)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    loaders = {"onnx": _load_onnx, "openvino": _load_openvino, "pt2": _load_pt2, "aoti": _load_aoti}
+    if precision not in ("fp32", "bf16") or (precision == "bf16" and format != "openvino"):
+        raise UsageError(f"{format} does not compute in {precision}: use fp32, or bf16 with openvino")
+    openvino: Loader = functools.partial(_load_openvino, precision=precision)
+    loaders: dict[str, Loader] = {"onnx": _load_onnx, "openvino": openvino, "pt2": _load_pt2, "aoti": _load_aoti}
     try:
         return loaders[format](path, threads)
     except Exception as error:  # each runtime has its own kinds
@@ -235,8 +240,9 @@ def openvino_core() -> Any:
     return require("openvino", "export").Core()
 
 
-def _load_openvino(path: Path, threads: int | None) -> Run:
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+def _load_openvino(path: Path, threads: int | None, precision: str) -> Run:
+    hint = {"fp32": "f32"}.get(precision, precision)
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
     network = openvino_core().compile_model(str(path), "CPU", settings)

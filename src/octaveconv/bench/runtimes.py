@@ -147,13 +147,14 @@ def _onnxruntime(task: Task) -> Prepared:
 
 
 def _exported(task: Task, form: str, file: str) -> Prepared:
-    if task.settings.device != "cpu" or task.settings.dtype != "fp32":
-        raise CannotRun("it is measured on the CPU in fp32 only")
+    dtypes = {"openvino": ("fp32", "bf16"), "onnx": ("fp32",)}[form]
+    if task.settings.device != "cpu" or task.settings.dtype not in dtypes:
+        raise CannotRun(f"it is measured on the CPU in {' and '.join(dtypes)} only")
     from ..export import export, load
 
     if not (task.folder / file).exists():  # for another batch size
         export(task.model, task.x, task.folder / file, form)
-    run = load(_of_fixed_size(task.folder / file, task.x), form, threads=task.settings.threads)
+    run = load(_of_fixed_size(task.folder / file, task.x), form, task.settings.threads, task.settings.dtype)
     return Prepared(lambda: run(task.x))
 
 

@@ -21,7 +21,8 @@ def deploy(model: nn.Module, example_input: Tensor, engine: str | None = None) -
     Args:
         model: any network of images, octave or dense. It is left as it is, and what is deployed is a picture of it:
             later changes of its weights do not reach the deployed one.
-        example_input: ``[N, C, H, W]``, float32; other batch and image sizes may be given later.
+        example_input: ``[N, C, H, W]``, in the model's dtype; other batch and image sizes may be given later. The native
+            engine runs float32 and bfloat16.
         engine: ``"native"`` or ``"inductor"`` to have that one or an error.
 
     Returns:

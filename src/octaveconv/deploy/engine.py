@@ -16,7 +16,7 @@ from . import native
 from .capture import Captured, capture
 from .lower import lower
 from .memory import number
-from .pack import pack
+from .pack import Format, pack
 from .plan import Plan
 
 PLANS = 16  # kept in memory, the latest used ones
@@ -35,8 +35,8 @@ class NativeNetwork(nn.Module):
         target: instruction set, one of `native.TARGETS`; by default the best one that PyTorch may use, too.
 
     Raises:
-        BackendUnavailable: no compiler, no float32 on the CPU, a network that torch.export cannot capture, or an
-            operation that the engine does not know.
+        BackendUnavailable: no compiler, neither float32 nor bfloat16 on the CPU, a network that torch.export cannot
+            capture, or an operation that the engine does not know.
     """
 
     engine = "native"
@@ -45,22 +45,24 @@ class NativeNetwork(nn.Module):
     def __init__(self, model: nn.Module, example: Tensor, target: str | None = None) -> None:
         super().__init__()
         parameter = next(model.parameters(), example)
-        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+        self.dtype = parameter.dtype
+        if parameter.device.type != "cpu" or self.dtype not in native.DTYPES:
             raise BackendUnavailable(
-                f"the native engine runs float32 on the CPU, not {parameter.dtype} on {parameter.device}"
+                f"the native engine runs float32 and bfloat16 on the CPU, not {self.dtype} on {parameter.device}"
             )
-        self.library = native.library(target or native.default_target())
-        self._model = (copy.deepcopy(model),)  # not a child, whose parameters would be this module's too
+        self.library = native.library(target or native.default_target(), self.dtype)
+        # Not a child, whose parameters would be this module's too; in float32, in which norms are folded.
+        self._model = (copy.deepcopy(model).float(),)
         self._forms: list[_Form] = []
         self._by_shape: dict[torch.Size, tuple[_Form, dict[Any, int]]] = {}
         self._form(example.shape)
 
     def forward(self, x: Tensor) -> Any:
-        """The model's output for float32 images ``[N, C, H, W]`` on the CPU."""
-        if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 4:
+        """The model's output for images ``[N, C, H, W]`` on the CPU, in the model's dtype."""
+        if x.device.type != "cpu" or x.dtype != self.dtype or x.dim() != 4:
             raise ValueError(
-                f"this deployed network takes float32 images [N, C, H, W] on the CPU, got {x.dtype} {list(x.shape)} on "
-                f"{x.device}"
+                f"this deployed network takes {self.dtype} images [N, C, H, W] on the CPU, got {x.dtype} "
+                f"{list(x.shape)} on {x.device}"
             )
         if x.shape not in self._by_shape:
             try:
@@ -79,7 +81,7 @@ class NativeNetwork(nn.Module):
             captured = capture(self._model[0], torch.zeros(shape))
         except Exception as error:  # torch.export raises many kinds
             raise BackendUnavailable(f"torch.export cannot capture the network: {error}") from error
-        self._forms.append(_Form(captured, self.library))
+        self._forms.append(_Form(captured, self.library, self.dtype))
         sizes = captured.sizes(shape)
         assert sizes is not None
         return self._forms[-1], sizes
@@ -88,17 +90,19 @@ class NativeNetwork(nn.Module):
 class _Form:
     """The network for a range of sizes: layers, constants, and a plan for each size that came."""
 
-    def __init__(self, captured: Captured, library: Any) -> None:
-        self.captured, self.library = captured, library
+    def __init__(self, captured: Captured, library: Any, dtype: torch.dtype) -> None:
+        self.captured, self.library, self.dtype = captured, library, dtype
         self.network = lower(captured)
-        lanes = library.lanes()
-        self.packed = {id(layer): pack(layer, lanes) for layer in self.network.layers if layer.sum is not None}
+        form = Format(library.lanes(), library.panel_vectors(), dtype)
+        self.packed = {id(layer): pack(layer, form) for layer in self.network.layers if layer.sum is not None}
         self.plans: OrderedDict[Any, Plan] = OrderedDict()
 
     def __call__(self, x: Tensor, sizes: dict[Any, int], together: int, threads: int) -> Any:
         """Run all images, as many ``together``."""
         x = x.detach()
-        outputs = [torch.empty([number(size, sizes) for size in shape]) for shape in self.network.shapes]
+        outputs = [
+            torch.empty([number(size, sizes) for size in shape], dtype=self.dtype) for shape in self.network.shapes
+        ]
         whole = len(x) // together * together if together else 0
         for start, end, images in ((0, whole, together), (whole, len(x), len(x) - whole)):
             if start < end:
@@ -113,7 +117,7 @@ class _Form:
             strides = (*output.stride(), 0, 0)[:4]
             first = 0
             for ref in refs:
-                ends.append((output.data_ptr() + 4 * first * strides[1], strides))
+                ends.append((output.data_ptr() + output.itemsize * first * strides[1], strides))
                 first += ref.channels
         return np.array([(data, strides, images * strides[0]) for data, strides in ends], native.OUTSIDE)
 
@@ -121,7 +125,7 @@ class _Form:
         """The plan for images of this shape, ``images`` at a time."""
         key = (shape[1:], images, threads)
         if key not in self.plans:
-            self.plans[key] = Plan(self.network, self.packed, sizes, images, threads, self.library)
+            self.plans[key] = Plan(self.network, self.packed, sizes, images, threads, self.library, self.dtype)
             if len(self.plans) > PLANS:
                 self.plans.popitem(last=False)
         self.plans.move_to_end(key)

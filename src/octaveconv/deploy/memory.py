@@ -14,11 +14,12 @@ from torch import Tensor
 from .ir import Layer, Map, Network, Pair, Ref
 
 Array = np.ndarray[Any, Any]
+SLACK = 64  # numbers behind a map's end that whole vectors may read
 LARGE = 2_500_000  # bytes of one image's maps in a phase; those of several images would leave the cache
 
 
 class Place(NamedTuple):
-    """Where a map lies: all images with a border of ``halo`` zeros, ``stride`` floats per pixel."""
+    """Where a map lies: all images with a border of ``halo`` zeros, ``stride`` numbers per pixel."""
 
     buffer: Tensor
     height: int
@@ -30,22 +31,22 @@ class Place(NamedTuple):
 
     @property
     def row(self) -> int:
-        """Floats from one row to the next."""
+        """Numbers from one row to the next."""
         return (self.width + 2 * self.halo) * self.stride
 
     @property
     def image(self) -> int:
-        """Floats from one image to the next."""
+        """Numbers from one image to the next."""
         return (self.height + 2 * self.halo) * self.row
 
     @property
     def origin(self) -> int:
-        """The first pixel of the first image, in floats."""
+        """The first pixel of the first image, as so many numbers."""
         return self.halo * (self.row + self.stride) + self.channel
 
     def pointer(self, offset: int = 0) -> int:
-        """The address of a float."""
-        return self.buffer.data_ptr() + 4 * (self.first * self.image + offset)
+        """The address of a number."""
+        return self.buffer.data_ptr() + self.buffer.itemsize * (self.first * self.image + offset)
 
 
 class Memory:
@@ -55,8 +56,8 @@ class Memory:
     images at once, which reads their weights once and leaves fewer pixels over.
     """
 
-    def __init__(self, network: Network, sizes: Mapping[Any, int], images: int, lanes: int) -> None:
-        self.images, self.sizes, self.lanes = images, sizes, lanes
+    def __init__(self, network: Network, sizes: Mapping[Any, int], images: int, dtype: torch.dtype) -> None:
+        self.images, self.sizes, self.dtype = images, sizes, dtype
         self.phases = phases_of(network)
         self.tables: dict[Any, Array] = {}
         self.halos = _halos(network)
@@ -76,7 +77,7 @@ class Memory:
         for i, layers in enumerate(self.phases[:-1], start=1):
             maps = {ref.map for layer in layers for ref in layer.sources}
             maps |= {target for layer in layers for target in layer.targets}
-            if sum(4 * each.channels * math.prod(self.size(each.size)) for each in maps) >= LARGE:
+            if sum(each.channels * math.prod(self.size(each.size)) for each in maps) * self.dtype.itemsize >= LARGE:
                 cut = i
         return cut
 
@@ -133,20 +134,22 @@ class Memory:
             for layer in layers:
                 last.update({_home(target): max(i, last.get(_home(target), 0)) for target in layer.targets})
                 last.update({_home(ref.map): i for ref in layer.sources})
-        return last | {_home(ref.map): len(self.phases) for refs in network.outputs for ref in refs}
+        kept = [network.input, *(_home(ref.map) for refs in network.outputs for ref in refs)]
+        return last | dict.fromkeys(kept, len(self.phases))
 
     def _place(self, images: int, height: int, width: int, halo: int, stride: int) -> Place:
-        floats = images * (height + 2 * halo) * (width + 2 * halo) * stride
-        if floats >= 2**31:
+        count = images * (height + 2 * halo) * (width + 2 * halo) * stride
+        if count >= 2**31:
             raise ValueError(f"a map of {height}x{width} pixels and {stride} channels is too large for the engine")
-        return Place(torch.zeros(floats + 4 * self.lanes), height, width, halo, stride, 0)
+        return Place(torch.zeros(count + SLACK, dtype=self.dtype), height, width, halo, stride, 0)
 
     def _stride(self, home: Map, network: Network) -> int:
-        """Floats per pixel: whole vectors, and no multiple of 1 KiB, whose pixels would meet in the same cache sets."""
+        """Numbers per pixel: whole vectors, and no multiple of 1 KiB, whose pixels would meet in the same cache."""
         if home is network.input:
-            return home.channels
-        floats = -(-home.channels // 16) * 16
-        return floats + 16 if floats % 256 == 0 else floats
+            grain = 4 // self.dtype.itemsize
+            return -(-home.channels // grain) * grain
+        count = -(-home.channels // 16) * 16
+        return count + 16 if count * self.dtype.itemsize % 1024 == 0 else count
 
     def pixels(
         self, ref: Ref, images: int, grid: Pair, blocked: bool, step: Pair = (1, 1), shift: Pair = (0, 0)

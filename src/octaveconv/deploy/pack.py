@@ -10,7 +10,20 @@ from torch import Tensor
 
 from .ir import Layer, Term
 
-WIDEST = 3  # vectors of a panel; PANEL of simd.h
+DEPTH = 32  # input channels that the matrix unit multiplies at once; of matrix.h
+
+
+class Format(NamedTuple):
+    """What a build of the engine reads: floats of a vector, vectors of its widest panel, the weights' dtype."""
+
+    lanes: int
+    widest: int
+    dtype: torch.dtype
+
+    @property
+    def grain(self) -> int:
+        """Input channels that lie side by side in the weights."""
+        return 4 // self.dtype.itemsize
 
 
 class Slice(NamedTuple):
@@ -37,17 +50,21 @@ class Packed(NamedTuple):
     finishes: list[tuple[Tensor, Tensor] | None]  # scale and shift of each output
 
 
-def pack(layer: Layer, lanes: int) -> Packed:
-    """Pack a layer that computes a sum, for vectors of ``lanes`` floats."""
-    total = layer.sum
+def pack(layer: Layer, form: Format) -> Packed:
+    """Pack a layer that computes a sum."""
+    total, lanes = layer.sum, form.lanes
     assert total is not None
     vectors = -(-total.channels // lanes)
     terms = [*total.terms, *total.coarse]
     grouped = any(term.groups > 1 and not term.depthwise for term in terms)
     panels, first = [], 0
-    for width in [1] * vectors if grouped else panel_widths(vectors):
+    for width in [1] * vectors if grouped else panel_widths(vectors, form.widest):
         rows = (first * lanes, (first + width) * lanes)
-        panels.append(Panel(rows[0], width, [_slice(term, *rows) for term in terms]))
+        slices = [_slice(term, *rows, form) for term in terms]
+        if form.grain > 1:
+            fine = len(total.terms)
+            slices = _whole_depth(slices[:fine], width * lanes) + _whole_depth(slices[fine:], width * lanes)
+        panels.append(Panel(rows[0], width, slices))
         first += width
     panels = _side_by_side(panels)
     bias = torch.zeros(total.channels) if total.bias is None else total.bias
@@ -59,16 +76,24 @@ def pack(layer: Layer, lanes: int) -> Packed:
     return Packed(panels, _padded(bias, vectors * lanes), finishes)
 
 
-def panel_widths(vectors: int) -> list[int]:
+def panel_widths(vectors: int, widest: int) -> list[int]:
     """Share out vectors over panels; in two equal halves where there are enough, so that two threads can share them."""
-    if vectors > WIDEST:
-        return [width for half in (vectors - vectors // 2, vectors // 2) for width in _even(half)]
+    if vectors > widest:
+        return [width for half in (vectors - vectors // 2, vectors // 2) for width in _even(half, widest)]
     return [vectors]
 
 
-def _even(vectors: int) -> list[int]:
-    panels = -(-vectors // WIDEST)
+def _even(vectors: int, widest: int) -> list[int]:
+    panels = -(-vectors // widest)
     return [vectors // panels + (i < vectors % panels) for i in range(panels)]
+
+
+def _whole_depth(slices: list[Slice], columns: int) -> list[Slice]:
+    """Zeros behind the last weights, so that all input channels together are whole tiles of the matrix unit."""
+    if slices:
+        rest = -sum(piece.weights.numel() for piece in slices) % (DEPTH * columns)
+        slices[-1] = slices[-1]._replace(weights=F.pad(slices[-1].weights.flatten(), (0, rest)))
+    return slices
 
 
 def _side_by_side(panels: list[Panel]) -> list[Panel]:
@@ -80,20 +105,27 @@ def _side_by_side(panels: list[Panel]) -> list[Panel]:
     return [panel._replace(slices=[piece._replace(weights=next(joined)) for piece in panel.slices]) for panel in panels]
 
 
-def _slice(term: Term, first: int, last: int) -> Slice:
+def _slice(term: Term, first: int, last: int, form: Format) -> Slice:
     """The rows ``[first, last)`` of the weight as ``[kh, kw, in, out]``, zeros beyond its end."""
     weight = term.weight.float()[first:last]  # [rows, in / groups, kh, kw]
     if term.depthwise:
-        return Slice(_padded(weight.permute(2, 3, 1, 0), last - first), first, 0)
+        return Slice(_padded(weight.permute(2, 3, 1, 0), last - first).to(form.dtype), first, 0)
     if term.groups == 1:
-        return Slice(_padded(weight.permute(2, 3, 1, 0), last - first), 0, weight.shape[1])
+        return Slice(_interleaved(_padded(weight.permute(2, 3, 1, 0), last - first), form), 0, weight.shape[1])
     rows, width = term.weight.shape[0] // term.groups, weight.shape[1]
     groups = range(first // rows, (first + len(weight) - 1) // rows + 1)
     block = torch.zeros(*weight.shape[2:], len(groups) * width, last - first)
     for i, row in enumerate(weight, start=first):  # each row meets the inputs of its own group only
         place = (i // rows - groups[0]) * width
         block[:, :, place : place + width, i - first] = row.permute(1, 2, 0)
-    return Slice(block, groups[0] * width, block.shape[2])
+    return Slice(_interleaved(block, form), groups[0] * width, block.shape[2])
+
+
+def _interleaved(weight: Tensor, form: Format) -> Tensor:
+    """``[kh, kw, in, out]`` as ``[kh, kw, in / grain, out, grain]``, zeros beside an odd input channel."""
+    weight = F.pad(weight, (0, 0, 0, -weight.shape[2] % form.grain))
+    kh, kw, inputs, outputs = weight.shape
+    return weight.view(kh, kw, inputs // form.grain, form.grain, outputs).transpose(3, 4).to(form.dtype).contiguous()
 
 
 def _padded(x: Tensor, width: int) -> Tensor:

@@ -29,15 +29,17 @@ class Plan:
         images: that run together; see `Memory`.
         threads: that run it.
         engine: the native library.
+        dtype: of maps and weights, which it was built for.
     """
 
     def __init__(
         self, network: Network, packed: Mapping[int, Packed], sizes: Mapping[Any, int], images: int, threads: int,
-        engine: ctypes.CDLL,
+        engine: ctypes.CDLL, dtype: torch.dtype,
     ) -> None:  # fmt: skip
-        self.network, self.packed, self.threads, self.engine = network, packed, threads, engine
+        self.network, self.packed, self.threads = network, packed, threads
+        self.engine, self.dtype = engine, dtype
         self.keep: list[Any] = []  # what the program points to
-        self.memory = Memory(network, sizes, images, engine.lanes())
+        self.memory = Memory(network, sizes, images, dtype)
         self.size = self.memory.size
         phases, cut = self.memory.phases, self.memory.cut
         parts = [ref for refs in network.outputs for ref in refs]
@@ -71,7 +73,7 @@ class Plan:
         blocked = layer.blocked
         terms = [self._term(term, grid, blocked) for term in total.terms]
         terms += [self._term(term, coarse_grid, False) for term in total.coarse]
-        panels = [self._panel(panel, packed, [merged for _, merged in terms]) for panel in packed.panels]
+        panels = [self._panel(panel, packed, [row for _, row in terms]) for panel in packed.panels]
         addends = [
             self._addend(addend, coarse_grid if addend.coarse else grid, blocked and not addend.coarse)
             for addend in total.addends
@@ -80,41 +82,44 @@ class Plan:
             self._output(output, finish, grid, coarse_grid, blocked)
             for output, finish in zip(layer.outputs, packed.finishes)
         ]
+        staged = bool(terms) and all(term.groups == 1 for term in (*total.terms, *total.coarse))
         units = self.images * (coarse_grid[0] * coarse_grid[1] if blocked else grid[0] * grid[1])
         return self._struct(
             native.LAYER, kind=native.KINDS.index("gemm"), units=units, blocks=blocked, term_count=len(total.terms),
             coarse_count=len(total.coarse), panel_count=len(panels), addend_count=len(addends),
-            output_count=len(outputs), channel_split=1, terms=self._array([record for record, _ in terms]),
-            panels=self._array(panels), addends=self._array(addends), outputs=self._array(outputs),
+            output_count=len(outputs), staged=staged, channel_split=1,
+            terms=self._array([record for record, _ in terms]), panels=self._array(panels),
+            addends=self._array(addends), outputs=self._array(outputs),
         )  # fmt: skip
 
     def _term(self, term: Any, grid: Pair, blocked: bool) -> tuple[Array, int]:
-        """The record, and how many taps of a row are read as one: all, if their channels lie side by side."""
+        """The record, and how many numbers of a window's row are read as one: all, if they lie side by side."""
         place = self.places[term.source.map]
         kh, kw = term.weight.shape[2:]
-        dense = place.stride == term.source.channels and term.groups == 1 and term.dilation[1] == 1
-        merged = kw if dense else 1
-        rows, columns = np.indices((kh, kw // merged)).reshape(2, -1)
+        whole_input = term.source == (self.network.input, 0, self.network.input.channels)  # may have zeros beside it
+        dense = place.stride == term.source.channels or whole_input
+        row = place.stride * kw if dense and term.groups == 1 and term.dilation[1] == 1 else 0
+        rows, columns = np.indices((kh, 1 if row else kw)).reshape(2, -1)
         taps = rows * term.dilation[0] * place.row + columns * term.dilation[1] * place.stride
         record = self._struct(
             native.TERM, source=self._source(term.source), taps=self._pointer(taps.astype(np.int32)),
             pixels=self._table(term.source, grid, blocked, term.stride, term.padding),
             tap_count=len(taps), depthwise=term.depthwise,
         )  # fmt: skip
-        return record, merged
+        return record, row
 
-    def _panel(self, panel: Panel, packed: Packed, merged: list[int]) -> Array:
+    def _panel(self, panel: Panel, packed: Packed, window_rows: list[int]) -> Array:
         slices = [
             self._struct(
-                native.SLICE, weights=self._address(piece.weights), first=piece.first, count=piece.inputs * taps
+                native.SLICE, weights=self._address(piece.weights), first=piece.first, count=row or piece.inputs
             )
-            for piece, taps in zip(panel.slices, merged)
+            for piece, row in zip(panel.slices, window_rows)
         ]
         weights = [piece.weights for piece in panel.slices]
         return self._struct(
             native.PANEL, slices=self._array(slices), bias=self._address(packed.bias) + 4 * panel.channel,
             weights=weights[0].data_ptr() if weights else 0,
-            weights_end=weights[-1].data_ptr() + 4 * weights[-1].numel() if weights else 0,
+            weights_end=weights[-1].data_ptr() + weights[-1].nbytes if weights else 0,
             channel=panel.channel, vectors=panel.vectors,
         )  # fmt: skip
 
@@ -205,7 +210,7 @@ class Plan:
         ends = []
         for ref in (Ref(self.network.input, 0, self.network.input.channels), *parts):
             place = self.places[ref.map]
-            ends.append(torch.zeros(self.images, ref.channels, place.height, place.width))
+            ends.append(torch.zeros(self.images, ref.channels, place.height, place.width, dtype=self.dtype))
         outside = np.array([(end.data_ptr(), end.stride(), 0) for end in ends], native.OUTSIDE)
 
         def run(seconds: Array) -> None:

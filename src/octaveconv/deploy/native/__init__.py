@@ -20,13 +20,14 @@ from filelock import FileLock
 from ...errors import BackendUnavailable
 
 SOURCES = sorted(Path(__file__).parent.glob("*.h")) + sorted(Path(__file__).parent.glob("*.cpp"))
-FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread"]
+FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"]
 TARGETS = {  # what the compiler is told to use; "native" is what this CPU has
     "native": ["-march=native"],
     "avx512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],
     "generic": [],
 }
+DTYPES = {torch.float32: [], torch.bfloat16: ["-DBFLOAT16"]}
 
 _POINTER, _INT, _LONG, _FLOAT = np.uintp, np.int32, np.int64, np.float32
 
@@ -52,8 +53,8 @@ WINDOW = _struct(
 )  # fmt: skip
 LAYER = _struct(
     kind=_INT, units=_INT, blocks=_INT, term_count=_INT, coarse_count=_INT, panel_count=_INT, addend_count=_INT,
-    output_count=_INT, pixels_outside=_INT, channel_split=_INT, terms=_POINTER, panels=_POINTER, addends=_POINTER,
-    outputs=_POINTER, window=_POINTER,
+    output_count=_INT, pixels_outside=_INT, staged=_INT, channel_split=_INT, terms=_POINTER, panels=_POINTER,
+    addends=_POINTER, outputs=_POINTER, window=_POINTER,
 )  # fmt: skip
 PROGRAM = _struct(layers=_POINTER, phases=_POINTER, phase_count=_INT)
 OUTSIDE = _struct(data=_POINTER, strides=(_LONG, 4), step=_LONG)
@@ -76,8 +77,8 @@ def runnable() -> list[str]:
 
 
 @functools.cache
-def library(target: str = "native") -> ctypes.CDLL:
-    """The engine, built for a target of `TARGETS`.
+def library(target: str = "native", dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
+    """The engine, built for a target of `TARGETS` and for maps and weights of a dtype of `DTYPES`.
 
     It is kept in ``OCTAVECONV_CACHE`` (``~/.cache/octaveconv``), under a name made of sources, flags, compiler and CPU;
     processes that need it at the same time build it once.
@@ -88,7 +89,7 @@ def library(target: str = "native") -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise BackendUnavailable("the native engine needs a C++ compiler: install g++ or clang++, or set CXX")
-    command = [*shlex.split(compiler), *FLAGS, *TARGETS[target]]
+    command = [*shlex.split(compiler), *FLAGS, *TARGETS[target], *DTYPES[dtype]]
     key = hashlib.sha256("\0".join([*command, _cpu()]).encode())
     for path in SOURCES:
         key.update(path.read_bytes())

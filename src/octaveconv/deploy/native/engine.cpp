@@ -2,28 +2,11 @@
 #include <chrono>
 
 #include "kernel.h"
+#include "matrix.h"
 #include "pool.h"
 #include "window.h"
 
 namespace {
-
-constexpr int64_t PREFETCHED = 1 << 20;  // bytes of a panel that are prefetched at most; more would push out others
-
-using Tile = void (*)(const Layer&, const Panel&, int, const float*, Ahead&);
-using CoarseTile = void (*)(const Layer&, const Panel&, int, float*, Ahead&);
-
-template <int... MR>
-struct Tiles {
-    static constexpr Tile fine[sizeof...(MR)][PANEL] = {{tile<MR + 1, 1>, tile<MR + 1, 2>, tile<MR + 1, 3>}...};
-    static constexpr CoarseTile coarse[sizeof...(MR)][PANEL] = {
-        {coarse_tile<MR + 1, 1>, coarse_tile<MR + 1, 2>, coarse_tile<MR + 1, 3>}...};
-};
-
-#if defined(__AVX__) && !defined(__AVX512F__)
-using All = Tiles<0, 1, 2, 3>;
-#else
-using All = Tiles<0, 1, 2, 3, 4, 5, 6, 7>;
-#endif
 
 // What one thread does of a layer: units [first, last) for the panels [first, last).
 struct Share {
@@ -49,22 +32,22 @@ struct Cuts {
 };
 
 INLINE void run_units(const Layer& layer, const Panel& panel, int first, int last, Ahead& ahead) {
-    if (!layer.blocks) return All::fine[last - first - 1][panel.vectors - 1](layer, panel, first, nullptr, ahead);
+    if (!layer.blocks) {
+        All::fine[last - first - 1][panel.vectors - 1](layer, panel, first, nullptr, nullptr, ahead);
+        return;
+    }
     alignas(64) float coarse[TILE * PANEL * LANES];
     if (layer.coarse_count) All::coarse[last - first - 1][panel.vectors - 1](layer, panel, first, coarse, ahead);
     constexpr int STEP = TILE / 4;  // blocks of a tile
     for (int block = first; block < last; block += STEP) {
         int pixels = 4 * std::min(STEP, last - block);
         const float* start = layer.coarse_count ? coarse + (block - first) * panel.vectors * LANES : nullptr;
-        All::fine[pixels - 1][panel.vectors - 1](layer, panel, 4 * block, start, ahead);
+        All::fine[pixels - 1][panel.vectors - 1](layer, panel, 4 * block, start, nullptr, ahead);
     }
 }
 
-Ahead weights_of(const Panel& panel) {
-    return {panel.weights, panel.weights + std::min<int64_t>(panel.weights_end - panel.weights, PREFETCHED)};
-}
-
 void gemm(const Layer& layer, const Share& share, Ahead next) {
+    if (layer.staged && MatrixUnit::allowed()) return gemm_staged(layer, share.panels, share.units, next);
     Cuts cuts(share.units, layer.blocks ? TILE / 4 : 1);
     if (layer.pixels_outside) {
         for (int i = 0; i < cuts.count; i++)
@@ -115,15 +98,18 @@ double since(Clock::time_point start) { return std::chrono::duration<double>(Clo
 
 }  // namespace
 
+#pragma GCC visibility push(default)  // all else is hidden: other builds of it may be loaded beside this one
 extern "C" {
 
 int lanes() { return LANES; }
 int tile_pixels() { return TILE; }
+int panel_vectors() { return PANEL; }
 
 // Run the program `passes` times, each on the next part of the outside tensors. `seconds`, if there is one, gets what
 // each phase took in the last pass.
 void run(const Program* program, const Outside* outside, int passes, int threads, double* seconds) {
     pool_of_threads().run(threads, [=](int thread) {
+        [[maybe_unused]] MatrixUnit unit;
         for (int pass = 0; pass < passes; pass++)
             for (int phase = 0; phase < program->phase_count; phase++) {
                 auto start = Clock::now();
@@ -136,3 +122,4 @@ void run(const Program* program, const Outside* outside, int passes, int threads
     });
 }
 }
+#pragma GCC visibility pop

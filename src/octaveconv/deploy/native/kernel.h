@@ -21,6 +21,16 @@ struct Ahead {
     }
 };
 
+constexpr int64_t PREFETCHED = 1 << 20;  // bytes of a panel that are prefetched at most; more would push out others
+
+inline Ahead weights_of(const Panel& panel) {
+    return {panel.weights, panel.weights + std::min<int64_t>(panel.weights_end - panel.weights, PREFETCHED)};
+}
+
+constexpr int GRAIN = sizeof(float) / sizeof(Real);  // channels that lie side by side in the weights
+
+INLINE int whole(int count) { return (count + GRAIN - 1) / GRAIN * GRAIN; }
+
 // sums += pixels x weights, N channels from `k` on: per channel NV loads, MR broadcasts and MR * NV multiply-adds.
 template <int MR, int NV, int N>
 INLINE void multiply_channels(Sums<MR, NV>& sums, const float* const (&from)[MR], int k, const float* weights) {
@@ -34,16 +44,39 @@ INLINE void multiply_channels(Sums<MR, NV>& sums, const float* const (&from)[MR]
     }
 }
 
+INLINE Vec multiply_pairs(Vec sum, Pairs x, Pairs y) {
+#if defined(__AVX512BF16__)
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+#else
+    return sum + as_floats(x << 16) * as_floats(y << 16) + as_floats(x & 0xffff0000) * as_floats(y & 0xffff0000);
+#endif
+}
+
+// The same in bfloat16, two channels at once.
+template <int MR, int NV, int N>
+INLINE void multiply_channels(Sums<MR, NV>& sums, const uint16_t* const (&from)[MR], int k, const uint16_t* weights) {
+    for (int n = 0; n < N; n += 2) {
+        Pairs row[NV];
+        for (int v = 0; v < NV; v++) std::memcpy(&row[v], weights + (n * NV + 2 * v) * LANES, sizeof row[v]);
+        for (int p = 0; p < MR; p++) {
+            uint32_t pair = 0;
+            std::memcpy(&pair, from[p] + k + n, N == 1 ? 2 : 4);
+            for (int v = 0; v < NV; v++) sums[p][v] = multiply_pairs(sums[p][v], pair - Pairs{}, row[v]);
+        }
+    }
+}
+
 template <int MR, int NV>
-INLINE void multiply(Sums<MR, NV>& sums, const float* const (&from)[MR], const float* weights, int count,
-                     Ahead& ahead) {
+INLINE void multiply(Sums<MR, NV>& sums, const Real* const (&from)[MR], const Real* weights, int count, Ahead& ahead) {
     Ahead lines = ahead;  // a copy, for registers
     int k = 0;
     for (; k + STEPS <= count; k += STEPS, weights += STEPS * NV * LANES) {
         if (lines.at < lines.end) lines.fetch();
         multiply_channels<MR, NV, STEPS>(sums, from, k, weights);
     }
-    for (; k < count; k++, weights += NV * LANES) multiply_channels<MR, NV, 1>(sums, from, k, weights);
+    for (; k + GRAIN <= count; k += GRAIN, weights += GRAIN * NV * LANES)
+        multiply_channels<MR, NV, GRAIN>(sums, from, k, weights);
+    if (k < count) multiply_channels<MR, NV, 1>(sums, from, k, weights);
     ahead.at = lines.at;
 }
 
@@ -54,14 +87,14 @@ INLINE void convolve(Sums<MR, NV>& sums, const Layer& layer, const Panel& panel,
     for (int t = first; t < last; t++) {
         const Term& term = layer.terms[t];
         const Slice slice = panel.slices[t];
-        const float* weights = slice.weights;
+        const Real* weights = slice.weights;
         for (int tap = 0; tap < term.tap_count; tap++) {
-            const float* from[MR];
-            const float* source = term.source + term.taps[tap] + slice.first;
+            const Real* from[MR];
+            const Real* source = term.source + term.taps[tap] + slice.first;
             for (int p = 0; p < MR; p++) from[p] = source + term.pixels[pixel + p];
             if (!term.depthwise) {
                 multiply<MR, NV>(sums, from, weights, slice.count, ahead);
-                weights += slice.count * NV * LANES;
+                weights += whole(slice.count) * NV * LANES;
                 continue;
             }
             for (int v = 0; v < NV; v++, weights += LANES) {
@@ -76,8 +109,8 @@ template <int MR, int NV>
 INLINE void add(Sums<MR, NV>& sums, const Addend& addend, int channel, int pixel) {
     for (int p = 0; p < MR; p++) {
         int at = addend.per_block ? (pixel + p) / 4 : pixel + p;
-        const float* from = addend.source + addend.pixels[at] + channel;
-        const float* gate = addend.gate ? addend.gate + addend.gate_pixels[pixel + p] + channel : nullptr;
+        const Real* from = addend.source + addend.pixels[at] + channel;
+        const Real* gate = addend.gate ? addend.gate + addend.gate_pixels[pixel + p] + channel : nullptr;
         for (int v = 0; v < NV; v++) {
             Vec x = load(from + v * LANES);
             sums[p][v] += gate ? x * load(gate + v * LANES) : x;
@@ -133,15 +166,21 @@ INLINE void touch(const Layer& layer, int channel, int pixel) {
                 __builtin_prefetch(layer.outputs[i].full + layer.outputs[i].pixels[pixel + p] + channel + v * LANES, 1);
 }
 
-// A tile from its start, the bias or what the coarse terms gave its blocks, to all its outputs.
+// A tile from its start, the bias or what the coarse terms gave its blocks, to all its outputs. What its own terms give
+// is `staged`, if the matrix unit has computed it.
 template <int MR, int NV>
-void tile(const Layer& layer, const Panel& panel, int pixel, const float* coarse, Ahead& ahead) {
+void tile(const Layer& layer, const Panel& panel, int pixel, const float* coarse, const float* staged, Ahead& ahead) {
     Sums<MR, NV> sums;
     for (int p = 0; p < MR; p++)
         for (int v = 0; v < NV; v++)
             sums[p][v] = load(coarse ? coarse + (p / 4 * NV + v) * LANES : panel.bias + v * LANES);
-    touch<MR, NV>(layer, panel.channel, pixel);
-    convolve<MR, NV>(sums, layer, panel, 0, layer.term_count, pixel, ahead);
+    if (staged) {
+        for (int p = 0; p < MR; p++)
+            for (int v = 0; v < NV; v++) sums[p][v] += load(staged + (p * NV + v) * LANES);
+    } else {
+        touch<MR, NV>(layer, panel.channel, pixel);
+        convolve<MR, NV>(sums, layer, panel, 0, layer.term_count, pixel, ahead);
+    }
     for (int i = 0; i < layer.addend_count; i++) add<MR, NV>(sums, layer.addends[i], panel.channel, pixel);
     for (int i = 0; i < layer.output_count; i++) write<MR, NV>(sums, layer.outputs[i], panel.channel, pixel);
 }
@@ -156,3 +195,19 @@ void coarse_tile(const Layer& layer, const Panel& panel, int block, float* coars
     for (int p = 0; p < MR; p++)
         for (int v = 0; v < NV; v++) store(coarse + (p * NV + v) * LANES, sums[p][v]);
 }
+
+using Tile = void (*)(const Layer&, const Panel&, int, const float*, const float*, Ahead&);
+using CoarseTile = void (*)(const Layer&, const Panel&, int, float*, Ahead&);
+
+template <int... MR>
+struct Tiles {
+    static constexpr Tile fine[sizeof...(MR)][3] = {{tile<MR + 1, 1>, tile<MR + 1, 2>, tile<MR + 1, 3>}...};
+    static constexpr CoarseTile coarse[sizeof...(MR)][3] = {
+        {coarse_tile<MR + 1, 1>, coarse_tile<MR + 1, 2>, coarse_tile<MR + 1, 3>}...};
+};
+
+#if defined(__AVX__) && !defined(__AVX512F__)
+using All = Tiles<0, 1, 2, 3>;
+#else
+using All = Tiles<0, 1, 2, 3, 4, 5, 6, 7>;
+#endif

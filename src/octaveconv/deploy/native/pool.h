@@ -4,10 +4,19 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+// The share [first, last) of `count` that part `part` of `parts` gets.
+struct Range {
+    int first, last;
+    Range(int count, int part, int parts)
+        : first(static_cast<int>(int64_t(count) * part / parts)),
+          last(static_cast<int>(int64_t(count) * (part + 1) / parts)) {}
+};
 
 class Barrier {
    public:

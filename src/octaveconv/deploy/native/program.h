@@ -1,23 +1,31 @@
 // What Python hands over: a program is a list of layers, in phases. `native/__init__.py` has the same structures.
-// All maps are NHWC with a border of zeros around each image; a "pixel" is the offset of a pixel's first channel, in floats.
+// All maps are NHWC with a border of zeros around each image; a "pixel" is the offset of a pixel's first channel, in
+// reals.
 #pragma once
 #include <cstdint>
+
+#ifdef BFLOAT16
+typedef uint16_t Real;  // of maps and weights: the upper half of a float
+#else
+typedef float Real;
+#endif
 
 enum Kind : int32_t { GEMM, MEAN, MAX_POOL, AVG_POOL, READ, WRITE };
 enum Activation : int32_t { CLAMP, SIGMOID, HARD_SWISH, HARD_SIGMOID, SILU };
 
 // One map that a layer convolves.
 struct Term {
-    const float* source;
+    const Real* source;
     const int32_t* pixels;   // of each output pixel: where its window begins
     const int32_t* taps;     // of each tap: how far from there
     int32_t tap_count;
     int32_t depthwise;
 };
 
-// What one panel takes from one term: weights [tap][count][channels of the panel], or [tap][channels] if depthwise.
+// What one panel takes from one term: weights [tap][count][channels of the panel], or [tap][channels] if depthwise;
+// in bfloat16 [tap][count / 2][channels of the panel][2], where an odd count has a zero beside its last one.
 struct Slice {
-    const float* weights;
+    const Real* weights;
     int32_t first, count;    // input channels; more than one slice of channels only where there are groups
 };
 
@@ -31,18 +39,18 @@ struct Panel {
 
 // A map that is added as it is, times a gate of each image and channel if there is one.
 struct Addend {
-    const float* source;
+    const Real* source;
     const int32_t* pixels;   // of each output pixel, or of each 2x2 block
-    const float* gate;
+    const Real* gate;
     const int32_t* gate_pixels;
     int32_t per_block;
 };
 
 // One way in which a layer's sum is kept: activation(sum * scale + shift), at full size, pooled 2x2, or both.
 struct Output {
-    float* full;
+    Real* full;
     const int32_t* pixels;
-    float* pooled;
+    Real* pooled;
     const int32_t* blocks;
     const float *scale, *shift;
     int32_t full_channels, pooled_channels;  // no channel from these on may be written: another map begins there
@@ -52,16 +60,16 @@ struct Output {
 
 // A window or whole-image operation, or a copy from and to a tensor outside.
 struct Window {
-    float *source, *target;
+    Real *source, *target;
     int32_t images, height, width, out_height, out_width, channels;
     int32_t kernel[2], stride[2], padding[2], count_padding;
-    int32_t source_image, source_row, source_stride, target_image, target_row, target_stride;  // in floats
+    int32_t source_image, source_row, source_stride, target_image, target_row, target_stride;  // in reals
     int32_t slot, first;     // which tensor outside, and its first image
 };
 
 // A tensor that a call reads or writes.
 struct Outside {
-    float* data;
+    Real* data;
     int64_t strides[4];      // of image, channel, row and column
     int64_t step;            // from one pass to the next
 };
@@ -72,6 +80,7 @@ struct Layer {
     int32_t blocks;          // pixels are in 2x2 blocks: 4 per unit
     int32_t term_count, coarse_count, panel_count, addend_count, output_count;
     int32_t pixels_outside;  // loop over pixels outside and panels inside: for weights that stay in the cache
+    int32_t staged;          // the matrix unit may do it, if there is one: no term has groups
     int32_t channel_split;   // threads that share the panels; the others share the pixels
     const Term* terms;       // the coarse ones, at half the resolution, last
     const Panel* panels;

@@ -1,5 +1,8 @@
 // One vector of floats, in the compiler's own vector extensions: the same source becomes AVX-512, AVX2 or NEON code.
 #pragma once
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -15,12 +18,18 @@ constexpr int TILE = 4;         // 4 x 3 sums, 3 weights and a pixel: 16 registe
 constexpr int LANES = 4;
 constexpr int TILE = 8;         // NEON has 32 registers; on anything else the compiler does what it can
 #endif
-constexpr int PANEL = 3;        // vectors of output channels of a tile
+#if defined(BFLOAT16) && defined(__AMX_BF16__)
+constexpr int PANEL = 2;        // vectors of output channels of a tile: with 2 x 16 pixels all of the matrix unit
+#else
+constexpr int PANEL = 3;
+#endif
 
 #define INLINE inline __attribute__((always_inline))
 
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t VecInt __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Pairs __attribute__((vector_size(4 * LANES)));  // of bfloat16, the first one in the lower half
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 INLINE Vec load(const float* from) {
     Vec x;
@@ -37,6 +46,36 @@ INLINE void store(float* to, Vec x, int count) {
 }
 
 INLINE Vec splat(float x) { return x - Vec{}; }
+
+INLINE Vec as_floats(Pairs bits) {
+    Vec x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+INLINE Vec load(const uint16_t* from) {
+    Halves x;
+    std::memcpy(&x, from, sizeof x);
+    return as_floats(__builtin_convertvector(x, Pairs) << 16);
+}
+
+// To the nearest bfloat16, of two equally near ones the even one; a NaN stays.
+INLINE Halves to_bfloat16(Vec x) {
+#if defined(__AVX512BF16__)
+    return (Halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+    Pairs bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits = x != x ? bits | 0x400000 : bits + 0x7fff + ((bits >> 16) & 1);
+    return __builtin_convertvector(bits >> 16, Halves);
+#endif
+}
+
+INLINE void store(uint16_t* to, Vec x, int count) {
+    Halves y = to_bfloat16(x);
+    if (__builtin_expect(count >= LANES, 1)) std::memcpy(to, &y, sizeof y);
+    else if (count > 0) std::memcpy(to, &y, 2 * count);
+}
 
 // Both keep a NaN, as PyTorch's activations do.
 INLINE Vec at_least(Vec x, float low) { return x < low ? splat(low) : x; }

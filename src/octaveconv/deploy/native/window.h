@@ -3,15 +3,9 @@
 #include <algorithm>
 #include <limits>
 
+#include "pool.h"
 #include "program.h"
 #include "simd.h"
-
-// The share [first, last) of `count` that part `part` of `parts` gets.
-struct Range {
-    int first, last;
-    Range(int count, int part, int parts)
-        : first(static_cast<int>(int64_t(count) * part / parts)), last(static_cast<int>(int64_t(count) * (part + 1) / parts)) {}
-};
 
 INLINE void mean(const Window& w, int thread, int threads) {
     int vectors = (w.channels + LANES - 1) / LANES;
@@ -20,7 +14,7 @@ INLINE void mean(const Window& w, int thread, int threads) {
         int image = i / vectors, channel = i % vectors * LANES;
         Vec total = {};
         for (int y = 0; y < w.height; y++) {  // row by row: a long sum of floats would lose digits
-            const float* from = w.source + int64_t(image) * w.source_image + y * w.source_row + channel;
+            const Real* from = w.source + int64_t(image) * w.source_image + y * w.source_row + channel;
             Vec row = {};
             for (int x = 0; x < w.width; x++) row += load(from + x * w.source_stride);
             total += row;
@@ -37,7 +31,7 @@ void pool(const Window& w, int thread, int threads) {
         int image = i / w.out_height, y = i % w.out_height;
         int top = y * w.stride[0] - w.padding[0];
         int y0 = std::max(top, 0), y1 = std::min(top + w.kernel[0], w.height);
-        float* to = w.target + int64_t(image) * w.target_image + y * w.target_row;
+        Real* to = w.target + int64_t(image) * w.target_image + y * w.target_row;
         for (int x = 0; x < w.out_width; x++, to += w.target_stride) {
             int left = x * w.stride[1] - w.padding[1];
             int x0 = std::max(left, 0), x1 = std::min(left + w.kernel[1], w.width);
@@ -47,7 +41,7 @@ void pool(const Window& w, int thread, int threads) {
             for (int c = 0; c < w.channels; c += LANES) {
                 Vec sum = MAX ? splat(-std::numeric_limits<float>::infinity()) : Vec{};
                 for (int yy = y0; yy < y1; yy++) {
-                    const float* from = w.source + int64_t(image) * w.source_image + yy * w.source_row + c;
+                    const Real* from = w.source + int64_t(image) * w.source_image + yy * w.source_row + c;
                     for (int xx = x0; xx < x1; xx++) {
                         Vec pixel = load(from + xx * w.source_stride);
                         if (MAX) sum = (pixel > sum) | (pixel != pixel) ? pixel : sum;  // a NaN stays
@@ -66,12 +60,13 @@ void copy(const Window& w, const Outside& outside, int64_t pass, int thread, int
     Range share(w.images * w.height, thread, threads);
     for (int i = share.first; i < share.last; i++) {
         int image = i / w.height, y = i % w.height;
-        float* row = outside.data + pass * outside.step + (w.first + image) * outside.strides[0] + y * outside.strides[2];
-        float* map = READS ? w.target + int64_t(image) * w.target_image + y * w.target_row
+        Real* row =
+            outside.data + pass * outside.step + (w.first + image) * outside.strides[0] + y * outside.strides[2];
+        Real* map = READS ? w.target + int64_t(image) * w.target_image + y * w.target_row
                            : w.source + int64_t(image) * w.source_image + y * w.source_row;
         int stride = READS ? w.target_stride : w.source_stride;
         for (int c = 0; c < w.channels; c++) {
-            float* there = row + c * outside.strides[1];
+            Real* there = row + c * outside.strides[1];
             for (int x = 0; x < w.width; x++) {
                 if (READS) map[x * stride + c] = there[x * outside.strides[3]];
                 else there[x * outside.strides[3]] = map[x * stride + c];
