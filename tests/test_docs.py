@@ -167,7 +167,23 @@ def speed_table():
     return f"{markdown(report.table(result))}\n\nConditions: {speed_report.conditions(result)}."
 
 
+def triton_table():
+    result = json.loads((ROOT / "results" / "triton_resources.json").read_text())
+    rows = [["layer", "dtype", "tile", "threads", "registers", "stack, bytes", "shared memory, KiB"]]
+    rows += [
+        [*(str(row[key]) for key in ("layer", "dtype", "tile", "threads", "registers", "stack_bytes")),
+         f"{row['shared_bytes'] / 1024:.0f}"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    conditions = (
+        f"Conditions: compiled for {result['target']} and not run; alpha {result['alpha']:g}, {result['layout']}, with "
+        f"TF32, Triton {result['env']['triton']}, PyTorch {result['env']['torch']}."
+    )
+    return f"{markdown(rows)}\n\n{conditions}"
+
+
 TABLES = {
+    "triton": triton_table,
     "speed": speed_table,
     "ablation": ablation_table,
     "overhead": overhead_table,
