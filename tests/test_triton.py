@@ -104,13 +104,18 @@ def _poisoned():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def configuration():
+    """Which of a kernel's configurations is used on a GPU: to compile all of them for each case takes minutes."""
+    return 0
+
+
 @pytest.fixture(autouse=True)
-def _exact_and_untuned(monkeypatch):
-    """No TF32; and one configuration each, since to compile all of them for each case takes minutes."""
+def _exact_and_untuned(monkeypatch, configuration):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     if DEVICE == "cuda" and torch.cuda.is_available():
         for kernel in (triton().octave_kernel, triton().depthwise_kernel):
-            monkeypatch.setattr(kernel, "configs", kernel.configs[:1])
+            monkeypatch.setattr(kernel, "configs", [kernel.configs[configuration % len(kernel.configs)]])
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
@@ -362,12 +367,22 @@ def test_errors():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("configuration", range(5))
 @pytest.mark.parametrize("case", ["3x3", "pointwise, many channels", "depthwise"])
-def test_every_configuration(case, number, monkeypatch):
-    for kernel in (triton().octave_kernel, triton().depthwise_kernel):
-        monkeypatch.setattr(kernel, "configs", kernel.configs[number:] or kernel.configs)
+def test_every_configuration(case, configuration):
     check(*problem(**CASES[case]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ["3x3", "depthwise"])
+def test_tuned_and_compiled_by_inductor(case, monkeypatch):
+    """As users run it: in the configuration that is the fastest, and by Inductor, values and gradients."""
+    layer, x = problem(**CASES[case])
+    expected = outputs_and_gradients(layer, x, "reference")
+    compiled = torch.compile(layer, fullgraph=True)
+    compiled.weight, compiled.bias = layer.weight, layer.bias
+    for name, actual in outputs_and_gradients(compiled, x, "triton").items():
+        assert_close(actual, expected[name], name)
 
 
 @pytest.mark.parametrize("case", CASES)
