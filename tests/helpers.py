@@ -4,6 +4,7 @@ import torch
 
 import octaveconv as oc
 from octaveconv.octave import split_channels
+from octaveconv.resolution import OCTAVE
 
 # rtol and atol relative to the largest expected value: sums of up to some thousand products of order 1.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -22,13 +23,14 @@ def assert_close(actual, expected, name=""):
     )
 
 
-def random_octave(channels, alpha, size, batch=2, dtype=torch.float32, device="cpu", requires_grad=False):
-    """An octave of random numbers."""
+def random_octave(channels, alpha, size, batch=2, dtype=torch.float32, device="cpu", requires_grad=False, octave=None):
+    """An octave of random numbers, with maps of as many axes as ``size`` has."""
     split = split_channels(channels, alpha)
+    low_size = [-(-n // o) for n, o in zip(size, octave or OCTAVE[len(size)])]
 
-    def part(count, height, width):
+    def part(count, size):
         if not count:
             return None
-        return torch.randn(batch, count, height, width, dtype=dtype, device=device).requires_grad_(requires_grad)
+        return torch.randn(batch, count, *size, dtype=dtype, device=device).requires_grad_(requires_grad)
 
-    return oc.Octave(part(split.high, *size), part(split.low, -(-size[0] // 2), -(-size[1] // 2)))
+    return oc.Octave(part(split.high, size), part(split.low, low_size))

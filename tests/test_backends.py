@@ -33,12 +33,37 @@ CASES = {
     "cut": dict(alpha_in=0.25, alpha_out=0.5, cut_in=2, cut_out=4),
     "concatenated": dict(alpha_in=ChannelSplit(3, 1).then(ChannelSplit(9, 3, 3)), alpha_out=ChannelSplit(8, 8, 4)),
     "reflected": dict(alpha_in=0.25, alpha_out=0.5, padding_mode="reflect"),
+    "1d": dict(layer=oc.OctConv1d, alpha_in=0.25, alpha_out=0.5),
+    "1d stride": dict(layer=oc.OctConv1d, alpha_in=0.25, alpha_out=0.5, stride=2),
+    "3d": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5),
+    "3d stride": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, stride=2),
+    "3d stride on time": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, stride=(2, 1, 1)),
+    "3d half the time": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, octave=2),
+    "3d grouped": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, groups=2),
+    "3d reflected": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, padding_mode="reflect"),
+    "up": dict(layer=oc.OctConvTranspose2d, alpha_in=0.25, alpha_out=0.5, kernel_size=4, stride=2),
+    "up first": dict(layer=oc.OctConvTranspose2d, alpha_in=0, alpha_out=0.5, stride=2, output_padding=1),
+    "up last": dict(layer=oc.OctConvTranspose2d, alpha_in=0.25, alpha_out=0, stride=2),
+    "up all low": dict(layer=oc.OctConvTranspose2d, alpha_in=1, alpha_out=1, stride=2),
+    "up from low": dict(layer=oc.OctConvTranspose2d, alpha_in=1, alpha_out=0.5, stride=2),
+    "up on one axis": dict(layer=oc.OctConvTranspose2d, alpha_in=0.25, alpha_out=0.5, stride=(1, 2)),
+    "up grouped": dict(layer=oc.OctConvTranspose2d, alpha_in=0.25, alpha_out=0.5, stride=2, groups=2),
+    "up depthwise": dict(layer=oc.OctConvTranspose2d, alpha_in=0.25, alpha_out=0.25, stride=2, groups=16),
+    "up cut": dict(layer=oc.OctConvTranspose2d, alpha_in=0.25, alpha_out=0.5, stride=2, cut_in=2, cut_out=4),
+    "transposed": dict(layer=oc.OctConvTranspose2d, alpha_in=0.25, alpha_out=0.5),
 }
+MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the dimensions of a map
 
 
 def layer_of(case, dtype=torch.float32, device="cpu"):
-    arguments = dict(in_channels=16, out_channels=16, kernel_size=3, padding=1) | CASES[case]
-    return oc.OctConv2d(**arguments).to(device, dtype)
+    arguments = dict(layer=oc.OctConv2d, in_channels=16, out_channels=16, kernel_size=3, padding=1) | CASES[case]
+    return arguments.pop("layer")(**arguments).to(device, dtype)
+
+
+def input_of(layer, size, **options):
+    """An octave for the layer, of two axes more or less as ``size`` says."""
+    size = {1: size[:1], 2: size, 3: (3, *size)}[layer.axes]
+    return random_octave(16, layer.alpha_in, size, octave=layer.spec.octave, **options)
 
 
 def outputs_and_gradients(layer, x, backend):
@@ -65,20 +90,22 @@ def check_against_reference(layer, x, backend):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("backend", FAST)
 def test_against_reference(backend, case, size):
-    if case == "reflected" and min(size) < 4:
+    if "reflected" in case and min(size) < 4:
         size = (4, 4)  # reflection needs a low map larger than the padding
     layer = layer_of(case)
-    check_against_reference(layer, random_octave(16, layer.alpha_in, size, requires_grad=True), backend)
+    check_against_reference(layer, input_of(layer, size, requires_grad=True), backend)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if "1d" not in case])
 @pytest.mark.parametrize("backend", FAST)
 def test_channels_last(backend, case):
-    layer = layer_of(case).to(memory_format=torch.channels_last)
-    x = random_octave(16, layer.alpha_in, (9, 7))
-    x = oc.octave_map(lambda part: part.contiguous(memory_format=torch.channels_last).requires_grad_(), x)
+    layer = layer_of(case)
+    memory_format = MEMORY_FORMATS[layer.weight.dim()]
+    layer = layer.to(memory_format=memory_format)
+    x = input_of(layer, (9, 7))
+    x = oc.octave_map(lambda part: part.contiguous(memory_format=memory_format).requires_grad_(), x)
     check_against_reference(layer, x, backend)
-    if case not in ("grouped", "grouped stride"):  # there, channels of both parts are interleaved
+    if isinstance(layer, oc.OctConv2d) and "grouped" not in case:  # there, channels of both parts are interleaved
         y = layer(x)
         assert all(part.is_contiguous(memory_format=torch.channels_last) for part in y if part is not None)
 
@@ -87,8 +114,8 @@ def test_channels_last(backend, case):
 @pytest.mark.parametrize("backend", FAST)
 def test_noncontiguous(backend, case):
     layer = layer_of(case)
-    wide = random_octave(16, layer.alpha_in, (18, 14))
-    x = oc.octave_map(lambda part: part[..., ::2, ::2].detach().requires_grad_(), wide)
+    every_second = (..., *[slice(None, None, 2)] * min(layer.axes, 2))
+    x = oc.octave_map(lambda part: part[every_second].detach().requires_grad_(), input_of(layer, (18, 14)))
     check_against_reference(layer, x, backend)
 
 
@@ -97,7 +124,7 @@ def test_noncontiguous(backend, case):
 @pytest.mark.parametrize("backend", FAST)
 def test_autocast_keeps_the_dtype_of_a_dense_layer(backend, case, dtype):
     layer = layer_of(case)
-    x = random_octave(16, layer.alpha_in, (8, 8))
+    x = input_of(layer, (8, 8))
     expected = layer(x)
     with torch.autocast("cpu", dtype), oc.backend(backend):
         y = layer(x)
@@ -107,10 +134,11 @@ def test_autocast_keeps_the_dtype_of_a_dense_layer(backend, case, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", ["inner", "1d", "3d", "up"])
 @pytest.mark.parametrize("backend", EVERYWHERE)
-def test_dtypes(backend, dtype):
-    layer = layer_of("inner").to(dtype)
-    x = random_octave(16, 0.25, (9, 7), dtype=dtype)
+def test_dtypes(backend, case, dtype):
+    layer = layer_of(case).to(dtype)
+    x = input_of(layer, (9, 7), dtype=dtype)
     with oc.backend(backend):
         y = layer(x)
     exact = layer.double()(oc.octave_map(torch.Tensor.double, x))
@@ -118,20 +146,22 @@ def test_dtypes(backend, dtype):
         assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("case", ["inner", "stride", "1d", "3d stride", "up"])
 @pytest.mark.parametrize("backend", FAST)
-def test_compile(backend, stride):
+def test_compile(backend, case):
     """No graph break, equal values; eager graph execution, since code generation is Inductor's own business."""
-    layer = layer_of("stride" if stride == 2 else "inner")
-    x = random_octave(16, 0.25, (9, 7))
+    layer = layer_of(case)
+    x = input_of(layer, (9, 7))
     with oc.backend(backend):
         expected, y = layer(x), torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
     assert_close(y.high, expected.high)
     assert_close(y.low, expected.low)
 
 
-def test_export_saved_and_loaded():
-    layer, x = layer_of("inner"), random_octave(16, 0.25, (9, 7))
+@pytest.mark.parametrize("case", ["inner", "1d", "3d", "up"])
+def test_export_saved_and_loaded(case):
+    layer = layer_of(case)
+    x = input_of(layer, (9, 7))
     buffer = io.BytesIO()
     torch.export.save(torch.export.export(layer, (x,)), buffer)
     buffer.seek(0)
@@ -176,7 +206,7 @@ def test_compile_by_inductor_in_training():
 def test_on_gpu_against_float64(backend, case, dtype, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     layer = layer_of(case, dtype, "cuda")
-    x = random_octave(16, layer.alpha_in, (9, 7), dtype=dtype, device="cuda")
+    x = input_of(layer, (9, 7), dtype=dtype, device="cuda")
     with oc.backend(backend):
         y = layer(x)
     exact = layer.double()(oc.octave_map(torch.Tensor.double, x))
@@ -184,14 +214,18 @@ def test_on_gpu_against_float64(backend, case, dtype, monkeypatch):
         assert_close(actual, expected)
 
 
-def test_merged_needs_three_convolutions_at_stride_1_and_two_at_stride_2(monkeypatch):
+@pytest.mark.parametrize(
+    ("case", "operation", "expected"),
+    [("inner", "conv2d", 3), ("stride", "conv2d", 2), ("grouped", "conv2d", 3), ("grouped stride", "conv2d", 2)]
+    + [("3d", "conv3d", 3), ("3d stride", "conv3d", 2), ("up", "conv_transpose2d", 3)],
+)
+def test_merged_needs_three_convolutions_and_at_stride_2_two(case, operation, expected, monkeypatch):
     calls = []
-    conv2d = torch.nn.functional.conv2d
-    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *args: calls.append(1) or conv2d(*args))
-    for case, expected in (("inner", 3), ("stride", 2), ("grouped", 3), ("grouped stride", 2)):
-        calls.clear()
-        layer_of(case)(random_octave(16, 0.25, (8, 8)))
-        assert len(calls) == expected, case
+    function = getattr(torch.nn.functional, operation)
+    monkeypatch.setattr(torch.nn.functional, operation, lambda *args: calls.append(1) or function(*args))
+    layer = layer_of(case)
+    layer(input_of(layer, (8, 8)))
+    assert len(calls) == expected
 
 
 def test_an_unknown_backend_lists_the_known():
@@ -231,4 +265,4 @@ def test_the_environment_variable(name, ok):
 
 def _call():
     x = random_octave(16, 0.25, (8, 8))
-    return x, conv_spec(16, 16, 3, 1, 1, 1, 1, "zeros", 0.25, 0.25, None, None)
+    return x, conv_spec(2, 16, 16, 3, 1, 1, 1, 1, "zeros", 0.25, 0.25, None, None)

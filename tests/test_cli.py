@@ -94,7 +94,8 @@ def test_without_scikit_learn_quickstart_says_what_to_install(capsys, monkeypatc
 @pytest.mark.usefixtures("narrow")
 def test_without_matplotlib_the_figures_are_not_lost(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, out, _ = run(capsys, "quickstart", "--epochs", "1", "--batch-size", "512", "--json", str(tmp_path / "q.json"))
+    options = "--epochs", "1", "--batch-size", "512", "--threads", "1"
+    code, out, _ = run(capsys, "quickstart", *options, "--json", str(tmp_path / "q.json"))
     assert code == 0
     assert "no curves: this needs matplotlib" in out
     assert (tmp_path / "q.json").exists()

@@ -60,6 +60,38 @@ def test_a_layer_by_hand(backend, groups, stride):
     assert report.low.activation_bytes == 4 * low * 4
 
 
+@pytest.mark.parametrize(
+    ("layer", "dense", "size"),
+    [
+        (oc.OctConv1d, nn.Conv1d, (9,)),
+        (oc.OctConv3d, nn.Conv3d, (3, 6, 4)),
+        (oc.OctConvTranspose2d, nn.ConvTranspose2d, (9, 7)),
+    ],
+)
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("alpha", [0, 0.5, 1])
+@pytest.mark.parametrize("backend", ["reference", "merged"])
+def test_the_whole_family_against_the_count_and_the_dense_twin(backend, alpha, stride, groups, layer, dense, size):
+    arguments = (8, 8, 3, stride, 1)
+    if alpha == 1:
+        size = tuple(n + n % 2 for n in size)  # else the high size is not known, and taken as twice the low one
+    net = nn.Sequential(oc.Split(8, alpha), layer(*arguments, groups=groups, alpha_in=alpha, alpha_out=alpha))
+    with oc.backend(backend):
+        report = oc.cost(net, (8, *size))
+    twin = oc.cost(dense(*arguments, groups=groups), (8, *size))
+    assert (report.macs, twin.macs) == (report.counted_macs, twin.counted_macs)
+    assert report.dense == twin.total
+
+
+def test_a_transposed_layer_by_hand():
+    layer = oc.OctConvTranspose2d(8, 8, 4, 2, 1, alpha_in=0.5, alpha_out=0.5)
+    report = oc.cost(nn.Sequential(oc.Split(8, 0.5), layer), (8, 9, 7))
+    pixels = dict(hh=63, hl=20, lh=20, ll=20)  # of the inputs, hl's after pooling
+    assert report.layers[0].paths == {path: 16 * 16 * n for path, n in pixels.items()}
+    assert (report.high.activation_bytes, report.low.activation_bytes) == (4 * 18 * 14 * 4, 4 * 9 * 7 * 4)
+
+
 def test_it_changes_nothing_and_runs_no_arithmetic():
     model = nn.Sequential(
         oc.OctConv2d(3, 8, 1, alpha_out=0.5), oc.OctBatchNorm2d(8, alpha=0.5), oc.OctMap(nn.Dropout())

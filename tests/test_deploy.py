@@ -143,10 +143,27 @@ def two(fn, **modules):
     return Net(fn, a=conv(8, 24, 3, padding=1), b=conv(8, 24, 1), c=conv(24, 16, 3, padding=1), **modules)
 
 
+def residual(fn):
+    return Net(
+        fn, a=conv(8, 60, 1), b=conv(60, 60, 3, padding=1), c=conv(60, 4, 1), d=conv(8, 60, 1), e=conv(8, 64, 1),
+        f=conv(64, 9, 3, padding=1),
+    )  # fmt: skip
+
+
 GRAPHS = {
     "sum of two convolutions": two(lambda m, x: m.a(x) + m.b(x)),
     "sum with a map used twice": two(lambda m, x: (y := m.a(x)) + m.b(x) * 2 + y.relu()),
     "sum with itself": two(lambda m, x: (y := m.a(x)) + y),
+    "residual sums": residual(lambda m, x: m.b(m.b(m.b(z := m.b(m.b(y := m.a(x))) + y))) + z),
+    "a residual that is read later": residual(lambda m, x: m.b(m.b(m.b(y := m.a(x))) + y) + y),
+    "a residual that is read meanwhile": residual(lambda m, x: [m.b(m.b(m.a(x)) + (y := m.d(x))), m.b(y)]),
+    "a part of a residual": residual(lambda m, x: m.b(m.a(x)) + m.e(x)[:, 4:]),
+    "a residual out of a concatenation": residual(
+        lambda m, x: [m.b(m.b(y := m.a(x))) + y, m.f(torch.cat([x[:, :4], y], 1))]
+    ),
+    "a residual sum in a concatenation": residual(
+        lambda m, x: m.f(torch.cat([m.c(z := m.b(m.b(y := m.a(x))) + y), z], 1))
+    ),
     "constants": two(lambda m, x: 3 * m.a(x) - torch.arange(24.0)[:, None, None]),
     "in place": two(lambda m, x: (y := m.a(x)).relu_() + m.b(x) + y),
     "read, then in place": two(lambda m, x: m.c(y := m.a(x)) + m.c(y.relu_())),

@@ -182,9 +182,66 @@ def triton_table():
     return f"{markdown(rows)}\n\n{conditions}"
 
 
+OTHER_SPEEDS = [  # results/speed_NAME.json
+    "oct_resnet50_cpu_1_thread", "oct_resnet50_cpu_avx2", "oct_resnetv2_50_cpu",
+    "oct_resnextv2_50_32x4d_cpu", "oct_mobilenetv1_100_cpu", "oct_densenet121_cpu",
+]  # fmt: skip
+
+
+def speeds_table():
+    """The same of other networks, threads and instruction sets, and how our dense twin stands to OpenVINO's."""
+    table = [
+        ["network", "threads", "CPU", "batch", "alpha", "T", "S", "S/T", "octave ms", "in", "dense ms", "in", "ours"]
+    ]
+    for name in OTHER_SPEEDS:
+        result = json.loads((ROOT / "results" / f"speed_{name}.json").read_text())
+        first = [result["model"], str(result["threads"]), result["env"]["cpu"].split(", ")[-1]]
+        for batch in result["batches"]:
+            dense = batch["best_dense"]
+            twin = {one["runtime"]: (one["final"] or one["quick"])["median"] for one in batch["candidates"]
+                    if not one["alpha"]}  # fmt: skip
+            ours = twin["deployed"] / twin["openvino"]
+            for row in batch["alphas"]:
+                ratios = [f"{row[key]:.3f}" for key in ("t", "s", "s_over_t")]
+                times = [text for one in (row, dense) for text in (f"{one['median'] * 1e3:.2f}", one["runtime"])]
+                alpha = f"{row['alpha']:g}"
+                table.append([*first, str(batch["batch_size"]), alpha, *ratios, *times, f"{ours:.2f}"])
+    return markdown(table)
+
+
+def coverage_table():
+    """What octavify makes of the networks of torchvision and timm."""
+    result = json.loads((ROOT / "results" / "octavify_coverage.json").read_text())
+    networks = {name: row for name, row in sorted(result["networks"].items()) if row["outcome"] != "no CNN"}
+    rows = [["network", "octave convolutions", "MACs", "difference at alpha 0", "runs", "what stays dense, mostly"]]
+    for name, row in networks.items():
+        if "convs" not in row:
+            rows.append([name, row["outcome"], "", "", "", row["why"].replace("|", "/")])
+            continue
+        failed = [check for check in ("forward", "backward", "compile", "export") if row.get(check, "ok") != "ok"]
+        rows.append([
+            name, f"{row['octave']} of {row['convs']}", f"{row['macs']:.0%}", f"{row['difference_at_0']:g}",
+            f"not {', '.join(failed)}" if failed else "all" if row["octave"] else "",
+            "; ".join(f"{count}: {why}" for why, count in row["why"][:1]),
+        ])  # fmt: skip
+    made = sum(row["outcome"] == "octave" for row in networks.values())
+    exact = sum(row.get("difference_at_0") == 0 for row in networks.values())
+    note = (
+        f"{made} of {len(networks)} convolutional networks become octave networks; {exact} give exactly their own "
+        f"output at alpha 0. {len(result['networks']) - len(networks)} others spend less than half of their "
+        f"multiply-adds in convolutions. Conditions: alpha {result['alpha']:g}, images of {result['size']} pixels (or "
+        f"the size that a network insists on), random weights, {result['threads']} thread, PyTorch "
+        f"{result['env']['torch']}, timm {result['env']['timm']}, {result['env']['cpu']}; compile is "
+        f'`torch.compile(backend="eager", fullgraph=True)`.'
+    )
+    return f"{markdown(rows)}\n\n{note}"
+
+
 TABLES = {
+    "octavify": coverage_table,
     "triton": triton_table,
     "speed": speed_table,
+    "speeds": speeds_table,
     "ablation": ablation_table,
     "overhead": overhead_table,
     "fields": fields_table,

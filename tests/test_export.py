@@ -1,6 +1,7 @@
 """Exported files: they answer as the network does, at every batch size, or they do not appear."""
 
 import json
+import subprocess
 import sys
 
 import onnx
@@ -43,8 +44,10 @@ def exported(model, tmp_path, format, size=ODD):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
-@pytest.mark.parametrize("name", SHALLOW)
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [*((name, "onnx") for name in SHALLOW), ("oct_resnext50_32x4d", "pt2"), ("oct_densenet121", "pt2")],
+)
 def test_every_family(name, format, tmp_path):
     exported(shallow(name, ALPHAS[name][0], tiny=True).eval(), tmp_path, format)
     assert [file.name for file in tmp_path.iterdir()] == [f"model{FORMATS[format]}"]
@@ -55,6 +58,25 @@ def test_every_family(name, format, tmp_path):
 def test_openvino(name, tmp_path):
     exported(shallow(name, 0.5, tiny=True).eval(), tmp_path, "openvino", (57, 33))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+
+
+SIGNALS = """
+import signal, subprocess, sys
+from pathlib import Path
+from octaveconv.export import load
+signal.signal(signal.SIGCHLD, lambda *_: print("signal"))
+first, second = (load(Path(sys.argv[1]), "openvino") for _ in range(2))
+del first
+del second
+subprocess.run(["true"])
+"""
+
+
+@pytest.mark.slow
+def test_signals_can_be_handled_after_two_openvino_networks(tmp_path):
+    export(block(), torch.randn(1, 3, 16, 16), tmp_path / "m.xml", "openvino")
+    done = subprocess.run([sys.executable, "-c", SIGNALS, tmp_path / "m.xml"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout[:7]) == (0, "signal\n"), done.stderr
 
 
 @pytest.mark.slow

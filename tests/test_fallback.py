@@ -9,11 +9,13 @@ import octaveconv as oc
 from octaveconv.deploy import fallback as module
 from octaveconv.deploy._folded import folded
 from octaveconv.deploy.fallback import fallback
+from octaveconv.errors import UsageError
 
 LIMIT = 1e-5  # of the largest number in the answer
 SIZES = [(1, 64, 64), (3, 33, 57)]
 FAMILIES = [  # the others are folded by test_export
-    "oct_resnet18", "oct_seresnetv2_50", "oct_resnext50_32x4d", "oct_mobilenetv2_100", "oct_densenet121",
+    ("oct_resnet18", "merged"), ("oct_seresnetv2_50", "reference"), ("oct_resnext50_32x4d", "merged"),
+    ("oct_mobilenetv2_100", "reference"), ("oct_densenet121", "merged"),
 ]  # fmt: skip
 
 
@@ -72,17 +74,17 @@ def eager(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda graph: lambda x: compile(graph))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_folded_network_answers_as_the_network_does(name):
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "form"), FAMILIES)
+def test_a_folded_network_answers_as_the_network_does(name, form):
     model = with_statistics(shallow(name, ALPHAS[name][0], tiny=True))
-    graph, _ = folded(model, image(2, 3, 64, 96))
+    graph, _ = folded(model, image(2, 3, 64, 96), form=form)
     for batch, height, width in SIZES:
         x = image(batch, 3, height, width)
         with torch.no_grad():
             assert_same(graph(x), model(x))
-    preactivation = "v2_" in name and "mobile" not in name
     kept, sliced = count(graph, "batch_norm", "slice")
-    assert bool(kept) == (preactivation or "densenet" in name)
+    assert bool(kept) == ("resnetv2" in name or "densenet" in name)  # where a sum or a concatenation is normalised
     assert not sliced or "se" in name or name == "oct_resnet18"  # weights are cut beforehand, maps where they must be
 
 
@@ -93,6 +95,14 @@ def test_residual_sums_upsample_once_and_end_in_a_convolution():
     sums = [node for node in relus if node.target is torch.ops.aten.add.Tensor]
     assert sums
     assert {node.args[0].target for node in sums} == {torch.ops.aten.conv2d.default}
+
+
+@pytest.mark.parametrize("size", [(12, 10), (9, 11)])
+def test_a_network_with_transposed_octave_convolutions_is_captured(size):
+    up = oc.OctConvTranspose2d(8, 8, 4, 2, 1, alpha_in=0.5, alpha_out=0.5)
+    norm = oc.OctBatchNorm2d(8, alpha=0.5)
+    model = nn.Sequential(*octave_block()[:-1], up, norm, oc.Merge())
+    fold(with_statistics(model), 2, 3, *size)
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -145,25 +155,29 @@ def test_a_norm_is_folded_only_where_nothing_else_sees_it(wires, folds):
 resized = nn.functional.interpolate
 
 
-def upsampled(x, size):
-    return torch.ops.aten.upsample_nearest2d(x, list(size), 2.0, 2.0)
+def up(x, size, scale=2.0):
+    return torch.ops.aten.upsample_nearest2d(x, list(size), scale, scale)
 
 
 @pytest.mark.parametrize(
-    ("wires", "upsamplings"),
+    ("wires", "upsamplings", "convolutions"),
     [
-        (lambda m, x: upsampled(m.a(x), (18, 22)) + upsampled(m.b(x), (18, 22)), 1),
-        (lambda m, x: upsampled(m.a(x), (17, 21)) + (upsampled(m.b(x), (17, 21)) + upsampled(m.a(x), (17, 21))), 1),
-        (lambda m, x: upsampled(m.a(x), (17, 21)) + upsampled(m.b(x), (18, 22))[..., :17, :21], 2),
-        (lambda m, x: upsampled(m.a(x), (17, 21)) * (y := upsampled(m.b(x), (17, 21))) + y, 2),
-        (lambda m, x: resized(m.a(x), (9, 9)) + resized(m.b(x)[:, :, 1:], (9, 9)), 2),
-        (lambda m, x: resized(m.a(x), (5, 9)) + resized(m.b(x), (5, 9)), 1),
-        (lambda m, x: (s := m.a(x) + m.b(x)) * (s + x.mean()), 0),
-        (lambda m, x: m.a(x) + torch.add(m.b(x), x.mean(), alpha=2), 0),
+        (lambda m, x: up(m.a(x), (18, 22)) + up(m.b(x), (18, 22)), 1, 2),
+        (lambda m, x: up(m.a(x), (17, 21)) + (up(m.b(x), (17, 21)) + up(m.a(x), (17, 21))), 1, 3),
+        (lambda m, x: up(m.a(x), (17, 21)) + up(m.b(x), (18, 22))[..., :17, :21], 2, 2),
+        (lambda m, x: up(m.a(x), (17, 21)) + up(m.b(x), (17, 21), 3.0), 2, 2),
+        (lambda m, x: up(m.a(x), (17, 21)) * (y := up(m.b(x), (17, 21))) + y, 2, 2),
+        (lambda m, x: resized(m.a(x), (9, 9)) + resized(m.b(x)[:, :, 1:], (9, 9)), 2, 2),
+        (lambda m, x: resized(m.a(x), (5, 9)) + resized(m.b(x), (5, 9)), 1, 2),
+        (lambda m, x: (s := m.a(x) + m.b(x)) * (s + x.mean()), 0, 2),
+        (lambda m, x: m.a(x) + torch.add(m.b(x), x.mean(), alpha=2), 0, 2),
+        (lambda m, x: (m.b(x) + (y := m.a(x))) * y, 0, 2),
+        (lambda m, x: (up(m.b(x) + (y := m.a(x)), (18, 22)) + up(m.a(x), (18, 22))).sum() * y, 1, 3),
     ],
 )
-def test_sums_are_put_in_order(wires, upsamplings):
-    assert count(fold(with_statistics(Wired(wires))), "upsample_nearest2d") == [upsamplings]
+def test_sums_are_put_in_order(wires, upsamplings, convolutions):
+    graph = fold(with_statistics(Wired(wires)))
+    assert count(graph, "upsample_nearest2d", "conv2d") == [upsamplings, convolutions]
 
 
 def test_the_graph_keeps_several_outputs():
@@ -238,6 +252,12 @@ def test_other_dtypes_and_layouts():
 def test_a_network_that_cannot_be_captured_is_refused():
     with pytest.raises(Exception, match=r"data-dependent|Could not guard"):
         fallback(Wired(lambda m, x: m.a(x) if x.sum() > 0 else m.b(x)), image(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8), (2, 3, 4, 8, 8)])
+def test_series_and_volumes_are_refused(shape):
+    with pytest.raises(UsageError, match=r"deploy takes images \[N, C, H, W\], got an example of shape \[2, 3, "):
+        oc.deploy(octave_block(), torch.ones(shape))
 
 
 @pytest.mark.slow

@@ -34,6 +34,21 @@ def compiler(path, line):
     return str(path)
 
 
+@pytest.mark.parametrize(
+    ("asked", "has", "target"),
+    [
+        ("", "AVX2", "native"),
+        ("avx512", "AVX512", "avx512"),
+        ("avx2", "AVX2", "avx2"),
+        ("default", "DEFAULT", "generic"),
+    ],
+)
+def test_no_more_instructions_than_pytorch_may_use(asked, has, target, monkeypatch):
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", asked)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: has)
+    assert native.default_target() == target
+
+
 @pytest.mark.slow
 def test_processes_that_need_the_library_at_once_build_it_once(empty_cache, monkeypatch, tmp_path):
     log = tmp_path / "log"

@@ -10,28 +10,73 @@ from torch import nn
 
 import octaveconv as oc
 
+CONVS = {
+    oc.OctConv1d: nn.Conv1d,
+    oc.OctConv2d: nn.Conv2d,
+    oc.OctConv3d: nn.Conv3d,
+    oc.OctConvTranspose2d: nn.ConvTranspose2d,
+}
+NORMS = {oc.OctBatchNorm1d: nn.BatchNorm1d, oc.OctBatchNorm2d: nn.BatchNorm2d, oc.OctBatchNorm3d: nn.BatchNorm3d}
+SIZES = {1: (9,), 2: (9, 7), 3: (3, 9, 7)}  # by the number of axes
 
-def test_initialisation_equals_that_of_the_dense_layer():
+
+@pytest.mark.parametrize("octave_class", CONVS)
+def test_initialisation_equals_that_of_the_dense_layer(octave_class):
     torch.manual_seed(3)
-    dense = nn.Conv2d(8, 12, 3, padding=1)
+    dense = CONVS[octave_class](8, 12, 3, padding=1)
     torch.manual_seed(3)
-    octave = oc.OctConv2d(8, 12, 3, padding=1, alpha_in=0.5, alpha_out=0.25)
+    octave = octave_class(8, 12, 3, padding=1, alpha_in=0.5, alpha_out=0.25)
     assert torch.equal(octave.weight, dense.weight)
     assert torch.equal(octave.bias, dense.bias)
     assert octave.state_dict().keys() == dense.state_dict().keys()
+    octave.load_state_dict(dense.state_dict(), strict=True)
+    dense.load_state_dict(octave.state_dict(), strict=True)
 
 
 @pytest.mark.parametrize(
     "arguments", [dict(), dict(groups=4), dict(dilation=2, padding=2), dict(padding=0, bias=False)]
 )
-def test_at_alpha_0_and_stride_1_it_is_bit_equal_to_conv2d(arguments):
+@pytest.mark.parametrize("octave_class", CONVS)
+def test_at_alpha_0_and_stride_1_it_is_bit_equal_to_the_dense_layer(octave_class, arguments):
     arguments = dict(in_channels=8, out_channels=12, kernel_size=3, padding=1) | arguments
-    dense, octave = nn.Conv2d(**arguments), oc.OctConv2d(**arguments)
+    check_bit_equal(octave_class, arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [dict(), dict(padding=1, output_padding=1), dict(stride=(1, 2), groups=4), dict(dilation=2, output_padding=1)]
+    + [dict(kernel_size=4, padding=2, bias=False), dict(kernel_size=5, stride=1, padding=3)],
+)
+def test_at_alpha_0_the_transposed_one_is_bit_equal_at_every_stride_and_padding(arguments):
+    arguments = dict(in_channels=8, out_channels=12, kernel_size=3, stride=2) | arguments
+    check_bit_equal(oc.OctConvTranspose2d, arguments)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("octave_class", [oc.OctConv1d, oc.OctConv2d, oc.OctConv3d])
+def test_padding_of_any_mode_is_that_of_the_dense_layer_on_each_axis(octave_class, mode):
+    kernel, padding = ((1, 3, 5)[-octave_class.axes :], (0, 1, 2)[-octave_class.axes :])
+    arguments = dict(in_channels=8, out_channels=4, kernel_size=kernel, padding=padding, padding_mode=mode)
+    check_bit_equal(octave_class, arguments)
+
+
+def check_bit_equal(octave_class, arguments):
+    dense, octave = CONVS[octave_class](**arguments), octave_class(**arguments)
     octave.load_state_dict(dense.state_dict())
-    x = torch.randn(2, 8, 9, 7)
+    x = torch.randn(2, 8, *SIZES[octave.axes])
     y = octave(x)
     assert y.low is None
     assert torch.equal(y.high, dense(x))
+
+
+@pytest.mark.parametrize("size", [(7, 6), (1, 1), (8, 5)])
+@pytest.mark.parametrize("arguments", [(2, 2), (3, 2, 1, 1), (3, 2, 1), (4, 2, 1), (3, 1, 1), (5, (1, 2), 2)])
+@pytest.mark.parametrize("alpha_in", [0, 0.5])
+def test_a_transposed_layer_has_the_size_of_the_dense_one_and_half_of_it(alpha_in, arguments, size):
+    dense = nn.ConvTranspose2d(8, 4, *arguments)(torch.ones(1, 8, *size))
+    y = oc.OctConvTranspose2d(8, 4, *arguments, alpha_in=alpha_in, alpha_out=0.5)(random_octave(8, alpha_in, size))
+    assert y.high.shape[2:] == dense.shape[2:]
+    assert y.low.shape[2:] == oc.Split(4, 0.5)(dense).low.shape[2:]
 
 
 def test_conv_repr():
@@ -39,6 +84,14 @@ def test_conv_repr():
     assert repr(layer) == (
         "OctConv2d(64, 128, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), "
         "alpha_in=0.25 (48+16), alpha_out=0.5 (64+64))"
+    )
+    assert repr(oc.OctConv1d(4, 4, 1, alpha_in=0.5)).startswith("OctConv1d(4, 4, kernel_size=(1,), stride=(1,), alpha")
+    assert "octave" not in repr(oc.OctConv3d(4, 4, 1, alpha_in=0.5))
+    assert repr(oc.OctConv3d(4, 4, 1, alpha_in=0.5, octave=2)).endswith("alpha_out=0 (4+0), octave=(2, 2, 2))")
+    layer = oc.OctConvTranspose2d(8, 4, 3, 2, 1, 1, alpha_in=0.25)
+    assert repr(layer) == (
+        "OctConvTranspose2d(8, 4, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1), "
+        "alpha_in=0.25 (6+2), alpha_out=0 (4+0))"
     )
 
 
@@ -61,11 +114,32 @@ def test_same_padding(padding):
         (dict(cut_in=3), "3 groups cannot share evenly"),
         (dict(padding_mode="zero"), "padding_mode must be one of"),
         (dict(groups=3), "divisible by groups"),
+        (dict(kernel_size=(3, 3, 3)), r"expected one number, or one for each of 2 axes, got \(3, 3, 3\)"),
+        (dict(octave=3), r"got 3: leave it away for \(2, 2\)"),
     ],
 )
 def test_bad_arguments_name_the_cure(arguments, cure):
     with pytest.raises(ValueError, match=cure):
         oc.OctConv2d(**(dict(in_channels=8, out_channels=8, kernel_size=3, padding=1, alpha_in=0.25) | arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        (dict(stride=3), "stride 1 or 2 on each axis, got 3: use nn.ConvTranspose2d beyond that"),
+        (dict(padding=0), r"use padding \(1, 1\) and output_padding \(1, 1\), or alpha_in=alpha_out=0"),
+        (dict(padding=2), r"use padding \(1, 1\) and output_padding \(1, 1\), or alpha_in=alpha_out=0"),
+        (dict(stride=1, padding=0), r"use padding \(1, 1\) and output_padding \(0, 0\)"),
+        (dict(kernel_size=4, output_padding=1), r"use padding \(1, 1\) and output_padding \(0, 0\)"),
+        (dict(kernel_size=4, stride=1), "use an odd kernel at stride 1, or alpha_in=alpha_out=0"),
+        (dict(padding_mode="reflect"), 'Only "zeros" padding mode is supported'),
+        (dict(groups=8), "depthwise convolution keeps each channel's frequency"),
+    ],
+)
+def test_bad_arguments_of_a_transposed_layer_name_the_cure(arguments, cure):
+    arguments = dict(in_channels=8, out_channels=8, kernel_size=3, stride=2, padding=1, alpha_in=0.25) | arguments
+    with pytest.raises(ValueError, match=cure):
+        oc.OctConvTranspose2d(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -85,8 +159,24 @@ def test_bad_inputs_name_the_cure(x, error, cure):
 
 
 def test_functional_checks_too():
-    with pytest.raises(ValueError, match=r"weight must be \[out, in / groups, kh, kw\], got \[3, 3\]"):
-        oc.functional.octconv(torch.ones(1, 3, 4, 4), torch.ones(3, 3), alpha_in=0, alpha_out=0)
+    x = torch.ones(1, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"weight must be \[out, in / groups, .* 1 to 3 axes\], got \[3, 3\]"):
+        oc.functional.octconv(x, torch.ones(3, 3), alpha_in=0, alpha_out=0)
+    weight = torch.ones(3, 3, 3, 3)
+    with pytest.raises(ValueError, match="give transposed=True, got output_padding=1"):
+        oc.functional.octconv(x, weight, output_padding=1, alpha_in=0, alpha_out=0)
+    with pytest.raises(ValueError, match="takes its padding in pixels, got 'same'"):
+        oc.functional.octconv(x, weight, padding="same", transposed=True, alpha_in=0, alpha_out=0)
+    with pytest.raises(ValueError, match="pads by zeros alone, got padding_mode='reflect'"):
+        oc.functional.octconv(x, weight, padding_mode="reflect", transposed=True, alpha_in=0, alpha_out=0)
+
+
+@pytest.mark.parametrize("octave_class", CONVS)
+def test_maps_of_other_axes_are_refused(octave_class):
+    layer = octave_class(8, 8, 3, padding=1, alpha_in=0.25)
+    other = (4,) * (layer.axes % 3 + 1)
+    with pytest.raises(ValueError, match=r"the high part given is a tensor \[2, 6, 4"):
+        layer(random_octave(8, 0.25, other))
 
 
 def test_meta_copy_and_pickle():
@@ -126,10 +216,11 @@ def test_weights_of_another_alpha_are_refused(through):
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("track", [True, False])
 @pytest.mark.parametrize("alpha", [0, 0.25, 1])
-def test_batch_norm_is_two_dense_ones_with_shared_arrays(alpha, track, affine, momentum):
-    norm = oc.OctBatchNorm2d(8, 1e-3, momentum, affine, track, alpha=alpha)
-    parts = [nn.BatchNorm2d(count, 1e-3, momentum, affine, track) if count else None for count in norm.split[:2]]
-    dense = nn.BatchNorm2d(8, 1e-3, momentum, affine, track)
+@pytest.mark.parametrize("octave_class", NORMS)
+def test_batch_norm_is_two_dense_ones_with_shared_arrays(octave_class, alpha, track, affine, momentum):
+    norm, dense_class = octave_class(8, 1e-3, momentum, affine, track, alpha=alpha), NORMS[octave_class]
+    parts = [dense_class(count, 1e-3, momentum, affine, track) if count else None for count in norm.split[:2]]
+    dense = dense_class(8, 1e-3, momentum, affine, track)
     assert norm.state_dict().keys() == dense.state_dict().keys()
     if affine:
         nn.init.normal_(norm.weight)
@@ -138,7 +229,7 @@ def test_batch_norm_is_two_dense_ones_with_shared_arrays(alpha, track, affine, m
             if part is not None:
                 part.load_state_dict({k: v[rows] if v.dim() else v for k, v in norm.state_dict().items()})
     for training in (True, True, False):
-        x = random_octave(8, alpha, (5, 3))
+        x = random_octave(8, alpha, SIZES[norm.axes])
         y = norm.train(training)(x)
         for part, given, actual in zip(parts, x, y):
             assert_close(actual, None if part is None else part.train(training)(given))
@@ -190,6 +281,9 @@ def test_batch_norm_repr_and_errors():
         norm(torch.ones(1, 8, 4, 4))
     with pytest.raises(ValueError, match="whose low part is absent"):
         norm(torch.ones(1, 6, 4, 4))
+    with pytest.raises(ValueError, match="high part has 3 dimensions, expected 4: use OctBatchNorm1d"):
+        norm(random_octave(8, 0.25, (4,)))
+    assert repr(oc.OctBatchNorm3d(8, alpha=0.25)).startswith("OctBatchNorm3d(8, eps=1e-05")
 
 
 def test_batch_norm_under_compile_updates_its_statistics():
@@ -224,7 +318,8 @@ def test_squeeze_excite_repr_and_errors():
 
 def test_split_merge_map():
     assert repr(oc.Split(8, 0.25)) == "Split(8, alpha=0.25 (6+2))"
-    assert repr(oc.Merge()) == "Merge()"
+    assert repr(oc.Split(8, 0.25, octave=(1, 2))) == "Split(8, alpha=0.25 (6+2), octave=(1, 2))"
+    assert (repr(oc.Merge()), repr(oc.Merge(2))) == ("Merge()", "Merge(octave=2)")
     assert "ReLU" in repr(oc.OctMap(nn.ReLU()))
     with pytest.raises(ValueError, match="got 4 channels"):
         oc.Split(8, 0.25)(torch.ones(1, 4, 2, 2))
@@ -242,3 +337,28 @@ def test_sequential_of_octave_layers():
         oc.Merge(),
     )
     assert net(torch.randn(2, 3, 15, 9)).shape == (2, 8, 8, 5)
+
+
+@pytest.mark.parametrize("octave", [None, 2])
+def test_sequential_on_videos_and_on_series(octave):
+    video = nn.Sequential(
+        oc.OctConv3d(3, 16, 3, padding=1, alpha_out=0.25, octave=octave),
+        oc.OctBatchNorm3d(16, alpha=0.25),
+        oc.OctMap(nn.ReLU()),
+        oc.OctConv3d(16, 16, 3, stride=(1, 2, 2), padding=1, alpha_in=0.25, alpha_out=0.25, octave=octave),
+        oc.OctMap(nn.MaxPool3d(2, ceil_mode=True)),
+        oc.Merge(octave),
+    )
+    assert video(torch.randn(2, 3, 5, 15, 9)).shape == (2, 16, 3, 4, 3)
+    series = nn.Sequential(
+        oc.Split(4, 0.5), oc.OctConv1d(4, 8, 3, 2, 1, alpha_in=0.5, alpha_out=0.5), oc.OctBatchNorm1d(8, alpha=0.5),
+        oc.Merge(),
+    )  # fmt: skip
+    assert series(torch.randn(2, 4, 17)).shape == (2, 8, 9)
+
+
+def test_a_unet_goes_down_and_up_in_octaves():
+    down = oc.OctConv2d(8, 16, 3, 2, 1, alpha_in=0.5, alpha_out=0.5)
+    up = oc.OctConvTranspose2d(16, 8, 4, 2, 1, alpha_in=0.5, alpha_out=0.5)
+    x = random_octave(8, 0.5, (10, 6))
+    assert (x + up(down(x))).low.shape == x.low.shape

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import octaveconv as oc
-from octaveconv.octave import ChannelSplit, merge_tensor, pool, split_channels, split_tensor, upsample
+from octaveconv.octave import ChannelSplit, merge_tensor, split_channels, split_tensor
+from octaveconv.resolution import OCTAVE, pool, upsample
 
 
 @given(st.integers(1, 4096), st.floats(0, 1))
@@ -100,38 +101,29 @@ def test_octave_is_a_pytree_that_keeps_its_type():
     assert isinstance(torch.utils._pytree.tree_unflatten(leaves, spec), oc.Octave)
 
 
-@given(st.integers(1, 9), st.integers(1, 9))
-def test_pool_averages_the_pixels_that_are_there(height, width):
-    pooled = pool(torch.ones(1, 1, height, width))
-    assert pooled.shape[-2:] == (-(-height // 2), -(-width // 2))
-    assert torch.all(pooled == 1)
-
-
-@given(st.integers(1, 9), st.integers(1, 9))
-def test_upsample_repeats_each_pixel(height, width):
-    low = torch.randn(1, 1, -(-height // 2), -(-width // 2))
-    up = upsample(low, (2, 2), (height, width))
-    expected = low.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :height, :width]
-    assert torch.equal(up, expected)
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("width", [4189, 8219, 8220])
-def test_upsample_finds_the_right_pixel_in_large_maps(width, memory_format):
-    low = torch.arange(-(-width // 2), dtype=torch.float64).expand(1, 2, 1, -1).contiguous(memory_format=memory_format)
-    assert torch.equal(upsample(low, (1, 2), (1, width))[0, 0, 0], (torch.arange(width) // 2).double())
-
-
+@pytest.mark.parametrize("size", [(7,), (7, 5), (3, 7, 5)])
 @pytest.mark.parametrize("alpha", [0, 0.25, 1])
-def test_merge_after_split_keeps_the_shape_and_the_high_channels(alpha):
-    x = torch.randn(2, 8, 7, 5)
+def test_merge_after_split_keeps_the_shape_and_the_high_channels(alpha, size):
+    x = torch.randn(2, 8, *size)
     octave = split_tensor(x, split_channels(8, alpha))
-    merged = merge_tensor(octave, (7, 5))
+    merged = merge_tensor(octave, size)
     assert merged.shape == x.shape
     high = split_channels(8, alpha).high
     assert torch.equal(merged[:, :high], x[:, :high])
-    torch.testing.assert_close(pool(merged), pool(upsample(pool(merged), (2, 2), (7, 5))))
+    if alpha:
+        assert torch.equal(merged[:, high:], upsample(pool(x[:, high:]), OCTAVE[len(size)], size))
 
 
-def test_merging_a_lone_low_part_doubles_it():
+@pytest.mark.parametrize(("octave", "size"), [(None, (3, 6, 6)), (2, (6, 6, 6)), ((2, 1, 1), (6, 3, 3))])
+def test_merging_a_lone_low_part_multiplies_its_size(octave, size):
+    assert oc.Merge(octave)(oc.Octave(None, torch.ones(1, 4, 3, 3, 3))).shape == (1, 4, *size)
     assert oc.Merge()(oc.Octave(None, torch.ones(1, 4, 3, 3))).shape == (1, 4, 6, 6)
+
+
+def test_merging_parts_of_another_octave_is_refused():
+    x = oc.Split(8, 0.5, octave=2)(torch.ones(1, 8, 4, 6, 6))
+    with pytest.raises(
+        ValueError, match=r"\(2, 3, 3\) pixels .* expected \(4, 3, 3\): the size divided by \(1, 2, 2\)"
+    ):
+        oc.Merge()(x)
+    assert oc.Merge(2)(x).shape == (1, 8, 4, 6, 6)

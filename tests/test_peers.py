@@ -7,6 +7,8 @@ from helpers import assert_close, random_octave
 
 import octaveconv as oc
 
+CONVS = [oc.OctConv1d, oc.OctConv2d, oc.OctConv3d, oc.OctConvTranspose2d]
+
 
 @pytest.mark.parametrize("size", [7, 75, 299, 300])
 def test_odd_sizes(size):
@@ -20,12 +22,13 @@ def test_odd_sizes(size):
     assert net(torch.ones(1, 3, size, size)).high.shape == (1, 4, half, half)
 
 
-def test_bias_is_added_once_per_output():
+@pytest.mark.parametrize("octave_class", CONVS)
+def test_bias_is_added_once_per_output(octave_class):
     """Eight peers add it once per path, so an output that two paths reach gets it twice."""
-    layer = oc.OctConv2d(8, 8, 3, padding=1, alpha_in=0.5, alpha_out=0.5)
+    layer = octave_class(8, 8, 3, padding=1, alpha_in=0.5, alpha_out=0.5)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.constant_(layer.bias, 3.0)
-    for part in layer(random_octave(8, 0.5, (6, 6))):
+    for part in layer(random_octave(8, 0.5, (6,) * layer.axes)):
         assert torch.all(part == 3.0)
 
 
@@ -38,16 +41,19 @@ def test_depthwise_has_no_path_between_frequencies():
     assert_close(y.low, F.conv2d(x.low, layer.weight[4:], layer.bias[4:], padding=1, groups=4))
 
 
-def test_one_channel_is_not_taken_for_depthwise():
-    assert oc.OctConv2d(1, 8, 3, padding=1, alpha_out=0.5)(torch.ones(1, 1, 4, 4)).low.shape == (1, 4, 2, 2)
+@pytest.mark.parametrize("octave_class", CONVS)
+def test_one_channel_is_not_taken_for_depthwise(octave_class):
+    layer = octave_class(1, 8, 3, padding=1, alpha_out=0.5)
+    assert layer(torch.ones(1, 1, *[4] * layer.axes)).low.shape[:2] == (1, 4)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_groups_cost_as_many_parameters_as_in_a_dense_layer(groups):
-    octave = oc.OctConv2d(8, 16, 3, padding=1, groups=groups, alpha_in=0.5, alpha_out=0.5)
-    dense = torch.nn.Conv2d(8, 16, 3, padding=1, groups=groups)
+@pytest.mark.parametrize("octave_class", CONVS)
+def test_groups_cost_as_many_parameters_as_in_a_dense_layer(octave_class, groups):
+    octave = octave_class(8, 16, 3, padding=1, groups=groups, alpha_in=0.5, alpha_out=0.5)
+    dense = getattr(torch.nn, octave_class.__name__[3:])(8, 16, 3, padding=1, groups=groups)
     assert sum(p.numel() for p in octave.parameters()) == sum(p.numel() for p in dense.parameters())
-    assert octave(random_octave(8, 0.5, (4, 4))).high.shape[1] == 8
+    assert octave(random_octave(8, 0.5, (4,) * octave.axes)).high.shape[1] == 8
 
 
 @pytest.mark.parametrize(("channels", "alpha", "split"), [(10, 0.8, (2, 8)), (64, 0.3, (45, 19))])
@@ -61,19 +67,31 @@ def test_channel_rounding_loses_no_channel(channels, alpha, split):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("alpha_out", [0, 0.5, 1])
 @pytest.mark.parametrize("alpha_in", [0, 0.5, 1])
-def test_alpha_ends(alpha_in, alpha_out, stride):
-    layer = oc.OctConv2d(8, 8, 3, stride, 1, alpha_in=alpha_in, alpha_out=alpha_out)
-    high, low = layer(random_octave(8, alpha_in, (8, 8)))
-    size = 8 // stride
-    assert (None if high is None else tuple(high.shape[1:])) == (
-        None if alpha_out == 1 else (8 - low_of(low), size, size)
+@pytest.mark.parametrize("octave_class", CONVS)
+def test_alpha_ends(octave_class, alpha_in, alpha_out, stride):
+    transposed = octave_class is oc.OctConvTranspose2d
+    kernel = 4 if transposed and stride == 2 else 3
+    layer = octave_class(8, 8, kernel, stride, 1, alpha_in=alpha_in, alpha_out=alpha_out)
+    high, low = layer(random_octave(8, alpha_in, (8,) * layer.axes))
+    size = 8 * stride if transposed else 8 // stride
+    low_channels = int(8 * alpha_out)
+    assert (None if high is None else high.shape[1:]) == (
+        None if alpha_out == 1 else (8 - low_channels, *[size] * layer.axes)
     )
-    assert (low is None) == (alpha_out == 0)
-    assert low is None or low.shape[2:] == (size // 2, size // 2)
+    low_size = [size // factor for factor in layer.spec.octave]
+    assert (None if low is None else low.shape[1:]) == (None if alpha_out == 0 else (low_channels, *low_size))
 
 
-def low_of(low):
-    return 0 if low is None else low.shape[1]
+def test_a_transposed_layer_makes_maps_larger():
+    """One peer's never upsamples; another's makes layers in its forward, whose weights no optimiser sees."""
+    layer = oc.OctConvTranspose2d(8, 4, 2, stride=2, alpha_in=0.5, alpha_out=0.5)
+    assert [part.shape[2:] for part in layer(random_octave(8, 0.5, (5, 3)))] == [(10, 6), (5, 3)]
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
+
+
+def test_a_video_keeps_its_frames():
+    y = oc.OctConv3d(3, 8, 3, padding=1, alpha_out=0.5)(torch.ones(1, 3, 5, 6, 6))
+    assert [part.shape[2:] for part in y] == [(5, 6, 6), (5, 3, 3)]
 
 
 def test_stride_pools_instead_of_skipping_pixels():

@@ -17,7 +17,7 @@ SOURCE = Path(oc.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # Imports point downwards: a module may import from lines above its own, and from its own.
 LAYERS = [
-    {"errors", "octave", "_atomic", "_text", "env", "recipe"},
+    {"errors", "octave", "resolution", "_atomic", "_text", "env", "recipe"},
     {"spec"},
     {"reference"},
     {"backends"},
@@ -41,8 +41,10 @@ LAYERS = [
 
 def test_the_public_names():
     assert sorted(oc.__all__) == [
-        "BackendUnavailable", "MXNetFormatError", "Merge", "OctBatchNorm2d", "OctConv2d", "OctMap", "OctSqueezeExcite",
+        "BackendUnavailable", "MXNetFormatError", "Merge", "OctBatchNorm1d", "OctBatchNorm2d",
+        "OctBatchNorm3d", "OctConv1d", "OctConv2d", "OctConv3d", "OctConvTranspose2d", "OctMap", "OctSqueezeExcite",
         "Octave", "Split", "backend", "cost", "deploy", "functional", "load_mxnet", "octave_map",
+        "octavify",
     ]  # fmt: skip
     assert all(hasattr(oc, name) for name in oc.__all__)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_close
+from helpers import assert_close, random_octave
 from hypothesis import event, given
 from hypothesis import strategies as st
 from oracle import definition
@@ -10,10 +10,11 @@ from oracle import definition
 import octaveconv as oc
 
 BACKENDS = ["reference", "merged"]
+OCTAVES = {1: [(2,)], 2: [(2, 2), (2, 2), (1, 2)], 3: [(1, 2, 2), (2, 2, 2)]}  # by the number of axes
 
 
 @st.composite
-def problems(draw):
+def problems(draw, axes, transposed):
     """Any octave convolution that is allowed, with an input for it."""
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     cuts = [groups] * 2 if groups > 1 else [draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2]))]
@@ -26,24 +27,37 @@ def problems(draw):
         lows[1] = lows[0]
     # above the exact share, so that truncation finds this many low channels whatever the rounding
     alphas = [min((low + 0.5) / width, 1.0) for low, width in zip(lows, widths)]
-    kernel = draw(st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3])))
-    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+
+    def per_axis(*choices):
+        return draw(st.tuples(*[st.sampled_from(choices)] * axes))
+
+    kernel, stride, dilation = per_axis(1, 3) if axes == 3 else per_axis(1, 3, 5), per_axis(1, 2), per_axis(1, 2)
+    if transposed:  # an even kernel, too, can make the map larger by its stride
+        kernel = [k + (s == 2 and draw(st.booleans())) for k, s in zip(kernel, stride)]
+    spans = [d * (k - 1) for k, d in zip(kernel, dilation)]
+    conv = dict(
+        stride=stride,
+        padding=[span // 2 for span in spans],
+        dilation=dilation,
+        groups=groups,
+        alpha_in=alphas[0],
+        alpha_out=alphas[1],
+        cut_in=cuts[0],
+        cut_out=cuts[1],
+        octave=draw(st.sampled_from(OCTAVES[axes])),
+    )
+    if transposed:
+        room = [s - 1 - span % 2 for s, span in zip(stride, spans)]
+        conv["output_padding"] = [draw(st.integers(0, pixels)) for pixels in room]
     return dict(
+        transposed=transposed,
         widths=widths,
         lows=lows,
         kernel=kernel,
-        size=draw(st.tuples(st.integers(1, 9), st.integers(1, 9))),
+        size=draw(st.tuples(*[st.integers(1, 5 if axes == 3 else 9)] * axes)),
         bias=draw(st.booleans()),
         seed=draw(st.integers(0, 99)),
-        conv=dict(
-            stride=draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
-            dilation=dilation,
-            groups=groups,
-            alpha_in=alphas[0],
-            alpha_out=alphas[1],
-            cut_in=cuts[0],
-            cut_out=cuts[1],
-        ),
+        conv=conv,
     )
 
 
@@ -54,25 +68,60 @@ def tensors(problem):
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
     (in_chs, out_chs), low = problem["widths"], problem["lows"][0]
-    weight = random(out_chs, in_chs // problem["conv"]["groups"], *problem["kernel"])
+    rows, columns = (in_chs, out_chs) if problem["transposed"] else (out_chs, in_chs)
+    weight = random(rows, columns // problem["conv"]["groups"], *problem["kernel"])
     size = problem["size"]
     high_map = random(2, in_chs - low, *size) if low < in_chs else None
-    low_map = random(2, low, *(-(-n // 2) for n in size)) if low else None
+    low_map = random(2, low, *(-(-n // o) for n, o in zip(size, problem["conv"]["octave"]))) if low else None
     return high_map, low_map, weight, random(out_chs) if problem["bias"] else None
 
 
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@given(problem=problems())
-def test_against_definition(backend, problem):
+@given(data=st.data())
+def test_against_definition(backend, transposed, axes, data):
+    problem = data.draw(problems(axes, transposed))
     high, low, weight, bias = tensors(problem)
     conv = problem["conv"]
     event(f"stride {conv['stride']}")
-    padding = tuple(d * (k - 1) // 2 for d, k in zip(conv["dilation"], problem["kernel"]))
     with oc.backend(backend):
-        actual = oc.functional.octconv(oc.Octave(high, low), weight, bias, padding=padding, **conv)
-    expected = definition.octconv(high, low, weight, bias, **conv)
+        actual = oc.functional.octconv(oc.Octave(high, low), weight, bias, transposed=transposed, **conv)
+    define = definition.octconv_transpose if transposed else definition.octconv
+    expected = define(high, low, weight, bias, **conv)
     assert_close(actual.high, expected[0], "high")
     assert_close(actual.low, expected[1], "low")
+
+
+@pytest.mark.parametrize(("groups", "alphas"), [(1, (0.25, 0.75)), (2, (0.5, 0.25)), (8, (0.5, 0.5))])
+def test_the_transposed_is_the_adjoint_if_a_low_pixel_counts_for_the_four_it_stands_for(groups, alphas):
+    arguments = dict(padding=1, groups=groups, dtype=torch.float64, bias=False)
+    forward = oc.OctConv2d(8, 8, 3, alpha_in=alphas[0], alpha_out=alphas[1], **arguments)
+    back = oc.OctConvTranspose2d(8, 8, 3, alpha_in=alphas[1], alpha_out=alphas[0], **arguments)
+    back.load_state_dict(dict(forward.state_dict()))
+
+    def product(a, b):
+        return (a.high * b.high).sum() + 4 * (a.low * b.low).sum()
+
+    x, y = (random_octave(8, alpha, (6, 4), dtype=torch.float64) for alpha in alphas)
+    assert_close(product(forward(x), y), product(x, back(y)))
+
+
+def gradcheck(backend, x, weight, bias, **conv):
+    tensors = [tensor.requires_grad_() for tensor in (weight, bias, *x) if tensor is not None]
+
+    def call(weight, bias, *present):
+        given = iter(present)
+        octave = oc.Octave(*(None if part is None else next(given) for part in x))
+        with oc.backend(backend):
+            y = oc.functional.octconv(octave, weight, bias, **conv)
+        return tuple(part for part in y if part is not None)
+
+    assert torch.autograd.gradcheck(call, tensors)
+
+
+def random(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -83,20 +132,23 @@ def test_against_definition(backend, problem):
     + [(4, alpha, alpha) for alpha in (0, 0.5, 1)],  # depthwise
 )
 def test_gradcheck(backend, stride, groups, alpha_in, alpha_out):
-    channels = 4
-    low = int(alpha_in * channels)
-    parts = [
-        torch.randn(1, channels - low, 5, 4, dtype=torch.float64, requires_grad=True) if low < channels else None,
-        torch.randn(1, low, 3, 2, dtype=torch.float64, requires_grad=True) if low else None,
-    ]
-    weight = torch.randn(channels, channels // groups, 3, 3, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(channels, dtype=torch.float64, requires_grad=True)
+    x = random_octave(4, alpha_in, (5, 4), batch=1, dtype=torch.float64)
+    conv = dict(stride=stride, padding=1, groups=groups, alpha_in=alpha_in, alpha_out=alpha_out)
+    gradcheck(backend, x, random(4, 4 // groups, 3, 3), random(4), **conv)
 
-    def call(weight, bias, *present):
-        given = iter(present)
-        x = oc.Octave(*(None if part is None else next(given) for part in parts))
-        with oc.backend(backend):
-            y = oc.functional.octconv(x, weight, bias, stride, 1, groups=groups, alpha_in=alpha_in, alpha_out=alpha_out)
-        return tuple(part for part in y if part is not None)
 
-    assert torch.autograd.gradcheck(call, (weight, bias, *(part for part in parts if part is not None)))
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "conv"),
+    [((5,), {}), ((2, 3, 2), {}), ((3, 2), dict(transposed=True)), ((3, 2), dict(transposed=True, groups=2))],
+    ids=["1d", "3d", "transposed", "transposed grouped"],
+)
+@pytest.mark.parametrize("alphas", [(0.5, 0.5), (0, 0.5), (0.5, 0)])
+def test_gradcheck_of_the_family(backend, stride, size, conv, alphas):
+    x = random_octave(2 * conv.get("groups", 1), alphas[0], size, batch=1, dtype=torch.float64)
+    channels = sum(0 if part is None else part.shape[1] for part in x)
+    weight = random(channels, 2, *[3] * len(size))
+    gradcheck(
+        backend, x, weight, random(channels), stride=stride, padding=1, alpha_in=alphas[0], alpha_out=alphas[1], **conv
+    )

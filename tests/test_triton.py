@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import octaveconv as oc
 from octaveconv import backends
-from octaveconv.octave import ChannelSplit, pool
+from octaveconv.octave import ChannelSplit
+from octaveconv.resolution import pool
 from octaveconv.spec import conv_spec
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -465,7 +466,7 @@ def test_a_call_that_it_cannot_run_is_refused_with_a_reason(reason):
 
 def on_cuda():
     """An input of which a GPU would be found to be the device."""
-    spec = conv_spec(16, 16, 3, 1, 1, 1, 1, "zeros", 0.25, 0.25, None, None)
+    spec = conv_spec(2, 16, 16, 3, 1, 1, 1, 1, "zeros", 0.25, 0.25, None, None)
     with FakeTensorMode():
         return oc.Octave(torch.empty(2, 12, 8, 8, device="cuda"), torch.empty(2, 4, 4, 4, device="cuda")), spec
 

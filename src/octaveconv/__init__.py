@@ -3,10 +3,23 @@
 from . import functional
 from .backends import backend
 from .convert.mxnet import load_mxnet
+from .convert.octavify import octavify
 from .cost import cost
 from .deploy import deploy
 from .errors import BackendUnavailable, MXNetFormatError
-from .nn import Merge, OctBatchNorm2d, OctConv2d, OctMap, OctSqueezeExcite, Split
+from .nn import (
+    Merge,
+    OctBatchNorm1d,
+    OctBatchNorm2d,
+    OctBatchNorm3d,
+    OctConv1d,
+    OctConv2d,
+    OctConv3d,
+    OctConvTranspose2d,
+    OctMap,
+    OctSqueezeExcite,
+    Split,
+)
 from .octave import Octave, octave_map
 
 __version__ = "0.1.0"
@@ -15,8 +28,13 @@ __all__ = [
     "BackendUnavailable",
     "MXNetFormatError",
     "Merge",
+    "OctBatchNorm1d",
     "OctBatchNorm2d",
+    "OctBatchNorm3d",
+    "OctConv1d",
     "OctConv2d",
+    "OctConv3d",
+    "OctConvTranspose2d",
     "OctMap",
     "OctSqueezeExcite",
     "Octave",
@@ -27,4 +45,5 @@ __all__ = [
     "functional",
     "load_mxnet",
     "octave_map",
+    "octavify",
 ]

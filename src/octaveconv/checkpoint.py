@@ -51,6 +51,7 @@ def create(
         raise UsageError(str(error)) from error
     model = timm.create_model(name, pretrained, **given)
     if file is not None:
+        model = file.octavified(model)
         model.load_state_dict(file.state_dict(model))
     return model
 

@@ -11,12 +11,12 @@ from typing import Any, ClassVar, NoReturn
 
 from ._text import did_you_mean
 from .errors import MissingExtra, UsageError
-from .verbs import bench, convert, cost, env, eval, export, models, quickstart, report, train
+from .verbs import bench, convert, cost, env, eval, export, models, octavify, quickstart, report, train
 
 # A verb imports what it needs when it runs: timm, scikit-learn and matplotlib take their time.
 VERBS = {
-    "quickstart": quickstart, "models": models, "cost": cost, "bench": bench, "convert": convert, "eval": eval,
-    "train": train, "export": export, "report": report, "env": env,
+    "quickstart": quickstart, "models": models, "cost": cost, "bench": bench, "convert": convert,
+    "octavify": octavify, "eval": eval, "train": train, "export": export, "report": report, "env": env,
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ multiply-accumulates, by PyTorch's own counter watching what is really executed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from math import prod
@@ -16,10 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ._text import text_table
-from .nn import OctBatchNorm2d, OctConv2d
+from .nn.conv import OctConvNd
+from .nn.norm import OctBatchNormNd
 from .octave import Octave, as_octave
+from .resolution import Sizes
+from .spec import ConvSpec
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] = 224, *, in_chans:
 
     Args:
         model: any module that takes one tensor; it is not changed.
-        input_size: pixels of a square image, or ``(C, H, W)``.
+        input_size: pixels of a square image, or ``(C, H, W)``; of other maps ``(C, L)`` or ``(C, T, H, W)``.
         in_chans: channels of that square image.
 
     Returns:
@@ -193,48 +197,65 @@ def _record(model: nn.Module) -> Iterator[list[LayerCost]]:
 
 def _layer_cost(name: str, module: nn.Module, params: int, x: Any, y: Any) -> LayerCost:
     kind = type(module).__name__
-    if isinstance(module, OctConv2d):
+    if isinstance(module, OctConvNd):
         return _octconv_cost(name, module, params, as_octave(x), y)
-    if isinstance(module, OctBatchNorm2d):
+    if isinstance(module, OctBatchNormNd):
         high = params * module.split.high // module.num_features
         return LayerCost(name, kind, Cost(high), Cost(params - high), Cost(params))
     whole = Cost(params)
     if isinstance(module, _CONVS):
         whole = Cost(params, y.numel() * module.weight[0].numel(), _bytes(y))
+    elif isinstance(module, _TRANSPOSED_CONVS):
+        whole = Cost(params, x.numel() * module.weight[0].numel(), _bytes(y))
     elif isinstance(module, nn.Linear):
         whole = Cost(params, y.numel() * module.in_features, _bytes(y))
     return LayerCost(name, kind, whole, Cost(), whole)
 
 
-def _octconv_cost(name: str, module: OctConv2d, params: int, x: Octave, y: Octave) -> LayerCost:
+def path_macs(spec: ConvSpec, pixels: Mapping[str, int]) -> dict[str, int]:
     """MACs of a path = output channels x input channels per group x kernel area x pixels that it convolves."""
-    spec, inputs, outputs = module.spec, module.spec.inputs, module.spec.outputs
-    pixels_high, pixels_low = (0 if part is None else prod(part.shape[-2:]) for part in y)
-    pixels_in_low = 0 if x.low is None else prod(x.low.shape[-2:])
-    area = prod(spec.kernel_size)
+    inputs, outputs, area = spec.inputs, spec.outputs, prod(spec.kernel_size)
     if spec.depthwise:
-        paths = {"hh": outputs.high * area * pixels_high, "ll": outputs.low * area * pixels_low}
-    else:
-        paths = {
-            "hh": outputs.high * inputs.high * area * pixels_high // spec.groups,
-            "hl": outputs.low * inputs.high * area * pixels_low // spec.groups,
-            "lh": outputs.high * inputs.low * area * pixels_in_low // spec.groups,  # before upsampling
-            "ll": outputs.low * inputs.low * area * pixels_low // spec.groups,
-        }
+        return {"hh": outputs.high * area * pixels["hh"], "ll": outputs.low * area * pixels["ll"]}
+    channels = dict(
+        hh=outputs.high * inputs.high, hl=outputs.low * inputs.high,
+        lh=outputs.high * inputs.low, ll=outputs.low * inputs.low,
+    )  # fmt: skip
+    return {path: product * area * pixels[path] // spec.groups for path, product in channels.items()}
+
+
+def _octconv_cost(name: str, module: OctConvNd, params: int, x: Octave, y: Octave) -> LayerCost:
+    spec, outputs = module.spec, module.spec.outputs
+    paths = path_macs(spec, _path_pixels(spec, x, y))
     high = Cost(params * outputs.high // sum(outputs[:2]), paths["hh"] + paths.get("lh", 0), _bytes(y.high))
     low = Cost(params - high.params, paths["ll"] + paths.get("hl", 0), _bytes(y.low))
-    pixels_dense = pixels_high or _dense_pixels(x, spec.stride)
-    element = module.weight.element_size()
-    dense = Cost(params, module.weight.numel() * pixels_dense, module.out_channels * pixels_dense * element)
+    dense_in, dense_out = _dense_pixels(spec, x, y)
+    written = sum(outputs[:2]) * dense_out * module.weight.element_size()
+    dense = Cost(params, module.weight.numel() * (dense_in if spec.transposed else dense_out), written)
     return LayerCost(name, type(module).__name__, high, low, dense, paths)
 
 
-def _dense_pixels(x: Octave, stride: tuple[int, int]) -> int:
-    """Pixels of the dense twin's output where this layer has no high one; an absent input is twice the low size."""
-    if x.high is not None:
-        return prod(-(-size // s) for size, s in zip(x.high.shape[-2:], stride))
-    assert x.low is not None
-    return prod(-(-2 * size // s) for size, s in zip(x.low.shape[-2:], stride))
+def _path_pixels(spec: ConvSpec, x: Octave, y: Octave) -> dict[str, int]:
+    """Those of the output, but of the input where the convolution is transposed, or comes before upsampling."""
+    if spec.transposed:
+        high, low = x
+        return dict(hh=_pixels(high), hl=_pixels(high, spec.octave), lh=_pixels(low), ll=_pixels(low))
+    return dict(hh=_pixels(y.high), hl=_pixels(y.low), lh=_pixels(x.low, spec.remaining_stride), ll=_pixels(y.low))
+
+
+def _dense_pixels(spec: ConvSpec, x: Octave, y: Octave) -> tuple[int, int]:
+    """Pixels of the dense twin's input and output."""
+    size = spec.high_size(x)
+    if y.high is not None:
+        return prod(size), _pixels(y.high)
+    if spec.transposed:
+        return prod(size), prod(spec.transposed_sizes(x)[0])
+    return prod(size), prod(-(-n // s) for n, s in zip(size, spec.stride))
+
+
+def _pixels(x: Tensor | None, divisor: Sizes = (1, 1, 1)) -> int:
+    """Pixels of a map, if any, after pooling."""
+    return 0 if x is None else prod(-(-n // d) for n, d in zip(x.shape[2:], divisor))
 
 
 def _bytes(x: Tensor | None) -> int:

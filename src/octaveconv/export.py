@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -194,7 +195,7 @@ def _write_onnx(graph: fx.GraphModule, example: Tensor, path: Path) -> None:
 def _write_openvino(graph: fx.GraphModule, example: Tensor, path: Path) -> None:
     openvino = require("openvino", "export")
     _write_onnx(graph, example, path.with_suffix(".onnx"))
-    network = openvino.Core().read_model(path.with_suffix(".onnx"))
+    network = openvino_core().read_model(path.with_suffix(".onnx"))
     openvino.save_model(network, path, compress_to_fp16=False)
 
 
@@ -224,12 +225,21 @@ def _load_onnx(path: Path, threads: int | None) -> Run:
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """The one of this process, for good.
+
+    Each core switches the stack that signals are handled on, and its end switches back to the one of before, which may
+    have ended with another core by then: the next signal would be the end of the process.
+    """
+    return require("openvino", "export").Core()
+
+
 def _load_openvino(path: Path, threads: int | None) -> Run:
-    openvino = require("openvino", "export")
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
-    network = openvino.Core().compile_model(str(path), "CPU", settings)
+    network = openvino_core().compile_model(str(path), "CPU", settings)
     return lambda x: torch.from_numpy(network(x.numpy())[0])
 
 

@@ -6,29 +6,36 @@ from torch import Tensor
 
 from . import backends
 from .octave import ChannelSplit, Octave
-from .spec import ConvSpec, Pair, conv_spec
+from .resolution import Sizes
+from .spec import ConvSpec, conv_spec
 
 __all__ = ["octconv"]
 
 
 def octconv(
-    x: Tensor | Octave, weight: Tensor, bias: Tensor | None = None, stride: int | Pair = 1,
-    padding: int | Pair | str = 0, dilation: int | Pair = 1, groups: int = 1, *,
+    x: Tensor | Octave, weight: Tensor, bias: Tensor | None = None, stride: int | Sizes = 1,
+    padding: int | Sizes | str = 0, dilation: int | Sizes = 1, groups: int = 1, *,
     alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit, padding_mode: str = "zeros",
-    cut_in: int | None = None, cut_out: int | None = None,
+    cut_in: int | None = None, cut_out: int | None = None, octave: int | Sizes | None = None,
+    transposed: bool = False, output_padding: int | Sizes = 0,
 ) -> Octave:  # fmt: skip
-    """Octave convolution with one dense weight, the counterpart of ``torch.nn.functional.conv2d``.
+    """Octave convolution with one dense weight, the counterpart of ``torch.nn.functional.conv2d`` and its relatives.
 
     Args:
-        x: `Octave`, or a tensor ``[N, C, H, W]`` taken as an octave that has no low part.
-        weight: ``[out, in / groups, kh, kw]``, that of a dense convolution; the four paths are blocks of it.
+        x: `Octave`, or a tensor ``[N, C, H, W]`` taken as an octave that has no low part. Like the weight it has three
+            dimensions where it is a series that is convolved, and five where it is a volume.
+        weight: ``[out, in / groups, kh, kw]``, that of a dense convolution; the four paths are blocks of it. Transposed
+            it is ``[in, out / groups, kh, kw]``.
         bias: ``[out]``.
-        stride: 1 or 2 on each axis; 2 pools the input, then convolves at stride 1.
-        padding: must keep the map's size where there are two frequencies.
+        stride: 1 or 2 on each axis; 2 pools the input, then convolves at stride 1. Transposed, it is the stride of the
+            convolution.
+        padding: must keep the map's size where there are two frequencies; transposed, see `OctConvTranspose2d`.
         dilation, groups, padding_mode: as in ``torch.nn.Conv2d``. If ``groups`` equals both channel counts, the
             convolution is depthwise and has no path between the frequencies.
         alpha_in, alpha_out: low-frequency share of the input and output channels, in [0, 1]; or see `OctConv2d`.
-        cut_in, cut_out: see `OctConv2d`.
+        cut_in, cut_out, octave: see `OctConv2d`.
+        transposed: convolve as ``torch.nn.functional.conv_transpose2d`` does.
+        output_padding: as there; 0 otherwise.
 
     Returns:
         ``Octave(high, low)``, a part being ``None`` where it gets no channels.
@@ -45,11 +52,15 @@ def octconv(
         >>> y.high.shape, y.low.shape
         (torch.Size([1, 6, 7, 7]), torch.Size([1, 2, 4, 4]))
     """
-    if weight.dim() != 4:
-        raise ValueError(f"weight must be [out, in / groups, kh, kw], got {list(weight.shape)}")
+    if not 3 <= weight.dim() <= 5:
+        raise ValueError(f"weight must be [out, in / groups, kernel sizes of 1 to 3 axes], got {list(weight.shape)}")
+    if output_padding and not transposed:
+        raise ValueError(f"only a transposed convolution pads its output: give transposed=True, got {output_padding=}")
+    rows, columns = weight.shape[0], weight.shape[1] * groups
+    in_channels, out_channels = (rows, columns) if transposed else (columns, rows)
     spec = conv_spec(
-        weight.shape[1] * groups, weight.shape[0], (weight.shape[2], weight.shape[3]), stride, padding, dilation,
-        groups, padding_mode, alpha_in, alpha_out, cut_in, cut_out,
+        weight.dim() - 2, in_channels, out_channels, tuple(weight.shape[2:]), stride, padding, dilation, groups,
+        padding_mode, alpha_in, alpha_out, cut_in, cut_out, octave, output_padding if transposed else None,
     )  # fmt: skip
     return run(x, weight, bias, spec)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,11 @@ def network(recipe: Recipe, num_classes: int | None) -> Any:
     except TypeError as error:
         raise UsageError(f"{recipe.model} does not take the model-args {recipe.model_args}: {error}") from error
     if file is not None:
+        model = file.octavified(model)
         _load(model, file, recipe.model, arguments)
     if recipe.grad_checkpointing:
+        if file is not None and file.recipe is not None:
+            raise UsageError("an octavified network has no gradient checkpointing: leave grad-checkpointing away")
         model.set_grad_checkpointing()
     if recipe.sync_bn and processes.world_size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -56,6 +60,13 @@ def network(recipe: Recipe, num_classes: int | None) -> Any:
         for norm in norms(model):
             norm.requires_grad_(False)
     return model
+
+
+def metadata_of(model: nn.Module, name: str) -> dict[str, str]:
+    """What a file of this network's weights is to say of it: its name in timm, its alpha, how it was octavified."""
+    alpha, recipe = getattr(model, "alpha", None), getattr(model, "recipe", None)
+    marks = {"alpha": alpha if alpha is None else str(alpha), "octavify": recipe and json.dumps(recipe)}
+    return {"model": name, **{key: mark for key, mark in marks.items() if mark}}
 
 
 def norms(model: nn.Module) -> list[nn.Module]:

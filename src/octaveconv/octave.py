@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-OCTAVE = (2, 2)  # how much smaller the low-frequency map is, per axis
+from .resolution import Sizes, octave_factors, pool, upsample
 
 
 class Octave(NamedTuple):
@@ -18,6 +17,8 @@ class Octave(NamedTuple):
     Args:
         high: high-frequency maps, ``[N, C_high, H, W]``, or ``None`` (alpha 1).
         low: low-frequency maps, ``[N, C_low, ceil(H/2), ceil(W/2)]``, or ``None`` (alpha 0).
+
+    Series are ``[N, C_high, L]`` and ``[N, C_low, ceil(L/2)]``; of volumes, five dimensions, see `OctConv3d`.
 
     ``+`` and ``*`` act part by part, so a residual block reads ``x + shortcut`` as usual. Being a NamedTuple it is
     a pytree: it goes through ``nn.Sequential``, ``torch.compile`` and ``torch.export``.
@@ -201,46 +202,48 @@ def octave_cat(*xs: Tensor | Octave) -> Octave:
     return Octave(torch.cat(highs, 1) if highs else None, torch.cat(lows, 1) if lows else None)
 
 
-def pool(x: Tensor, factor: tuple[int, int] = OCTAVE) -> Tensor:
-    """Average pooling to ``ceil(size / factor)``; a window over the edge averages the pixels that are there."""
-    if factor == (1, 1):
-        return x
-    return F.avg_pool2d(x, factor, factor, ceil_mode=True, count_include_pad=False)
+def check_sizes(x: Octave, octave: Sizes) -> None:
+    """Raise ValueError unless the low part has ``ceil(size / octave)`` of the high part."""
+    high, low = x
+    if high is None or low is None or torch.compiler.is_compiling():  # then sizes may be symbols: no guards on them
+        return
+    expected = tuple(-(-size // factor) for size, factor in zip(high.shape[2:], octave))
+    if tuple(low.shape[2:]) != expected:
+        rule = "half the size, rounded up" if min(octave) == 2 else f"the size divided by {octave}, rounded up"
+        raise ValueError(
+            f"the low part is {tuple(low.shape[2:])} pixels beside a high part of {tuple(high.shape[2:])}, expected "
+            f"{expected}: {rule} (pool with ceil_mode=True, or pool both parts by octave_map)"
+        )
 
 
-def upsample(x: Tensor, factor: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Nearest-neighbour upsampling, cropped to ``size``: each pixel becomes ``factor`` pixels."""
-    if factor == (1, 1):
-        return x
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # its Resize takes a scale or a size, not both
-        return F.interpolate(x, scale_factor=(factor[0], factor[1]), mode="nearest")[..., : size[0], : size[1]]
-    # Given size and scale, the operator itself crops: one pass, and no guard on odd sizes when exported for all sizes.
-    # By the size alone it computes a ratio, which float32 rounds to the wrong pixel in odd maps of 4,189 pixels and up.
-    up: Tensor = torch.ops.aten.upsample_nearest2d(x, list(size), float(factor[0]), float(factor[1]))
-    return up
-
-
-def split_tensor(x: Tensor, split: ChannelSplit) -> Octave:
+def split_tensor(x: Tensor, split: ChannelSplit, octave: int | Sizes | None = None) -> Octave:
     """Keep the high channels of ``x`` and pool the low ones: ``[N, C, H, W]`` to an octave."""
     high, low = split.split(x, 1)
-    return Octave(high if split.high else None, pool(low) if split.low else None)
+    return Octave(high if split.high else None, pool(low, octave_factors(octave, x.dim() - 2)) if split.low else None)
 
 
-def merge_tensor(x: Tensor | Octave, size: tuple[int, int] | None = None) -> Tensor:
-    """Bring the low part to the high size and put all channels in one tensor, high ones first: ``[N, C, H, W]``.
+def merge_tensor(
+    x: Tensor | Octave, size: Sizes | None = None, octave: int | Sizes | None = None, split: ChannelSplit | None = None
+) -> Tensor:
+    """Bring the low part to the high size and put all channels in one tensor: ``[N, C, H, W]``.
 
-    ``size`` is the high size; without it an octave that has no high part comes out at twice its low size.
+    ``size`` is the high size; without it an octave that has no high part comes out at a whole multiple of its low size.
+    Channels come in the dense order of ``split``; without it the high ones first.
     """
     high, low = as_octave(x)
     if low is None:
         assert high is not None
         return high
+    factor = octave_factors(octave, low.dim() - 2)
     if high is not None:
-        size = (high.shape[-2], high.shape[-1])
+        check_sizes(Octave(high, low), factor)
+        size = high.shape[2:]
     elif size is None:
-        size = (2 * low.shape[-2], 2 * low.shape[-1])
-    up = upsample(low, OCTAVE, size)
-    return up if high is None else torch.cat([high, up], 1)
+        size = tuple(f * n for f, n in zip(factor, low.shape[2:]))
+    up = upsample(low, factor, size)
+    if high is None:
+        return up
+    return torch.cat([high, up], 1) if split is None else split.join(high, up, 1)
 
 
 def _only_octave(other: object, operator: str) -> Octave:

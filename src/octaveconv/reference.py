@@ -1,22 +1,33 @@
 """Octave convolution as the paper defines it: the truth that every backend is tested against.
 
 Slow, short, and without options. Four paths, each a pooling, a stride-1 convolution and an upsampling, in that order
-(Chen et al., ICCV 2019, section 3.2; equations 3 and 4). A stride pools first, so no convolution is ever strided.
+(Chen et al., ICCV 2019, section 3.2; equations 3 and 4). A stride pools first, so no convolution is ever strided. Maps
+have one, two or three axes; shapes below are of two.
+
+The transposed one, which the paper does not have, goes the same four ways, and its stride is that of the convolution:
+
+    high' = T(high, hh) + upsample(T(low, lh))        low' = T(pool(high), hl) + T(low, ll)
+
+At stride 1 and even sizes it is the adjoint of the octave convolution that has the same weight, if a low pixel counts
+for the four that it stands for.
 """
 
 from torch import Tensor
 
-from .octave import Octave, pool
+from .octave import Octave
+from .resolution import pool, upsample
 from .spec import ConvSpec
 
 
 def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Octave:
-    """Convolve ``x`` with one dense weight ``[out, in / groups, k, k]`` and one bias ``[out]``.
+    """Convolve ``x`` with one dense weight ``[out, in / groups, kh, kw]`` and one bias ``[out]``.
 
     Returns:
         The high part ``[N, C_high, ceil(H / stride), ceil(W / stride)]`` and the low part at half that size, rounded
-        up; ``None`` for a part that gets no channels.
+        up; ``None`` for a part that gets no channels. For the transposed convolution see `octconv_transpose`.
     """
+    if spec.transposed:
+        return octconv_transpose(x, weight, bias, spec)
     high, low = x
     hh, hl, lh, ll = spec.paths(weight)
     to_high, to_low = [], []
@@ -26,12 +37,39 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
         if hh is not None:
             to_high.append(spec.conv(high, hh))
         if hl is not None:
-            to_low.append(spec.conv(pool(high), hl))
+            to_low.append(spec.conv(pool(high, spec.octave), hl))
     if low is not None:
         if lh is not None:
-            to_high.append(spec.grow(spec.conv(low, lh), high))  # stride 2: low has the new high's size
+            low_for_high = pool(low, spec.remaining_stride)  # where an octave halves, low has the new high's size
+            to_high.append(spec.grow(spec.conv(low_for_high, lh), high))
         if ll is not None:
             to_low.append(spec.conv(pool(low, spec.stride), ll))
+
+    bias_high, bias_low = (None, None) if bias is None else spec.outputs.split(bias)
+    return Octave(_total(to_high, bias_high), _total(to_low, bias_low))
+
+
+def octconv_transpose(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Octave:
+    """The same with a weight ``[in, out / groups, kh, kw]``, transposed.
+
+    Returns:
+        The high part, of the size that ``nn.ConvTranspose2d`` gives it, and the low part at half that size, rounded up.
+    """
+    high, low = x
+    hh, hl, lh, ll = spec.paths(weight)
+    high_size, low_size = spec.transposed_sizes(x)
+    to_high, to_low = [], []
+
+    if high is not None:
+        if hh is not None:
+            to_high.append(spec.conv(high, hh))
+        if hl is not None:
+            to_low.append(spec.conv_low(pool(high, spec.octave), hl, low_size))
+    if low is not None:
+        if lh is not None:
+            to_high.append(upsample(spec.conv_low(low, lh, low_size), spec.octave, high_size))
+        if ll is not None:
+            to_low.append(spec.conv_low(low, ll, low_size))
 
     bias_high, bias_low = (None, None) if bias is None else spec.outputs.split(bias)
     return Octave(_total(to_high, bias_high), _total(to_low, bias_low))
@@ -42,4 +80,4 @@ def _total(terms: list[Tensor], bias: Tensor | None) -> Tensor | None:
     if not terms:
         return None
     total = terms[0] if len(terms) == 1 else terms[0] + terms[1]
-    return total if bias is None else total + bias.to(total.dtype)[:, None, None]
+    return total if bias is None else total + bias.to(total.dtype)[(...,) + (None,) * (total.dim() - 2)]

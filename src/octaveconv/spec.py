@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .octave import OCTAVE, ChannelSplit, Octave, as_octave, split_channels, upsample
-
-Pair = tuple[int, int]
+from .octave import ChannelSplit, Octave, as_octave, check_sizes, split_channels
+from .resolution import Sizes, crop, octave_factors, upsample
 
 
 class Paths(NamedTuple):
@@ -28,12 +26,21 @@ class ConvSpec(NamedTuple):
 
     inputs: ChannelSplit
     outputs: ChannelSplit
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    kernel_size: Sizes
+    stride: Sizes
+    padding: Sizes
+    dilation: Sizes
     groups: int
     padding_mode: str
+    output_padding: Sizes | None  # None: not transposed
+    octave: Sizes
+    growth: Sizes  # by how much a low map is to be upsampled on its way to the high size, which the stride has reduced
+    remaining_stride: Sizes  # by how much it is to be pooled instead: 1, but on axes where both maps have one size
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is a transposed convolution, whose weight is ``[in, out / groups, *kernel]``."""
+        return self.output_padding is not None
 
     @property
     def depthwise(self) -> bool:
@@ -41,12 +48,12 @@ class ConvSpec(NamedTuple):
         return self.groups > 1 and self.groups == sum(self.inputs[:2]) == sum(self.outputs[:2])
 
     def paths(self, weight: Tensor) -> Paths:
-        """Cut the dense weight ``[out, in / groups, k, k]`` into its four blocks."""
-        to_high, to_low = self.outputs.split(weight)
+        """Cut the dense weight into its four blocks."""
+        high_rows, low_rows = self._rows.split(weight)
         if self.depthwise:
-            return Paths(_block(to_high), None, None, _block(to_low))
-        (hh, lh), (hl, ll) = self._columns.split(to_high, 1), self._columns.split(to_low, 1)
-        return Paths(_block(hh), _block(hl), _block(lh), _block(ll))
+            return Paths(_block(high_rows), None, None, _block(low_rows))
+        (hh, lh), (hl, ll) = self._columns.split(high_rows, 1), self._columns.split(low_rows, 1)
+        return self._turned(Paths(_block(hh), _block(hl), _block(lh), _block(ll)))
 
     def join_paths(self, paths: Paths) -> Tensor:
         """Put the blocks together into the dense weight: the inverse of `paths`."""
@@ -54,85 +61,109 @@ class ConvSpec(NamedTuple):
         def row(high: Tensor | None, low: Tensor | None) -> Tensor | None:
             return None if high is None and low is None else self._columns.join(high, low, 1)
 
-        return self.outputs.join(row(paths.hh, paths.lh), row(paths.hl, paths.ll))
+        hh, hl, lh, ll = self._turned(paths)
+        return self._rows.join(row(hh, lh), row(hl, ll))
+
+    def _turned(self, paths: Paths) -> Paths:
+        """The rows of a transposed weight are inputs, so that its blocks beside the diagonal change places."""
+        return paths._replace(hl=paths.lh, lh=paths.hl) if self.transposed else paths
+
+    @property
+    def _rows(self) -> ChannelSplit:
+        return self.inputs if self.transposed else self.outputs
 
     @property
     def _columns(self) -> ChannelSplit:
-        """How the weight's input channels are cut: each group of a grouped convolution has high and low ones."""
+        """How the weight's columns are cut: each group of a grouped convolution has high and low ones."""
+        columns = self.outputs if self.transposed else self.inputs
         if self.groups == 1 or self.depthwise:
-            return self.inputs
-        return ChannelSplit(self.inputs.high // self.groups, self.inputs.low // self.groups)
+            return columns
+        return ChannelSplit(columns.high // self.groups, columns.low // self.groups)
 
     def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The stride-1 convolution that every path is made of."""
+        """The convolution that every path is made of: at stride 1, or transposed at the true stride."""
+        axes = len(self.kernel_size)
         groups = weight.shape[0] if self.depthwise else self.groups
         padding = self.padding
+        if self.output_padding is not None:
+            transpose = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
+            return transpose(x, weight, bias, self.stride, padding, self.output_padding, groups, self.dilation)
         if self.padding_mode != "zeros" and any(padding):
-            x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), mode=self.padding_mode)
-            padding = (0, 0)
-        return F.conv2d(x, weight, bias, 1, padding, self.dilation, groups)
+            x = F.pad(x, [p for p in reversed(padding) for _ in range(2)], mode=self.padding_mode)
+            padding = (0,) * axes
+        conv = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+        return conv(x, weight, bias, 1, padding, self.dilation, groups)
+
+    def conv_low(self, x: Tensor, weight: Tensor, size: Sizes, bias: Tensor | None = None) -> Tensor:
+        """The transposed convolution of a map of low size: to a whole multiple of it, then cropped to ``size``."""
+        padding = tuple(s - r for s, r in zip(self.stride, self._reach))
+        return crop(self._replace(output_padding=padding).conv(x, weight, bias), size)
 
     def grow(self, y: Tensor, high: Tensor | None) -> Tensor:
         """Bring ``y``, convolved from a low map, to the size of ``high``, which the stride has pooled already.
 
         At stride 2 it has that size. Without a high map it grows to a whole multiple.
         """
-        factor = (OCTAVE[0] // self.stride[0], OCTAVE[1] // self.stride[1])
         if high is None:
-            return upsample(y, factor, (y.shape[-2] * factor[0], y.shape[-1] * factor[1]))
-        return upsample(y, factor, (high.shape[-2], high.shape[-1]))
+            return upsample(y, self.growth, tuple(f * n for f, n in zip(self.growth, y.shape[2:])))
+        return upsample(y, self.growth, high.shape[2:])
+
+    def high_size(self, x: Octave) -> Sizes:
+        """Pixels of the high map on each axis; if it is absent, a whole multiple of the low one's."""
+        if x.high is not None:
+            return x.high.shape[2:]
+        assert x.low is not None
+        return tuple(o * n for o, n in zip(self.octave, x.low.shape[2:]))
+
+    def transposed_sizes(self, x: Octave) -> tuple[Sizes, Sizes]:
+        """Pixels of the high and of the low output of a transposed convolution."""
+        assert self.output_padding is not None
+        sizes = zip(self.high_size(x), self.stride, self._reach, self.output_padding)
+        high = tuple(s * (n - 1) + r + p for n, s, r, p in sizes)
+        return high, tuple(-(-n // o) for n, o in zip(high, self.octave))
+
+    @property
+    def _reach(self) -> Sizes:
+        """Pixels that a transposed convolution makes of one, before output padding."""
+        return _reaches(self.kernel_size, self.dilation, self.padding)
 
     def check_input(self, x: Tensor | Octave) -> Octave:
         """Return ``x`` as an octave, or raise ValueError saying which part has the wrong shape."""
         octave = as_octave(x)
+        dimensions = len(self.kernel_size) + 2
         for name, part, channels in zip(("high", "low"), octave, self.inputs[:2]):
-            got = 0 if part is None else part.shape[1] if part.dim() == 4 else None
+            got = 0 if part is None else part.shape[1] if part.dim() == dimensions else None
             if got != channels:
                 raise ValueError(
                     f"this layer's input has {self.inputs.high} high and {self.inputs.low} low channels, but the "
                     f"{name} part given is {_describe(part)}: set alpha_in and in_channels to match what comes in "
                     f"(a plain tensor has alpha 0; octaveconv.Split makes an octave of it)"
                 )
-        check_sizes(octave)
+        check_sizes(octave, self.octave)
         return octave
 
 
-def check_sizes(x: Octave) -> None:
-    """Raise ValueError unless the low part has ``ceil(size / 2)`` of the high part."""
-    high, low = x
-    if high is None or low is None or torch.compiler.is_compiling():  # then sizes may be symbols: no guards on them
-        return
-    expected = tuple(-(-size // 2) for size in high.shape[-2:])
-    if tuple(low.shape[-2:]) != expected:
-        raise ValueError(
-            f"the low part is {tuple(low.shape[-2:])} pixels beside a high part of {tuple(high.shape[-2:])}, expected "
-            f"{expected}: half the size, rounded up (pool with ceil_mode=True, or pool both parts by octave_map)"
-        )
-
-
 def conv_spec(
-    in_channels: int, out_channels: int, kernel_size: int | Pair, stride: int | Pair, padding: int | Pair | str,
-    dilation: int | Pair, groups: int, padding_mode: str,
+    axes: int, in_channels: int, out_channels: int, kernel_size: int | Sizes, stride: int | Sizes,
+    padding: int | Sizes | str, dilation: int | Sizes, groups: int, padding_mode: str,
     alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit, cut_in: int | None, cut_out: int | None,
+    octave: int | Sizes | None = None, output_padding: int | Sizes | None = None,
 ) -> ConvSpec:  # fmt: skip
-    """Check the arguments of an octave convolution and return them in one form; ValueError names the cure."""
-    kernel, strides, dilations = _pair(kernel_size), _pair(stride), _pair(dilation)
+    """Check the arguments of an octave convolution and return them in one form; ValueError names the cure.
+
+    ``axes`` is 1, 2 or 3; ``output_padding`` is None unless the convolution is transposed.
+    """
+    factors = octave_factors(octave, axes)
+    kernel, strides, dilations = (_per_axis(value, axes) for value in (kernel_size, stride, dilation))
     if any(s not in (1, 2) for s in strides):
-        raise ValueError(
-            f"an octave convolution has stride 1 or 2 on each axis, got {stride}: use nn.Conv2d beyond that"
-        )
-    keeping = tuple(d * (k - 1) / 2 for d, k in zip(dilations, kernel))
-    if padding == "same":
-        padding = _integers(keeping, kernel)
-    elif padding == "valid":
-        padding = 0
-    paddings = _pair(padding)  # type: ignore[arg-type]
-    has_low = any(alpha.low if isinstance(alpha, ChannelSplit) else alpha for alpha in (alpha_in, alpha_out))
-    if has_low and tuple(map(float, paddings)) != keeping:
-        raise ValueError(
-            f"padding {paddings} with kernel {kernel} and dilation {dilations} changes the map's size, which two "
-            f"frequencies cannot share: use padding {_integers(keeping, kernel)}, or alpha_in=alpha_out=0"
-        )
+        dense = f"nn.Conv{'' if output_padding is None else 'Transpose'}{axes}d"
+        raise ValueError(f"an octave convolution has stride 1 or 2 on each axis, got {stride}: use {dense} beyond that")
+    two_sizes = any(alpha.low if isinstance(alpha, ChannelSplit) else alpha for alpha in (alpha_in, alpha_out))
+    if output_padding is None:
+        paddings, extra = _checked_padding(padding, kernel, dilations, two_sizes), None
+    else:
+        paddings, extra = _per_axis(padding, axes), _per_axis(output_padding, axes)
+        _check_transposed(kernel, strides, dilations, paddings, extra, padding_mode, two_sizes)
     depthwise = groups > 1 and groups == in_channels == out_channels
     default_cut = 1 if depthwise else groups
     if not depthwise and groups > 1 and {cut_in or groups, cut_out or groups} != {groups}:
@@ -146,20 +177,68 @@ def conv_spec(
             f"a depthwise convolution keeps each channel's frequency: give it one alpha, "
             f"got alpha_in={alpha_in} and alpha_out={alpha_out}"
         )
-    return ConvSpec(inputs, outputs, kernel, strides, paddings, dilations, groups, padding_mode)
+    growth = tuple(max(o // s, 1) for o, s in zip(factors, strides))
+    remaining = tuple(max(s // o, 1) for o, s in zip(factors, strides))
+    return ConvSpec(
+        inputs, outputs, kernel, strides, paddings, dilations, groups, padding_mode, extra, factors, growth, remaining
+    )
 
 
-def _pair(value: int | Iterable[int]) -> Pair:
-    if isinstance(value, Iterable):
-        first, second = value
-        return first, second
-    return value, value
+def _per_axis(value: int | Iterable[int] | str, axes: int) -> Sizes:
+    if isinstance(value, str):
+        raise ValueError(f"a transposed convolution takes its padding in pixels, got {value!r}")
+    sizes = tuple(value) if isinstance(value, Iterable) else (value,) * axes
+    if len(sizes) != axes:
+        raise ValueError(f"expected one number, or one for each of {axes} axes, got {value}")
+    return sizes
 
 
-def _integers(keeping: tuple[float, ...], kernel: Pair) -> Pair:
+def _checked_padding(padding: int | Sizes | str, kernel: Sizes, dilations: Sizes, two_sizes: bool) -> Sizes:
+    keeping = tuple(d * (k - 1) / 2 for d, k in zip(dilations, kernel))
+    if padding == "same":
+        padding = _integers(keeping, kernel)
+    elif padding == "valid":
+        padding = 0
+    paddings = _per_axis(padding, len(kernel))
+    if two_sizes and tuple(map(float, paddings)) != keeping:
+        raise ValueError(
+            f"padding {paddings} with kernel {kernel} and dilation {dilations} changes the map's size, which two "
+            f"frequencies cannot share: use padding {_integers(keeping, kernel)}, or alpha_in=alpha_out=0"
+        )
+    return paddings
+
+
+def _check_transposed(
+    kernel: Sizes, strides: Sizes, dilations: Sizes, paddings: Sizes, extra: Sizes, padding_mode: str, two_sizes: bool
+) -> None:
+    """Two frequencies need an output that is the input times the stride, or less by a pixel at stride 2."""
+    if padding_mode != "zeros":
+        raise ValueError(f"a transposed convolution pads by zeros alone, got padding_mode={padding_mode!r}")
+    reaches = _reaches(kernel, dilations, paddings)
+    if not two_sizes or all(1 <= r <= s - p for r, s, p in zip(reaches, strides, extra)):
+        return
+    spans = [d * (k - 1) for d, k in zip(dilations, kernel)]
+    cure = tuple(span // 2 for span in spans)
+    if any(s == 1 and span % 2 for s, span in zip(strides, spans)):
+        advice = "an odd kernel at stride 1"
+    else:
+        fill = tuple(s - r for s, r in zip(strides, _reaches(kernel, dilations, cure)))
+        advice = f"padding {cure} and output_padding {fill}"
+    raise ValueError(
+        f"padding {paddings} and output_padding {extra} with kernel {kernel}, stride {strides} and dilation "
+        f"{dilations} do not make the map larger by its stride, which two frequencies have to be: use {advice}, or "
+        f"alpha_in=alpha_out=0"
+    )
+
+
+def _reaches(kernel: Sizes, dilations: Sizes, paddings: Sizes) -> Sizes:
+    return tuple(d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilations, paddings))
+
+
+def _integers(keeping: tuple[float, ...], kernel: Sizes) -> Sizes:
     if any(p != int(p) for p in keeping):
         raise ValueError(f"kernel {kernel} cannot keep the map's size with equal padding on both sides: use an odd one")
-    return int(keeping[0]), int(keeping[1])
+    return tuple(map(int, keeping))
 
 
 def _block(weight: Tensor) -> Tensor | None:

@@ -29,7 +29,7 @@ from ._progress import progress
 from .augment import generators_kept, mix_seed, seed_generators, train_transform, training_batches
 from .data import Images, Stream, open_dataset, preprocessing
 from .errors import MissingExtra, Stopped, UsageError
-from .network import network, norms
+from .network import metadata_of, network, norms
 from .recipe import Recipe
 from .runlog import RunFolder
 
@@ -187,7 +187,7 @@ def train(training: Training, folder: RunFolder | None) -> dict[str, Any]:
         except MissingExtra as error:
             print(f"no curves: {error}")
         best = training.ema.module if training.ema else training.model
-        folder.finish(best.state_dict(), {"model": training.recipe.model, "alpha": str(getattr(best, "alpha", ""))})
+        folder.finish(best.state_dict(), metadata_of(best, training.recipe.model))
     return row
 
 

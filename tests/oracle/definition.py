@@ -1,49 +1,92 @@
-"""Octave convolution a second time, written independently: matrices, einsum and unfold, no code of the package.
+"""Octave convolution a second time, written independently: matrices and einsum, no code of the package.
 
-The dense weight is spelled out as one [out, in, kh, kw] array without groups; rows and columns are sorted into
-frequencies by counting; pooling and upsampling are matrices applied to each axis.
+The dense weight is spelled out as one [out, in, *kernel] array without groups; rows and columns are sorted into
+frequencies by counting; pooling and upsampling are matrices applied to each axis; a convolution is a sum over the
+positions of its kernel.
 """
 
+import itertools
 import math
 
 import torch
-import torch.nn.functional as F
+
+F64 = torch.float64
 
 
-def octconv(high, low, weight, bias, *, stride, dilation, groups, alpha_in, alpha_out, cut_in, cut_out):
+def octconv(
+    high, low, weight, bias, *, stride, padding, dilation, groups, alpha_in, alpha_out, cut_in, cut_out, octave
+):
     """float64 tensors or None in, two of them out."""
-    out_chs, in_chs = weight.shape[0], weight.shape[1] * groups
-    full = torch.zeros(out_chs, in_chs, *weight.shape[2:], dtype=torch.float64)
-    for o in range(out_chs):
-        first = o // (out_chs // groups) * weight.shape[1]
-        for j in range(weight.shape[1]):
-            full[o, first + j] = weight[o, j]
-    rows = frequencies(out_chs, alpha_out, cut_out)
-    columns = frequencies(in_chs, alpha_in, cut_in)
-
+    full = without_groups(weight, groups)
+    rows = frequencies(full.shape[0], alpha_out, cut_out)
+    columns = frequencies(full.shape[1], alpha_in, cut_in)
     strided_high, strided_low = apply_pool(high, stride), apply_pool(low, stride)
-    high_size = size_of(strided_high) if high is not None else [(2 // s) * n for s, n in zip(stride, size_of(low))]
+    size = size_of(high) if high is not None else [o * n for o, n in zip(octave, size_of(low))]
+    high_size = [math.ceil(n / s) for n, s in zip(size, stride)]
+    low_to_high = apply_pool(low, [2 if (o, s) == (1, 2) else 1 for o, s in zip(octave, stride)])
     to_high, to_low = [], []
     for source, target, x in (
         ("high", "high", strided_high),
-        ("high", "low", apply_pool(strided_high, (2, 2))),
-        ("low", "high", low),
+        ("high", "low", apply_pool(strided_high, octave)),
+        ("low", "high", low_to_high),
         ("low", "low", strided_low),
     ):
         if x is None or not rows[target]:
             continue
-        y = convolve(x, full[rows[target]][:, columns[source]], dilation)
+        y = convolve(x, full[rows[target]][:, columns[source]], padding, dilation)
         if (source, target) == ("low", "high"):
-            for axis, (s, n) in enumerate(zip(stride, high_size)):
-                y = along(y, upsampling(y.shape[2 + axis], n) if s == 1 else torch.eye(n, dtype=torch.float64), axis)
+            y = apply_upsampling(y, [2 if (o, s) == (2, 1) else 1 for o, s in zip(octave, stride)], high_size)
         (to_high if target == "high" else to_low).append(y)
-    results = []
-    for terms, target in ((to_high, "high"), (to_low, "low")):
-        total = sum(terms) if terms else None
-        if total is not None and bias is not None:
-            total = total + bias[rows[target]].view(1, -1, 1, 1)
-        results.append(total)
-    return results
+    return total(to_high, bias, rows["high"]), total(to_low, bias, rows["low"])
+
+
+def octconv_transpose(
+    high, low, weight, bias, *,
+    stride, padding, output_padding, dilation, groups, alpha_in, alpha_out, cut_in, cut_out, octave,
+):  # fmt: skip
+    """The weight is [in, out / groups, *kernel]."""
+    full = without_groups(weight, groups, transposed=True)
+    rows = frequencies(full.shape[0], alpha_out, cut_out)
+    columns = frequencies(full.shape[1], alpha_in, cut_in)
+    size = size_of(high) if high is not None else [o * n for o, n in zip(octave, size_of(low))]
+    high_size = [
+        (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
+        for n, s, p, d, k, extra in zip(size, stride, padding, dilation, full.shape[2:], output_padding)
+    ]
+    low_size = [math.ceil(n / o) for n, o in zip(high_size, octave)]
+    to_high, to_low = [], []
+    for source, target, x in (
+        ("high", "high", high),
+        ("high", "low", apply_pool(high, octave)),
+        ("low", "high", low),
+        ("low", "low", low),
+    ):
+        if x is None or not rows[target]:
+            continue
+        part = full[rows[target]][:, columns[source]]
+        y = spread(x, part, stride, padding, dilation, high_size if source == target == "high" else low_size)
+        if (source, target) == ("low", "high"):
+            y = apply_upsampling(y, octave, high_size)
+        (to_high if target == "high" else to_low).append(y)
+    return total(to_high, bias, rows["high"]), total(to_low, bias, rows["low"])
+
+
+def without_groups(weight, groups, transposed=False):
+    """[out, in, *kernel], zero where input and output are in different groups."""
+    first, second = weight.shape[0], weight.shape[1] * groups
+    full = torch.zeros(first, second, *weight.shape[2:], dtype=F64)
+    for i in range(first):
+        start = i // (first // groups) * weight.shape[1]
+        for j in range(weight.shape[1]):
+            full[i, start + j] = weight[i, j]
+    return full.transpose(0, 1) if transposed else full
+
+
+def total(terms, bias, channels):
+    if not terms:
+        return None
+    y = sum(terms)
+    return y if bias is None else y + bias[channels].view(1, -1, *[1] * (y.dim() - 2))
 
 
 def frequencies(channels, alpha, cut):
@@ -59,21 +102,21 @@ def size_of(x):
 
 
 def pooling(n):
-    matrix = torch.zeros(math.ceil(n / 2), n, dtype=torch.float64)
+    matrix = torch.zeros(math.ceil(n / 2), n, dtype=F64)
     for i in range(n):
         matrix[i // 2, i] = 1
     return matrix / matrix.sum(1, keepdim=True)
 
 
 def upsampling(n, size):
-    matrix = torch.zeros(size, n, dtype=torch.float64)
+    matrix = torch.zeros(size, n, dtype=F64)
     for i in range(size):
         matrix[i, i // 2] = 1
     return matrix
 
 
 def along(x, matrix, axis):
-    return torch.einsum("ij,ncjw->nciw" if axis == 0 else "ij,nchj->nchi", matrix, x)
+    return torch.einsum("ij,...j->...i", matrix, x.movedim(2 + axis, -1)).movedim(-1, 2 + axis)
 
 
 def apply_pool(x, factor):
@@ -85,9 +128,34 @@ def apply_pool(x, factor):
     return x
 
 
-def convolve(x, weight, dilation):
-    """Size-keeping cross-correlation."""
-    kernel = weight.shape[2:]
-    padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel)]
-    windows = F.unfold(x, kernel, dilation, padding).unflatten(1, (weight.shape[1], -1))  # [N, in, kh * kw, pixels]
-    return torch.einsum("oik,nikp->nop", weight.flatten(2), windows).unflatten(2, x.shape[2:])
+def apply_upsampling(x, factor, size):
+    for axis, (f, n) in enumerate(zip(factor, size)):
+        if f == 2:
+            x = along(x, upsampling(x.shape[2 + axis], n), axis)
+    return x
+
+
+def positions(kernel):
+    return itertools.product(*map(range, kernel))
+
+
+def convolve(x, weight, padding, dilation):
+    """Size-keeping cross-correlation: the sum of shifted copies of a map in a frame of zeros."""
+    size = size_of(x)
+    frame = torch.zeros(*x.shape[:2], *(n + 2 * p for n, p in zip(size, padding)), dtype=F64)
+    frame[(..., *(slice(p, p + n) for n, p in zip(size, padding)))] = x
+    y = torch.zeros(len(x), len(weight), *size, dtype=F64)
+    for at in positions(weight.shape[2:]):
+        window = tuple(slice(d * i, d * i + n) for d, i, n in zip(dilation, at, size))
+        y += torch.einsum("oi,ni...->no...", weight[(..., *at)], frame[(..., *window)])
+    return y
+
+
+def spread(x, weight, stride, padding, dilation, size):
+    """Transposed convolution: each pixel adds its kernel to a large canvas, out of which ``size`` pixels are taken."""
+    canvas = [s * n + d * k + m for s, n, d, k, m in zip(stride, size_of(x), dilation, weight.shape[2:], size)]
+    y = torch.zeros(len(x), len(weight), *canvas, dtype=F64)
+    for at in positions(weight.shape[2:]):
+        there = tuple(slice(d * i, d * i + s * n, s) for d, i, s, n in zip(dilation, at, stride, size_of(x)))
+        y[(..., *there)] += torch.einsum("oi,ni...->no...", weight[(..., *at)], x)
+    return y[(..., *(slice(p, p + n) for p, n in zip(padding, size)))]

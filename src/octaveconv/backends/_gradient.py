@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..octave import OCTAVE, Octave, pool
-from ..spec import ConvSpec, Pair, Paths
+from ..octave import Octave
+from ..resolution import Sizes, pool
+from ..spec import ConvSpec, Paths
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
@@ -34,22 +35,22 @@ def gradient(
         return gradients[0], gradients[1]
 
     high_hh, weight_hh = path(grad_high, halved, hh, need_high)
-    high_hl, weight_hl = path(grad_low, _pool(halved, OCTAVE), hl, need_high)
-    low_lh, weight_lh = path(_sum_blocks(grad_high, spec.stride), low, lh, need_low)
+    high_hl, weight_hl = path(grad_low, _pool(halved, spec.octave), hl, need_high)
+    low_lh, weight_lh = path(_sum_blocks(grad_high, spec.growth), low, lh, need_low)
     low_ll, weight_ll = path(grad_low, _pool(low, spec.stride), ll, need_low)
     return (
-        _unpool(_sum(high_hh, _unpool(high_hl, halved, OCTAVE)), high, spec.stride),
+        _unpool(_sum(high_hh, _unpool(high_hl, halved, spec.octave)), high, spec.stride),
         _sum(low_lh, _unpool(low_ll, low, spec.stride)),
         spec.join_paths(Paths(weight_hh, weight_hl, weight_lh, weight_ll)) if need_weight else None,
         spec.outputs.join(grad_high.sum((0, 2, 3)), grad_low.sum((0, 2, 3))) if need_bias else None,
     )
 
 
-def _pool(x: Tensor | None, factor: Pair) -> Tensor | None:
+def _pool(x: Tensor | None, factor: Sizes) -> Tensor | None:
     return None if x is None else pool(x, factor)
 
 
-def _unpool(grad: Tensor | None, x: Tensor | None, factor: Pair) -> Tensor | None:
+def _unpool(grad: Tensor | None, x: Tensor | None, factor: Sizes) -> Tensor | None:
     """The gradient of ``pool(x, factor)``."""
     if grad is None or x is None or factor == (1, 1):
         return grad
@@ -57,10 +58,9 @@ def _unpool(grad: Tensor | None, x: Tensor | None, factor: Pair) -> Tensor | Non
     return unpooled
 
 
-def _sum_blocks(grad: Tensor, stride: Pair) -> Tensor:
-    """The gradient of the growth by ``2 / stride``: what a low pixel became, summed."""
-    factor = (OCTAVE[0] // stride[0], OCTAVE[1] // stride[1])
-    if factor == (1, 1) or not grad.shape[1]:
+def _sum_blocks(grad: Tensor, factor: Sizes) -> Tensor:
+    """The gradient of the growth by ``factor``: what a low pixel became, summed."""
+    if max(factor) == 1 or not grad.shape[1]:
         return grad
     return F.avg_pool2d(grad, factor, factor, ceil_mode=True, count_include_pad=False, divisor_override=1)
 

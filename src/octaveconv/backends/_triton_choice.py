@@ -36,6 +36,8 @@ def can_run(x: Octave, spec: ConvSpec) -> str | None:
     assert part is not None
     if not _INSTALLED:
         return "Triton is not installed: pip install triton"
+    if spec.transposed or spec.octave != (2, 2):
+        return "it convolves images whose low map has half their height and width, and does not transpose"
     if spec.padding_mode != "zeros":
         return f"it pads with zeros alone, not by padding_mode={spec.padding_mode!r}"
     if not (spec.inputs.low or spec.outputs.low) or not (spec.inputs.high or spec.outputs.high):

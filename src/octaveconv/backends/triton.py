@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 from torch.utils.flop_counter import register_flop_formula
 
-from ..octave import OCTAVE, ChannelSplit, Octave, pool
-from ..spec import ConvSpec, Pair
+from ..octave import ChannelSplit, Octave
+from ..resolution import OCTAVE, pool
+from ..spec import ConvSpec
 from ._gradient import gradient
 from ._triton_kernels import depthwise as depthwise_kernel
 from ._triton_kernels import octave as octave_kernel
@@ -111,7 +112,8 @@ class _Call(NamedTuple):
         padding = [d * (k - 1) // 2 for d, k in zip(self.dilation, kernel)]
         return ConvSpec(
             ChannelSplit(high, low, cut), ChannelSplit(self.to_high, outputs - self.to_high, cut),
-            _pair(kernel), _pair(self.stride), _pair(padding), _pair(self.dilation), self.groups, "zeros",
+            tuple(kernel), tuple(self.stride), tuple(padding), tuple(self.dilation), self.groups, "zeros", None,
+            OCTAVE[2], tuple(2 // s for s in self.stride), (1, 1),
         )  # fmt: skip
 
     def channels_last(self) -> bool:
@@ -137,10 +139,6 @@ class _Call(NamedTuple):
             for n, pixels in wanted
         )
         return high, low, pooled
-
-
-def _pair(values: list[int]) -> Pair:
-    return values[0], values[1]
 
 
 @triton_op("octaveconv::octconv", mutates_args=())
@@ -194,7 +192,7 @@ def _launch_octave(call: _Call, spec: ConvSpec, out: Outputs) -> None:
     high = None if call.high is None else pool(call.high, spec.stride)  # [N, C_high, ceil(H / stride), ...]
     source = high if call.pooled is None else call.pooled
     (images, _, height, width), half = out[0].shape, out[1].shape[2:]
-    grow_y, grow_x = OCTAVE[0] // spec.stride[0], OCTAVE[1] // spec.stride[1]
+    grow_y, grow_x = spec.growth
     blocks, pixels = images * -(-height // grow_y) * -(-width // grow_x), images * half[0] * half[1]
     in_high, in_low, to_high, to_low = (n // spec.groups for n in (*spec.inputs[:2], *spec.outputs[:2]))
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-PAUSE = 0.012  # seconds: the idle workers of libgomp, oneTBB and ONNX Runtime spin for less before they sleep
+PAUSE = 0.012  # seconds: the idle workers of libgomp and oneTBB spin for less before they sleep
+WARM = 0.03  # seconds: longer than the workers of ONNX Runtime spin, and the processor is awake again
 Call = Callable[[], Any]
 
 
@@ -73,9 +74,9 @@ def interleaved(
         calls: what to time, by name; each does its whole work before it returns (or on CUDA's current stream).
         runs: timed rounds, at least 2.
         warm_up: untimed rounds before.
-        isolate: before every timed call sleep for `PAUSE` and make one untimed call of the same callable. Needed where
-            the calls belong to several runtimes: the workers of one go on spinning after its call and would take a core
-            from the next, and its weights fill the cache.
+        isolate: before every timed call sleep for `PAUSE` and make untimed calls of the same callable for `WARM`,
+            one at least. Needed where the calls belong to several runtimes: the workers of one go on spinning after
+            its call and would take a core from the next, and its weights fill the cache.
         clock: makes one call and returns its seconds: `wall_clock` or `cuda_events`.
 
     Example:
@@ -91,7 +92,10 @@ def interleaved(
         for name, call in calls.items():
             if isolate:
                 time.sleep(PAUSE)
+                warm = time.perf_counter() + WARM
                 call()
+                while time.perf_counter() < warm:
+                    call()
             seconds[name].append(clock(call))
     timings = {}
     for name, values in seconds.items():

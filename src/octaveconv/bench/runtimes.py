@@ -166,8 +166,10 @@ def _of_fixed_size(file: Path, x: Tensor) -> Path:
         network.graph.input[0].type.tensor_type.shape.dim[0].dim_value = len(x)
         onnx.save(network, fixed)
     else:
+        from ..export import openvino_core
+
         openvino = require("openvino", "export")
-        network = openvino.Core().read_model(file)
+        network = openvino_core().read_model(file)
         network.reshape(list(x.shape))
         openvino.save_model(network, fixed, compress_to_fp16=False)
     return fixed

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import env
 from .cases import RUNTIMES, SEED, Network, Settings, images, networks
-from .measure import PAUSE, cuda_events, interleaved, peak_bytes, wall_clock
+from .measure import PAUSE, WARM, cuda_events, interleaved, peak_bytes, wall_clock
 from .ratios import Candidate, best_dense, finalists, ratios
 from .runtimes import LAID_OUT, Task, conditions, layouts, prepare
 
@@ -66,7 +66,7 @@ def run(settings: Settings, log: Log = lambda line: None) -> dict[str, Any]:
         del own[name]
     return {
         "kind": "bench", **own, "runtimes": list(settings.runtimes or RUNTIMES[settings.mode]),
-        "pause_s": PAUSE, "weights": f"random, seed {SEED}", "env": _facts(), "batches": batches,
+        "pause_s": PAUSE, "warm_s": WARM, "weights": f"random, seed {SEED}", "env": _facts(), "batches": batches,
     }  # fmt: skip
 
 

@@ -77,6 +77,7 @@ def conditions(result: dict[str, Any]) -> str:
     facts = result["env"]
     work = {"infer": "inference", "train": "training step (forward, loss, backward, SGD)"}[result["mode"]]
     machine = facts["gpu"] if result["device"] == "cuda" else facts["cpu"]
+    untimed = f"untimed calls for {result['warm_s'] * 1e3:g} ms" if "warm_s" in result else "one untimed call"
     versions = ", ".join(
         f"{name} {facts[key]}"
         for key, name in (("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime"))
@@ -86,7 +87,7 @@ def conditions(result: dict[str, Any]) -> str:
         f"{result['model']}, {work}, {result['dtype']}, {result['size']}x{result['size']} pixels, {result['threads']} "
         f"threads, {machine}; PyTorch {facts['torch']}{versions and ', '}{versions}; octaveconv {facts['octaveconv']} "
         f"at {facts['commit']}; medians and quartiles of {result['runs']} interleaved runs in one process, each after "
-        f"{result['pause_s'] * 1e3:g} ms of sleep and one untimed call; weights {result['weights']}"
+        f"{result['pause_s'] * 1e3:g} ms of sleep and {untimed}; weights {result['weights']}"
     )
 
 

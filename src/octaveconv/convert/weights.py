@@ -7,6 +7,7 @@ Read are the original's MXNet files (also as tar, gzip, xz), safetensors, and Py
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 from collections.abc import Mapping
@@ -23,16 +24,24 @@ from .. import _atomic
 from . import keymaps
 from ._container import HEAD, kind_of
 from .mxnet import load_mxnet
+from .octavify import rebuild
 
-_CLASSIFIERS = ("fc.weight", "arg:classifier_weight", "classifer.weight")
+_CLASSIFIERS = (
+    "fc.weight", "arg:classifier_weight", "classifer.weight", "classifier.weight", "head.fc.weight", "head.weight"
+)  # fmt: skip
 
 
 class Weights(NamedTuple):
-    """What a file holds: tensors by the names in it, and the alpha that it is marked with."""
+    """What a file holds: tensors by the names in it, and the alpha, or the recipe of `octavify`, it is marked with."""
 
     file: Path
     tensors: dict[str, Tensor]
     mark: float | None = None
+    recipe: dict[str, Any] | None = None
+
+    def octavified(self, model: nn.Module) -> Any:
+        """The network that these weights are for: an octavified one, if they are marked so, or the model itself."""
+        return model if self.recipe is None else rebuild(model, self.recipe)
 
     @property
     def alpha(self) -> float | None:
@@ -87,11 +96,20 @@ def read(path: str | os.PathLike[str]) -> Weights:
 def _read_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, "pt") as file:
-            mark = (file.metadata() or {}).get("alpha")
+            metadata = file.metadata() or {}
+            mark = metadata.get("alpha")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
-            return Weights(path, tensors, None if mark is None else float(mark))
+            return Weights(path, tensors, None if mark is None else float(mark), _recipe(path, metadata))
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _recipe(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    try:
+        recipe = json.loads(metadata.get("octavify", "null"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: its recipe of octavify is no JSON ({error})") from error
+    return recipe if isinstance(recipe, dict) else None
 
 
 def _read_torch(path: Path) -> Weights:
@@ -110,14 +128,31 @@ def _read_torch(path: Path) -> Weights:
         raise ValueError(f"{path} holds no state dict")
     modules = getattr(state, "_metadata", {})
     root: dict[str, Any] = next(
-        (modules[name] for name in ("", "module", "_orig_mod") if "alpha" in modules.get(name, {})), {}
+        (modules[name] for name in ("", "module", "_orig_mod") if {"alpha", "octavify"} & modules.get(name, {}).keys()),
+        {},
     )
-    return Weights(path, clean_state_dict(dict(state)), *root.get("alpha", ()))
+    mark = next(iter(root.get("alpha", ())), None)
+    return Weights(path, clean_state_dict(dict(state)), mark, _recipe(path, root))
 
 
 def load(model: nn.Module, path: str | os.PathLike[str], strict: bool = True) -> Any:
     """Load a file of weights into one of our networks; returns what ``load_state_dict`` returns."""
     return model.load_state_dict(read(path).state_dict(model), strict=strict)
+
+
+def refuse_octavified(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError if a safetensors file is marked as an octavified network's: in a dense one it would fit, too."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError):  # another kind of file, or none: not ours to say
+        return
+    if "octavify" in metadata:
+        name = metadata.get("model", "...")
+        raise ValueError(
+            f"{path} holds the weights of an octavified network: octaveconv.checkpoint.create({name!r}, "
+            f"checkpoint=...) makes it again"
+        )
 
 
 def convert(

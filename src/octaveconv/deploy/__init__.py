@@ -31,7 +31,7 @@ def deploy(model: nn.Module, example_input: Tensor, engine: str | None = None) -
 
     Raises:
         BackendUnavailable: the engine asked for cannot run; the message says why.
-        UsageError: there is no such engine.
+        UsageError: there is no such engine, or the example is not of images.
 
     Example:
         >>> import timm, torch, octaveconv as oc
@@ -45,6 +45,11 @@ def deploy(model: nn.Module, example_input: Tensor, engine: str | None = None) -
     engines: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {"native": _native, "inductor": _inductor}
     if engine is not None and engine not in engines:
         raise UsageError(f"there is no engine {engine!r}: use {' or '.join(engines)}")
+    if example_input.dim() != 4:
+        raise UsageError(
+            f"deploy takes images [N, C, H, W], got an example of shape {list(example_input.shape)}: run a network of "
+            f"series or volumes as it is, or through torch.compile"
+        )
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -21,13 +21,16 @@ _NORM = _OPS._native_batch_norm_legit_no_training.default
 Guard = Callable[[Tensor], Any]
 
 
-def folded(model: nn.Module, example: Tensor, dynamic: Sequence[int] = (0, 2, 3)) -> tuple[fx.GraphModule, Guard]:
+def folded(
+    model: nn.Module, example: Tensor, dynamic: Sequence[int] = (0, 2, 3), form: str = "reference"
+) -> tuple[fx.GraphModule, Guard]:
     """Capture ``model``, which is in evaluation mode, and fold what does not depend on the input.
 
     Args:
         model: any module of one tensor; it is not changed.
         example: ``[N, C, H, W]``.
         dynamic: the dimensions of the input that may differ from the example's.
+        form: the backend whose operations octave convolutions become: four convolutions, or with ``"merged"`` three.
 
     Returns:
         The module, whose parameters are new, and a function that raises AssertionError for an input of a shape that
@@ -39,7 +42,7 @@ def folded(model: nn.Module, example: Tensor, dynamic: Sequence[int] = (0, 2, 3)
     if 0 in dynamic and len(example) == 1:
         example = torch.cat([example, example])  # a size of 1 would be taken for fixed
     dims: dict[int, Any] = dict.fromkeys(dynamic, Dim.AUTO)
-    with backend("reference"), torch.no_grad():  # its paths end in sums, which can be folded into and put in order
+    with backend(form), torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=(dims,)).run_decompositions({})
     guard = getattr(program.module(), "_guards_fn", None)
     graph = _Graph(Captured(program))

@@ -32,7 +32,7 @@ class NativeNetwork(nn.Module):
         model: in evaluation mode.
         example: an input ``[N, C, H, W]``; other batch and image sizes work too. A size that torch.export cannot cover
             with the examples before is captured when it comes.
-        target: instruction set, one of `native.TARGETS`.
+        target: instruction set, one of `native.TARGETS`; by default the best one that PyTorch may use, too.
 
     Raises:
         BackendUnavailable: no compiler, no float32 on the CPU, a network that torch.export cannot capture, or an
@@ -42,14 +42,14 @@ class NativeNetwork(nn.Module):
     engine = "native"
     reason = ""
 
-    def __init__(self, model: nn.Module, example: Tensor, target: str = "native") -> None:
+    def __init__(self, model: nn.Module, example: Tensor, target: str | None = None) -> None:
         super().__init__()
         parameter = next(model.parameters(), example)
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
             raise BackendUnavailable(
                 f"the native engine runs float32 on the CPU, not {parameter.dtype} on {parameter.device}"
             )
-        self.library = native.library(target)
+        self.library = native.library(target or native.default_target())
         self._model = (copy.deepcopy(model),)  # not a child, whose parameters would be this module's too
         self._forms: list[_Form] = []
         self._by_shape: dict[torch.Size, tuple[_Form, dict[Any, int]]] = {}

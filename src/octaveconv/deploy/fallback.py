@@ -55,7 +55,7 @@ class Fallback(nn.Module):
 
     def _capture(self, x: Tensor) -> Any:
         for dynamic in ((0, 2, 3), (0,), ()):
-            graph, guard = folded(self._model[0], x, dynamic)
+            graph, guard = folded(self._model[0], x, dynamic, "merged")
             if _fits(guard, x):
                 break
         graph = graph.to(memory_format=torch.channels_last)

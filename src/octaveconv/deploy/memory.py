@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from .ir import Layer, Map, Network, Pair, Ref
 
 Array = np.ndarray[Any, Any]
+LARGE = 2_500_000  # bytes of one image's maps in a phase; those of several images would leave the cache
 
 
 class Place(NamedTuple):
@@ -50,7 +52,7 @@ class Memory:
     """The maps of ``images`` images at a time, whose sizes follow from what the symbols in ``sizes`` stand for.
 
     The first phases, up to ``cut``, run image by image, which keeps their large maps in the cache; the others take all
-    images at once, which reads their large weights once.
+    images at once, which reads their weights once and leaves fewer pixels over.
     """
 
     def __init__(self, network: Network, sizes: Mapping[Any, int], images: int, lanes: int) -> None:
@@ -69,14 +71,13 @@ class Memory:
         }
 
     def _cut(self) -> int:
-        """The first phase from which on weights take more memory than maps."""
+        """The phase after the last one whose maps are large."""
         cut = 0
-        for i, phase in enumerate(self.phases, start=1):
-            weights = sum(term.weight.numel() for layer in phase if layer.sum for term in layer.sum.terms)
-            maps = [(ref.channels, ref.map) for layer in phase for ref in layer.sources]
-            maps += [(target.channels, target) for layer in phase for target in layer.targets]
-            if weights < sum(channels * np.prod(self.size(target.size)) for channels, target in maps):
-                cut = i if any(layer.sum for layer in phase) and i < len(self.phases) else cut
+        for i, layers in enumerate(self.phases[:-1], start=1):
+            maps = {ref.map for layer in layers for ref in layer.sources}
+            maps |= {target for layer in layers for target in layer.targets}
+            if sum(4 * each.channels * math.prod(self.size(each.size)) for each in maps) >= LARGE:
+                cut = i
         return cut
 
     def size(self, symbolic: tuple[Any, Any]) -> Pair:
@@ -85,39 +86,54 @@ class Memory:
         return height, width
 
     def _allocate(self, network: Network) -> dict[Map, Place]:
-        """Give every map its memory; maps of the same shape take turns, so that the borders stay zero."""
-        last = {}  # the phase after which a map's memory is free
-        for i, phase in enumerate(self.phases):
-            for layer in phase:
-                last.update({_home(ref.map): i for ref in layer.sources})
-                last.update({_home(target): max(i, last.get(_home(target), 0)) for target in layer.targets})
-        last.update({_home(ref.map): len(self.phases) for refs in network.outputs for ref in refs})
+        """Give every map its memory; maps of the same shape take turns, so that the borders stay zero.
+
+        A sum takes the place of a map that is only added to it and not read any more, which saves a pass over memory.
+        """
+        last = self._last_phases(network)
         places: dict[Map, Place] = {}
         free: dict[Any, list[Place]] = defaultdict(list)
         self.shared: set[Map] = set()  # maps of all images that passes over single ones write
 
-        def place(target: Map, phase: int) -> None:
+        def shape(home: Map) -> tuple[int, ...]:
+            images = 1 if last[home] < self.cut else self.images
+            return (images, *self.size(home.size), self.halos[home], self._stride(home, network))
+
+        def place(target: Map, phase: int, added: Sequence[Map] = ()) -> None:
             home = _home(target)
-            end = last.setdefault(home, phase)
-            if phase < self.cut <= end:
+            if phase < self.cut <= last[home]:
                 self.shared |= {home, target}
             if home not in places:
-                height, width = self.size(home.size)
-                images = 1 if end < self.cut else self.images
-                key = (images, height, width, self.halos[home], self._stride(home, network))
-                places[home] = free[key].pop() if free[key] else self._place(*key)
+                over = [old for old in added if last[old] == phase and shape(old) == shape(home) and home is target]
+                if over:
+                    last[over[0]] = -1  # its place is not to be freed
+                    places[home] = places[over[0]]
+                else:
+                    places[home] = free[shape(home)].pop() if free[shape(home)] else self._place(*shape(home))
             if home is not target:
                 places[target] = places[home]._replace(channel=target.offset)
 
         place(network.input, 0)
-        for i, phase in enumerate(self.phases):
-            for layer in phase:
-                for target in layer.targets:
-                    place(target, i)
+        for i, layers in enumerate(self.phases):
+            for layer in layers:
+                added = _only_added(layer, layers)
+                for output in layer.outputs:
+                    if output.full is not None:
+                        place(output.full, i, added)
+                    if output.pooled is not None:
+                        place(output.pooled, i)
             for home in [home for home, end in last.items() if end == i and home in places]:
-                key = (1 if i < self.cut else self.images, *places[home][1:5])
-                free[key].append(places[home])
+                free[shape(home)].append(places[home])
         return places
+
+    def _last_phases(self, network: Network) -> dict[Map, int]:
+        """Of each map in memory, the phase after which it is not needed."""
+        last = {network.input: 0}
+        for i, layers in enumerate(self.phases):
+            for layer in layers:
+                last.update({_home(target): max(i, last.get(_home(target), 0)) for target in layer.targets})
+                last.update({_home(ref.map): i for ref in layer.sources})
+        return last | {_home(ref.map): len(self.phases) for refs in network.outputs for ref in refs}
 
     def _place(self, images: int, height: int, width: int, halo: int, stride: int) -> Place:
         floats = images * (height + 2 * halo) * (width + 2 * halo) * stride
@@ -145,13 +161,20 @@ class Memory:
         return self.tables[key]
 
 
-def _home(target: Map) -> Map:
-    return target.home or target
+def _only_added(layer: Layer, phase: list[Layer]) -> list[Map]:
+    """Maps, not parts of one, that a layer adds pixel by pixel and that nothing else in its phase reads."""
+    read = [_home(ref.map) for other in phase for ref in other.sources]
+    added = [addend.source for addend in layer.sum.addends if not addend.coarse] if layer.sum else []
+    return [ref.map for ref in added if ref.first == 0 and read.count(ref.map) == 1]
 
 
 def number(size: Any, sizes: Mapping[Any, int]) -> int:
     """A size as a number, given what its symbols stand for."""
     return int(size.node.expr.subs(sizes)) if isinstance(size, torch.SymInt) else int(size)
+
+
+def _home(target: Map) -> Map:
+    return target.home or target
 
 
 def _halos(network: Network) -> dict[Map, int]:

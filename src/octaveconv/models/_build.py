@@ -12,12 +12,13 @@ from timm.models._features import feature_take_indices
 from timm.models._features_fx import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from ..nn import Merge, OctBatchNorm2d, OctConv2d, OctMap, OctSqueezeExcite, Split
+from .. import nn as octave_layers
+from ..nn import OctBatchNorm2d, OctConv2d, OctMap, OctSqueezeExcite, Split
 from ..nn._mark import AlphaMarked
 from ..octave import ChannelSplit, Octave, merge_tensor, octave_cat
 
-for _layer in (OctConv2d, OctBatchNorm2d, OctSqueezeExcite, OctMap, Merge, Split):
-    register_notrace_module(_layer)  # tracing into one would lose its low part
+for _name in octave_layers.__all__:
+    register_notrace_module(getattr(octave_layers, _name))  # tracing into one would lose its low part
 register_notrace_function(merge_tensor)
 register_notrace_function(octave_cat)
 

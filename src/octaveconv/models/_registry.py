@@ -86,6 +86,7 @@ def _weights(cls: type[OctNet], name: str, arguments: dict[str, Any], kwargs: di
 def _load_checkpoint(model: Any, checkpoint_path: str, *args: Any, **kwargs: Any) -> Any:
     if isinstance(model, OctNet):
         return weights.load(model, checkpoint_path)
+    weights.refuse_octavified(checkpoint_path)
     return _timm_load_checkpoint(model, checkpoint_path, *args, **kwargs)
 
 

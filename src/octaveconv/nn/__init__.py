@@ -2,7 +2,19 @@
 
 from .attention import OctSqueezeExcite
 from .border import Merge, OctMap, Split
-from .conv import OctConv2d
-from .norm import OctBatchNorm2d
+from .conv import OctConv1d, OctConv2d, OctConv3d, OctConvTranspose2d
+from .norm import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
 
-__all__ = ["Merge", "OctBatchNorm2d", "OctConv2d", "OctMap", "OctSqueezeExcite", "Split"]
+__all__ = [
+    "Merge",
+    "OctBatchNorm1d",
+    "OctBatchNorm2d",
+    "OctBatchNorm3d",
+    "OctConv1d",
+    "OctConv2d",
+    "OctConv3d",
+    "OctConvTranspose2d",
+    "OctMap",
+    "OctSqueezeExcite",
+    "Split",
+]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..octave import Octave, merge_tensor, octave_map, split_channels, split_tensor
+from ..octave import ChannelSplit, Octave, merge_tensor, octave_map, split_channels, split_tensor
+from ..resolution import Sizes
 
 
 class Split(nn.Module):
-    """Make an octave of a plain tensor: the last channels become low ones, by 2x2 average pooling.
+    """Make an octave of a plain tensor: the last channels become low ones, by average pooling.
 
     Args:
         channels: channels of the tensor.
-        alpha: share of them that becomes low, in [0, 1].
+        alpha: share of them that becomes low, in [0, 1], or the `ChannelSplit` that says which.
+        octave: how much smaller the low map is on each axis, 1 or 2; by default 2, and 1 on the first of three axes.
 
     Shape:
-        ``[N, C, H, W]`` to ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])``.
+        ``[N, C, H, W]`` to ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])``; or ``[N, C, L]``, or
+        ``[N, C, T, H, W]``.
 
     Raises:
         ValueError: alpha outside [0, 1], or an input with other channels.
@@ -26,27 +29,36 @@ class Split(nn.Module):
         torch.Size([1, 2, 3, 3])
     """
 
-    def __init__(self, channels: int, alpha: float) -> None:
+    def __init__(self, channels: int, alpha: float | ChannelSplit, octave: int | Sizes | None = None) -> None:
         super().__init__()
-        self.alpha = alpha
+        self.octave = octave
         self.split = split_channels(channels, alpha)
+        self.alpha = self.split.alpha if isinstance(alpha, ChannelSplit) else alpha
 
     def forward(self, x: Tensor) -> Octave:
         if x.shape[1] != self.split.high + self.split.low:
             raise ValueError(f"{self} got {x.shape[1]} channels: give Split the width of the layer before")
-        return split_tensor(x, self.split)
+        return split_tensor(x, self.split, self.octave)
 
     def extra_repr(self) -> str:
-        """Channels and alpha."""
-        return f"{self.split.high + self.split.low}, alpha={self.alpha:g} ({self.split.high}+{self.split.low})"
+        """Channels, alpha, and the octave if it is given."""
+        octave = "" if self.octave is None else f", octave={self.octave}"
+        return f"{self.split.high + self.split.low}, alpha={self.alpha:g} ({self.split.high}+{self.split.low}){octave}"
 
 
 class Merge(nn.Module):
-    """Make a plain tensor of an octave: the low part is upsampled to the high size, high channels first.
+    """Make a plain tensor of an octave: the low part is upsampled to the high size.
+
+    Args:
+        octave: as in `Split`.
+        split: in which order the channels come out; by default high ones first.
 
     Shape:
-        ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])`` to ``[N, C, H, W]``. An octave that has only a
-        low part comes out at twice its size. A tensor is returned as it is.
+        ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])`` to ``[N, C, H, W]``; or as in `Split`. An octave
+        that has only a low part comes out at twice its size. A tensor is returned as it is.
+
+    Raises:
+        ValueError: the low part is not of the size that belongs to the high one.
 
     Example:
         >>> import torch, octaveconv as oc
@@ -54,8 +66,16 @@ class Merge(nn.Module):
         torch.Size([1, 8, 5, 5])
     """
 
+    def __init__(self, octave: int | Sizes | None = None, split: ChannelSplit | None = None) -> None:
+        super().__init__()
+        self.split, self.octave = split, octave
+
     def forward(self, x: Tensor | Octave) -> Tensor:
-        return merge_tensor(x)
+        return merge_tensor(x, split=self.split, octave=self.octave)
+
+    def extra_repr(self) -> str:
+        """The octave if it is given."""
+        return "" if self.octave is None else f"octave={self.octave}"
 
 
 class OctMap(nn.Module):

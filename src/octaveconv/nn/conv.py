@@ -1,4 +1,4 @@
-"""OctConv2d: the parameters, initialisation and printing of an octave convolution."""
+"""The octave convolutions: their parameters, initialisation and printing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,82 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..octave import ChannelSplit, Octave
-from ..spec import Pair, conv_spec
+from ..resolution import OCTAVE, Sizes
+from ..spec import ConvSpec, conv_spec
 from ._mark import AlphaMarked
 
 
-class OctConv2d(AlphaMarked, nn.Conv2d):
+class OctConvNd(AlphaMarked):
+    """What all octave convolutions share: beside it they inherit from the dense layer that they replace."""
+
+    axes: int
+    weight: Tensor
+    bias: Tensor | None
+    spec: ConvSpec
+
+    def _set_spec(self, spec: ConvSpec, alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit) -> None:
+        self.spec = spec
+        self.alpha_in, self.alpha_out = (
+            split.alpha if isinstance(alpha, ChannelSplit) else alpha
+            for alpha, split in ((alpha_in, spec.inputs), (alpha_out, spec.outputs))
+        )
+        self.alpha_mark = (self.alpha_in, self.alpha_out)
+
+    def forward(self, x: Tensor | Octave) -> Octave:
+        return functional.run(x, self.weight, self.bias, self.spec)
+
+    def extra_repr(self) -> str:
+        """The arguments of the dense layer, then both alphas and the channels they make."""
+        inputs, outputs = self.spec.inputs, self.spec.outputs
+        octave = "" if self.spec.octave == OCTAVE[self.axes] else f", octave={self.spec.octave}"
+        return (
+            f"{super().extra_repr()}, alpha_in={self.alpha_in:g} ({inputs.high}+{inputs.low}), "
+            f"alpha_out={self.alpha_out:g} ({outputs.high}+{outputs.low}){octave}"
+        )
+
+
+class _OctConv(OctConvNd):
+    """The constructor of those that are not transposed."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int | Sizes, stride: int | Sizes = 1,
+        padding: int | Sizes | str = 0, dilation: int | Sizes = 1, groups: int = 1, bias: bool = True,
+        padding_mode: str = "zeros", device: Any = None, dtype: Any = None, *, alpha_in: float | ChannelSplit = 0.0,
+        alpha_out: float | ChannelSplit = 0.0, cut_in: int | None = None, cut_out: int | None = None,
+        octave: int | Sizes | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        spec = conv_spec(
+            self.axes, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode,
+            alpha_in, alpha_out, cut_in, cut_out, octave,
+        )  # fmt: skip
+        self._set_spec(spec, alpha_in, alpha_out)
+
+
+class OctConv1d(_OctConv, nn.Conv1d):  # type: ignore[misc]  # it takes and returns octaves
+    """Octave convolution of series: ``nn.Conv1d`` on feature maps of which a share alpha is kept at half the length.
+
+    Args, raises: as `OctConv2d`; all sizes are of one axis.
+
+    Shape:
+        ``Octave([N, C_high, L], [N, C_low, ceil(L/2)])``, or a tensor ``[N, C, L]`` if alpha_in is 0, to
+        ``Octave([N, O_high, L'], [N, O_low, ceil(L'/2)])``, ``L' = ceil(L / stride)``.
+
+    Source: section 3 of Chen et al., ICCV 2019, on one axis.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> y = oc.OctConv1d(16, 32, 5, padding=2, alpha_out=0.25)(torch.ones(1, 16, 101))
+        >>> y.high.shape, y.low.shape
+        (torch.Size([1, 24, 101]), torch.Size([1, 8, 51]))
+    """
+
+    axes = 1
+
+
+class OctConv2d(_OctConv, nn.Conv2d):  # type: ignore[misc]
     """Octave convolution: ``nn.Conv2d`` on feature maps of which a share alpha is kept at half resolution.
 
     It holds exactly the parameters of the ``nn.Conv2d`` it replaces, initialised the same way: one weight
@@ -28,6 +99,7 @@ class OctConv2d(AlphaMarked, nn.Conv2d):
         cut_in, cut_out: inside how many equal groups of channels the high and the low ones are cut apart. A grouped
             convolution cuts inside its own groups, which is the default; its ungrouped neighbours are given the same
             number on the side they share with it if the network is to use the weights of a dense one.
+        octave: how much smaller the low map is on each axis, 1 or 2; by default 2 on both.
 
     Shape:
         ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])``, or a tensor ``[N, C, H, W]`` if alpha_in is 0,
@@ -47,33 +119,83 @@ class OctConv2d(AlphaMarked, nn.Conv2d):
         (torch.Size([1, 96, 8, 8]), torch.Size([1, 32, 4, 4]))
     """
 
+    axes = 2
+
+
+class OctConv3d(_OctConv, nn.Conv3d):  # type: ignore[misc]
+    """Octave convolution of volumes: ``nn.Conv3d`` on feature maps of which a share alpha is kept at half resolution.
+
+    By default that is half the height and width, and every moment of a video, as in the paper's video networks.
+
+    Args, raises: as `OctConv2d`; all sizes are of three axes, the first of which is time.
+        octave: how much smaller the low map is on each axis, 1 or 2; by default ``(1, 2, 2)``. 2 halves time, too.
+
+    Shape:
+        ``Octave([N, C_high, T, H, W], [N, C_low, T, ceil(H/2), ceil(W/2)])``, or a tensor ``[N, C, T, H, W]`` if
+        alpha_in is 0, to the same with the output's channels, each size being divided by the stride, rounded up.
+
+    Source: sections 3 and 4.4 of Chen et al., ICCV 2019.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> y = oc.OctConv3d(3, 16, 3, padding=1, alpha_out=0.25)(torch.ones(1, 3, 5, 9, 9))
+        >>> y.high.shape, y.low.shape
+        (torch.Size([1, 12, 5, 9, 9]), torch.Size([1, 4, 5, 5, 5]))
+    """
+
+    axes = 3
+
+
+class OctConvTranspose2d(OctConvNd, nn.ConvTranspose2d):  # type: ignore[misc]
+    """Transposed octave convolution: ``nn.ConvTranspose2d`` on feature maps of two resolutions.
+
+    It holds exactly the parameters of the ``nn.ConvTranspose2d`` it replaces: one weight ``[in, out / groups, kh, kw]``
+    and one bias ``[out]``. With T for that layer, at its own stride, the outputs are
+
+        ``high' = T(high, hh) + upsample(T(low, lh))`` and ``low' = T(pool(high), hl) + T(low, ll)``.
+
+    What T makes of a low map is cropped to the size of ``low'``, half that of ``high'``, rounded up.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
+            device, dtype: as in ``nn.ConvTranspose2d``, with a stride of 1 or 2 on each axis. Where either alpha is not
+            0 they must make the map larger by the stride, or at stride 2 by that less one pixel: of n pixels 2n or
+            2n - 1, as do kernel 2; kernel 3, padding 1, output_padding 1 or 0; kernel 4, padding 1.
+        alpha_in, alpha_out, cut_in, cut_out, octave: as `OctConv2d`.
+
+    Shape:
+        ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])``, or a tensor ``[N, C, H, W]`` if alpha_in is 0,
+        to ``Octave([N, O_high, H', W'], [N, O_low, ceil(H'/2), ceil(W'/2)])``; ``H'`` as in ``nn.ConvTranspose2d``.
+
+    Raises:
+        ValueError: arguments that do not fit together, or an input that does not fit the layer.
+
+    Source: the paper has none. At stride 1 and even sizes this is the adjoint of the `OctConv2d` with the same weight,
+    if a low pixel counts for the four that it stands for.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> layer = oc.OctConvTranspose2d(64, 32, 4, stride=2, padding=1, alpha_in=0.25, alpha_out=0.25)
+        >>> y = layer(oc.Octave(torch.ones(1, 48, 7, 7), torch.ones(1, 16, 4, 4)))
+        >>> y.high.shape, y.low.shape
+        (torch.Size([1, 24, 14, 14]), torch.Size([1, 8, 7, 7]))
+    """
+
+    axes = 2
+
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int | Pair, stride: int | Pair = 1,
-        padding: int | Pair | str = 0, dilation: int | Pair = 1, groups: int = 1, bias: bool = True,
-        padding_mode: str = "zeros", device: Any = None, dtype: Any = None, *, alpha_in: float | ChannelSplit = 0.0,
-        alpha_out: float | ChannelSplit = 0.0, cut_in: int | None = None, cut_out: int | None = None,
+        self, in_channels: int, out_channels: int, kernel_size: int | Sizes, stride: int | Sizes = 1,
+        padding: int | Sizes = 0, output_padding: int | Sizes = 0, groups: int = 1, bias: bool = True,
+        dilation: int | Sizes = 1, padding_mode: str = "zeros", device: Any = None, dtype: Any = None, *,
+        alpha_in: float | ChannelSplit = 0.0, alpha_out: float | ChannelSplit = 0.0, cut_in: int | None = None,
+        cut_out: int | None = None, octave: int | Sizes | None = None,
     ) -> None:  # fmt: skip
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device, dtype,  # type: ignore[arg-type]  # nn.Conv2d checks the mode
+            in_channels, out_channels, kernel_size, stride, padding, output_padding, groups,  # type: ignore[arg-type]
+            bias, dilation, padding_mode, device, dtype,  # type: ignore[arg-type]  # nn.ConvTranspose2d checks them
         )  # fmt: skip
-        self.spec = conv_spec(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode,
-            alpha_in, alpha_out, cut_in, cut_out,
+        spec = conv_spec(
+            self.axes, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode,
+            alpha_in, alpha_out, cut_in, cut_out, octave, output_padding,
         )  # fmt: skip
-        self.alpha_in, self.alpha_out = (
-            split.alpha if isinstance(alpha, ChannelSplit) else alpha
-            for alpha, split in ((alpha_in, self.spec.inputs), (alpha_out, self.spec.outputs))
-        )
-        self.alpha_mark = (self.alpha_in, self.alpha_out)
-
-    def forward(self, x: Tensor | Octave) -> Octave:  # type: ignore[override]
-        return functional.run(x, self.weight, self.bias, self.spec)
-
-    def extra_repr(self) -> str:
-        """The arguments of ``nn.Conv2d``, then both alphas and the channels they make."""
-        inputs, outputs = self.spec.inputs, self.spec.outputs
-        return (
-            f"{super().extra_repr()}, alpha_in={self.alpha_in:g} ({inputs.high}+{inputs.low}), "
-            f"alpha_out={self.alpha_out:g} ({outputs.high}+{outputs.low})"
-        )
+        self._set_spec(spec, alpha_in, alpha_out)

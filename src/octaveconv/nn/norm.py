@@ -1,4 +1,4 @@
-"""OctBatchNorm2d: batch normalisation of both parts, with one set of parameters and statistics."""
+"""The octave batch normalisations: normalisation of both parts, with one set of parameters and statistics."""
 
 from __future__ import annotations
 
@@ -22,29 +22,10 @@ class State(NamedTuple):
     var: Tensor | None
 
 
-class OctBatchNorm2d(_NormBase):
-    """``nn.BatchNorm2d`` on an octave: each channel is normalised over the pixels that it has.
+class OctBatchNormNd(_NormBase):
+    """What the batch normalisations of all numbers of axes share."""
 
-    It holds exactly the parameters and buffers of the ``nn.BatchNorm2d`` it replaces, in the same order.
-    ``nn.SyncBatchNorm.convert_sync_batchnorm`` makes it synchronise its statistics over the process group, on
-    every device.
-
-    Args:
-        num_features, eps, momentum, affine, track_running_stats, device, dtype: as in ``nn.BatchNorm2d``.
-        alpha: low-frequency share of the channels, in [0, 1], or the `ChannelSplit` of concatenated ones.
-        cut: as ``cut_in`` and ``cut_out`` of the `OctConv2d` beside it.
-
-    Shape:
-        ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])`` to the same; a tensor if alpha is 0.
-
-    Raises:
-        ValueError: alpha outside [0, 1], or an input with other channels.
-
-    Example:
-        >>> import torch, octaveconv as oc
-        >>> oc.OctBatchNorm2d(8, alpha=0.25)(oc.Octave(torch.randn(2, 6, 4, 4), torch.randn(2, 2, 2, 2))).low.shape
-        torch.Size([2, 2, 2, 2])
-    """
+    axes: int
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
@@ -59,6 +40,11 @@ class OctBatchNorm2d(_NormBase):
     def forward(self, x: Tensor | Octave) -> Octave:
         octave = as_octave(x)
         for name, part, channels in zip(("high", "low"), octave, self.split[:2]):
+            if part is not None and part.dim() != self.axes + 2:
+                raise ValueError(
+                    f"{self} got an octave whose {name} part has {part.dim()} dimensions, expected {self.axes + 2}: "
+                    f"use OctBatchNorm1d, 2d or 3d for maps of as many axes"
+                )
             if (0 if part is None else part.shape[1]) != channels:
                 got = "is absent" if part is None else f"has {part.shape[1]} channels"
                 raise ValueError(f"{self} got an octave whose {name} part {got}: give it the alpha of the layer before")
@@ -111,6 +97,64 @@ class OctBatchNorm2d(_NormBase):
         return f"{self._get_name()}({self.extra_repr()})"
 
 
+class OctBatchNorm1d(OctBatchNormNd):
+    """``nn.BatchNorm1d`` on an octave of series. Args, raises: as `OctBatchNorm2d`.
+
+    Shape:
+        ``Octave([N, C_high, L], [N, C_low, ceil(L/2)])`` to the same; a tensor ``[N, C, L]`` if alpha is 0.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> oc.OctBatchNorm1d(8, alpha=0.25)(oc.Octave(torch.randn(2, 6, 5), torch.randn(2, 2, 3))).low.shape
+        torch.Size([2, 2, 3])
+    """
+
+    axes = 1
+
+
+class OctBatchNorm2d(OctBatchNormNd):
+    """``nn.BatchNorm2d`` on an octave: each channel is normalised over the pixels that it has.
+
+    It holds exactly the parameters and buffers of the ``nn.BatchNorm2d`` it replaces, in the same order.
+    ``nn.SyncBatchNorm.convert_sync_batchnorm`` makes it synchronise its statistics over the process group, on
+    every device.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype: as in ``nn.BatchNorm2d``.
+        alpha: low-frequency share of the channels, in [0, 1], or the `ChannelSplit` of concatenated ones.
+        cut: as ``cut_in`` and ``cut_out`` of the `OctConv2d` beside it.
+
+    Shape:
+        ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])`` to the same; a tensor if alpha is 0.
+
+    Raises:
+        ValueError: alpha outside [0, 1], or an input with other channels or dimensions.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> oc.OctBatchNorm2d(8, alpha=0.25)(oc.Octave(torch.randn(2, 6, 4, 4), torch.randn(2, 2, 2, 2))).low.shape
+        torch.Size([2, 2, 2, 2])
+    """
+
+    axes = 2
+
+
+class OctBatchNorm3d(OctBatchNormNd):
+    """``nn.BatchNorm3d`` on an octave of volumes. Args, raises: as `OctBatchNorm2d`.
+
+    Shape:
+        ``Octave([N, C_high, T, H, W], [N, C_low, T, ceil(H/2), ceil(W/2)])`` to the same; a tensor if alpha is 0.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> x = oc.Split(8, 0.25)(torch.randn(2, 8, 3, 5, 5))
+        >>> oc.OctBatchNorm3d(8, alpha=0.25)(x).low.shape
+        torch.Size([2, 2, 3, 3, 3])
+    """
+
+    axes = 3
+
+
 class _SyncMarker(_BatchNorm):
     """A child without state: ``convert_sync_batchnorm`` replaces every ``_BatchNorm``, and so tells the parent."""
 
@@ -120,14 +164,16 @@ def _synchronised(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise over the batches of all processes; also return their mean and unbiased variance, both ``[C]``."""
     values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    pixels = tuple(range(2, x.dim()))
+    per_channel = (..., *[None] * len(pixels))  # as index, makes of [C] what is broadcast over pixels
     count = values.new_full((1,), values.numel() / values.shape[1])
-    total = _ProcessSum.apply(torch.cat([values.sum((0, 2, 3)), count]), group)
+    total = _ProcessSum.apply(torch.cat([values.sum((0, *pixels)), count]), group)
     mean, count = total[:-1] / total[-1], total[-1].detach()
-    centred = values - mean[:, None, None]
-    var = _ProcessSum.apply(centred.square().sum((0, 2, 3)), group) / count
-    y = centred * (var + eps).rsqrt()[:, None, None]
+    centred = values - mean[per_channel]
+    var = _ProcessSum.apply(centred.square().sum((0, *pixels)), group) / count
+    y = centred * (var + eps).rsqrt()[per_channel]
     if weight is not None and bias is not None:
-        y = y * weight[:, None, None] + bias[:, None, None]
+        y = y * weight[per_channel] + bias[per_channel]
     return y.to(x.dtype), mean.detach(), (var * count / (count - 1).clamp(min=1)).detach()
 
 

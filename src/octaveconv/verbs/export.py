@@ -88,7 +88,7 @@ def conditions(figures: dict[str, Any]) -> str:
     return (
         f"Conditions: batch {figures['batch_size']}, {figures['size']}x{figures['size']} pixels, fp32, "
         f"{figures['threads']} threads, {runtimes}, {figures['cpu']}; medians and quartiles of {figures['runs']} "
-        f"interleaved runs, each after a pause and one untimed call"
+        f"interleaved runs, each after a pause and untimed calls"
     )
 
 

@@ -61,6 +61,13 @@ KINDS = ("gemm", "mean", "max", "average", "read", "write")
 ACTIVATIONS = ("clamp", "sigmoid", "hardswish", "hardsigmoid", "silu")
 
 
+def default_target() -> str:
+    """What this CPU has, or less if ``ATEN_CPU_CAPABILITY`` tells PyTorch so."""
+    if not os.environ.get("ATEN_CPU_CAPABILITY"):
+        return "native"
+    return {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "generic")
+
+
 def runnable() -> list[str]:
     """The targets that this CPU can run."""
     capability = torch.backends.cpu.get_cpu_capability()
@@ -119,6 +126,4 @@ def _cpu() -> str:
 def _typed(engine: ctypes.CDLL) -> ctypes.CDLL:
     engine.run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
     engine.run.restype = None
-    engine.time_layer.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
-    engine.time_layer.restype = ctypes.c_double
     return engine

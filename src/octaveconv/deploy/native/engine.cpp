@@ -39,11 +39,13 @@ struct Share {
     }
 };
 
-// The units cut into runs of at most TILE, as even as they go, so that no tile is left with one pixel.
+// The units cut into runs of at most TILE, as even as they go, so that no tile is left with one pixel; of blocks,
+// into runs of whole tiles.
 struct Cuts {
-    int first, units, count;
-    Cuts(Range range) : first(range.first), units(range.last - range.first), count((units + TILE - 1) / TILE) {}
-    int at(int i) const { return first + units * i / count; }
+    int first, units, count, step;
+    Cuts(Range range, int step)
+        : first(range.first), units(range.last - range.first), count((units + TILE - 1) / TILE), step(step) {}
+    int at(int i) const { return first + (i == count ? units : (units * i / count + step - 1) / step * step); }
 };
 
 INLINE void run_units(const Layer& layer, const Panel& panel, int first, int last, Ahead& ahead) {
@@ -63,7 +65,7 @@ Ahead weights_of(const Panel& panel) {
 }
 
 void gemm(const Layer& layer, const Share& share, Ahead next) {
-    Cuts cuts(share.units);
+    Cuts cuts(share.units, layer.blocks ? TILE / 4 : 1);
     if (layer.pixels_outside) {
         for (int i = 0; i < cuts.count; i++)
             for (int j = share.panels.first; j < share.panels.last; j++)
@@ -132,20 +134,5 @@ void run(const Program* program, const Outside* outside, int passes, int threads
                 if (seconds && thread == 0) seconds[phase] = since(start);
             }
     });
-}
-
-// Seconds that one layer takes, the least of `runs`: the tuner's stopwatch.
-double time_layer(const Layer* layer, int runs, int threads) {
-    double least = 1e9;
-    pool_of_threads().run(threads, [&](int thread) {
-        for (int i = 0; i < runs; i++) {
-            barrier.wait(threads);
-            auto start = Clock::now();
-            run_layer(*layer, nullptr, 0, thread, threads, {});
-            barrier.wait(threads);
-            if (thread == 0) least = std::min(least, since(start));
-        }
-    });
-    return least;
 }
 }

@@ -1,0 +1,168 @@
+"""What a sample of images tells: which channels are smooth, what each layer loses, and the statistics of norms."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..nn import OctBatchNorm2d
+from ..octave import merge_tensor, split_tensor
+from ._rewrite import oct_conv
+from ._roles import Role
+from ._spaces import Net
+from ._splits import Splits
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, OctBatchNorm2d)
+Batch = tuple[Any, ...]
+
+
+def batches_of(sample: Iterable[Any], inputs: Batch) -> list[Batch]:
+    """The batches of a sample as the network's inputs: of each, the first items, as many as the network takes.
+
+    Raises:
+        ValueError: there is none, or one has other inputs than the example.
+    """
+    batches = []
+    for item in [sample] if isinstance(sample, Tensor) else sample:
+        given = tuple(item) if isinstance(item, (tuple, list)) else (item,)
+        for x, example in zip(given, inputs):
+            if isinstance(example, Tensor) and (not isinstance(x, Tensor) or x.shape[1:] != example.shape[1:]):
+                shape = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(
+                    f"calibrate has a batch {shape}, but example_inputs {list(example.shape)}: give both one size"
+                )
+        device = next((x.device for x in inputs if isinstance(x, Tensor)), "cpu")
+        batches.append(tuple(x.to(device) if isinstance(x, Tensor) else x for x in given[: len(inputs)]))
+    if not batches or len(batches[0]) < len(inputs):
+        raise ValueError("calibrate must hold batches of the network's inputs, as a list of tensors or a DataLoader")
+    return batches
+
+
+def high_shares(net: Net, batches: Sequence[Batch]) -> dict[fx.Node, Tensor]:
+    """Of convolutions' outputs the share of each channel's energy above half the Nyquist frequency: ``[C]``.
+
+    Those are left out that stay dense or whose channels cannot be reordered. A channel's mean over the sample is left
+    out of its energy: a norm removes it.
+    """
+    wanted = {
+        node
+        for node, space in ((node, net.spaces.of(node)) for node in net.steps if _is_conv(net, node))
+        if net.runs.of(node) not in net.pinned and space not in net.fixed and not net.cats.get(space)
+    }
+    high: dict[fx.Node, Any] = defaultdict(float)
+    total: dict[fx.Node, Any] = defaultdict(float)
+    means: dict[fx.Node, Any] = defaultdict(float)
+
+    def watch(node: fx.Node, inputs: tuple[Any, ...], y: Any) -> None:
+        if node in wanted:
+            power, is_high = _power(y)
+            means[node] = means[node] + y.double().mean((2, 3)).sum(0)
+            total[node] = total[node] + power.sum((2, 3), dtype=torch.float64).sum(0)
+            high[node] = high[node] + (power * is_high).sum((2, 3), dtype=torch.float64).sum(0)
+
+    images = sum(len(batch[0]) for batch in batches)
+    run(net, batches, watch)
+    shares = {}
+    for node in total:
+        energy = total[node] - (means[node] / images).square() * images
+        shares[node] = torch.where(energy > 1e-6 * total[node], high[node] / energy, 0.0)  # else it is the mean alone
+    return shares
+
+
+def _power(y: Tensor) -> tuple[Tensor, Tensor]:
+    """The power spectrum of maps, of which the whole is the mean square, and where it is above half Nyquist."""
+    height, width = y.shape[-2:]
+    y = y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
+    power = torch.fft.fft2(y).abs().square() / (height * width) ** 2
+    rows, columns = (torch.fft.fftfreq(n, device=y.device).abs() for n in (height, width))  # Nyquist is 1/2
+    return power, torch.maximum(rows[:, None], columns) > 0.25
+
+
+def orders(net: Net, shares: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
+    """For each space that may be reordered its channels from rough to smooth, inside each group of a convolution."""
+    found: dict[fx.Node, list[Tensor]] = defaultdict(list)
+    for node, share in shares.items():
+        found[net.spaces.of(node)].append(share)
+    result = {}
+    for space, all_shares in found.items():
+        cuts = net.cuts.get(space, {1})
+        if len(cuts) == 1:
+            share = torch.stack(all_shares).mean(0).view(max(cuts), -1)  # [groups, C / groups]
+            order = share.argsort(dim=1, descending=True, stable=True)
+            first = torch.arange(len(order), device=order.device)[:, None] * order.shape[1]
+            result[space] = (first + order).flatten()
+    return result
+
+
+def layer_errors(splits: Splits, batches: Sequence[Batch]) -> dict[fx.Node, float]:
+    """How far each octave convolution's output is from the dense one's, on the dense network's input, relative to it.
+
+    The modules must still be the dense ones.
+    """
+    net, wrong, whole = splits.net, defaultdict[fx.Node, float](float), defaultdict[fx.Node, float](float)
+    made = {
+        node: oct_conv(net.module(node), *splits.cuts(node))
+        for node, step in net.steps.items()
+        if _is_conv(net, node) and splits.converted(node)
+    }
+
+    def watch(node: fx.Node, inputs: tuple[Any, ...], y: Any) -> None:
+        if node in made:
+            ins, outs = splits.cuts(node)
+            octave = made[node](split_tensor(inputs[0], ins) if ins.low else inputs[0])
+            wrong[node] += float((merge_tensor(octave, split=outs) - y).double().square().sum())
+            whole[node] += float(y.double().square().sum())
+
+    run(net, batches, watch)
+    return {node: (wrong[node] / whole[node]) ** 0.5 if whole[node] else 0.0 for node in wrong}
+
+
+def run(net: Net, batches: Sequence[Batch], watch: Callable[[fx.Node, tuple[Any, ...], Any], None]) -> None:
+    """Run the dense network over the sample, in evaluation mode, and show each node's inputs and result."""
+
+    class Watched(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            inputs, _ = self.fetch_args_kwargs_from_env(n)
+            result = super().run_node(n)
+            watch(n, inputs, result)
+            return result
+
+    module = fx.GraphModule(net.model, net.graph)
+    flags = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                Watched(module, graph=net.graph).run(*batch)
+    finally:
+        for part, flag in flags.items():
+            part.training = flag
+
+
+def reestimate_norms(model: nn.Module, batches: Sequence[Batch]) -> None:
+    """Replace the running statistics of all batch normalisations by those of the sample."""
+    norms = [part for part in model.modules() if isinstance(part, _NORMS) and part.running_mean is not None]
+    flags = {part: part.training for part in model.modules()}
+    momenta = {norm: norm.momentum for norm in norms}
+    model.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum, norm.training = None, True  # the plain average over the batches
+        with torch.no_grad():
+            for batch in batches:
+                model(*batch)
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+        for part, flag in flags.items():
+            part.training = flag
+
+
+def _is_conv(net: Net, node: fx.Node) -> bool:
+    roles = (Role.CONV, Role.SAME)
+    return net.steps[node].role in roles and node.op == "call_module" and isinstance(net.module(node), nn.Conv2d)

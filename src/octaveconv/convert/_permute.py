@@ -1,0 +1,83 @@
+"""Reorder the channels of a traced network without changing what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ._roles import Role, shape_of
+from ._spaces import Net
+
+
+def permute(net: Net, orders: Mapping[fx.Node, Tensor]) -> None:
+    """Give the channels of each space in ``orders`` that order, in all that writes and reads them.
+
+    Args:
+        net: the network, whose parameters and buffers are replaced.
+        orders: of a space, its channels in their new order, ``[C]``; inside each group of a grouped convolution.
+    """
+    for node, step in net.steps.items():
+        if step.role is Role.CONV:
+            _permute_conv(net.module(node), order_of(net, step.inputs[0], orders), order_of(net, node, orders))
+        elif step.role is Role.LINEAR:
+            _permute_linear(net.module(node), order_of(net, step.inputs[0], orders), order_of(net, node, orders))
+        elif step.role is Role.SAME and node.op == "call_module":
+            order = order_of(net, node, orders)
+            if order is not None:
+                for name in ("weight", "bias", "running_mean", "running_var"):
+                    _take(net.module(node), name, order, 0)
+        elif step.role is Role.JOIN:
+            order = order_of(net, node, orders)
+            for x in step.inputs:
+                if x.op == "get_attr" and order is not None:
+                    path, _, name = str(x.target).rpartition(".")
+                    _take(net.model.get_submodule(path), name, order, len(shape_of(x) or ()) - 3)
+
+
+def order_of(net: Net, node: fx.Node, orders: Mapping[fx.Node, Tensor]) -> Tensor | None:
+    """The new order of a value's channels; a concatenation's follows from those of its parts."""
+    space = net.spaces.of(node)
+    if not net.cats.get(space):
+        return orders.get(space)
+    parts, first, changed = [], 0, False
+    for x in net.steps[net.cats[space][0]].inputs:
+        order = order_of(net, x, orders)
+        changed |= order is not None
+        parts.append(first + (torch.arange(net.channels(x)) if order is None else order.cpu()))
+        first += net.channels(x)
+    return torch.cat(parts) if changed else None
+
+
+def _permute_conv(conv: Any, inputs: Tensor | None, outputs: Tensor | None) -> None:
+    if inputs is not None:
+        weight, groups = conv.weight.detach(), conv.groups
+        columns = inputs.to(weight.device).view(groups, -1)  # [groups, in / groups]
+        columns = columns - columns.min(1, keepdim=True).values
+        rows = weight.unflatten(0, (groups, -1))  # [groups, out / groups, in / groups, k, k]
+        taken = [row.index_select(1, column) for row, column in zip(rows, columns)]
+        _set(conv, "weight", torch.cat(taken))
+    if outputs is not None:
+        _take(conv, "weight", outputs, 0)
+        _take(conv, "bias", outputs, 0)
+
+
+def _permute_linear(linear: nn.Module, inputs: Tensor | None, outputs: Tensor | None) -> None:
+    if inputs is not None:
+        _take(linear, "weight", inputs, 1)
+    if outputs is not None:
+        _take(linear, "weight", outputs, 0)
+        _take(linear, "bias", outputs, 0)
+
+
+def _take(module: nn.Module, name: str, order: Tensor, axis: int) -> None:
+    tensor = getattr(module, name, None)
+    if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape[axis] == len(order):  # not PReLU's single weight
+        _set(module, name, tensor.detach().index_select(axis, order.to(tensor.device)))
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    with torch.no_grad():
+        getattr(module, name).copy_(value)

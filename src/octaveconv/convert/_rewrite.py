@@ -1,0 +1,258 @@
+"""The octave network: the traced graph with two nodes, one for each resolution, where a value is an octave."""
+
+from __future__ import annotations
+
+import copy
+import json
+import operator
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ..nn import Merge, OctBatchNorm2d, OctConv2d, Split
+from ..octave import ChannelSplit, Octave
+from ._roles import Role, is_map, is_norm, shape_of
+from ._splits import Splits
+from ._trace import DROPPED_BY_SAMPLE
+
+_STATE = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+# What timm, torchvision and our verbs ask a network, and how to make it again.
+_CARRIED = ("num_classes", "num_features", "pretrained_cfg", "default_cfg", "out_channels", "recipe")
+
+
+class OctavifiedModule(fx.GraphModule):
+    """What `octavify` returns: the modules of the given model, under their names, and a graph that calls them.
+
+    Its state dict carries ``recipe``, a plan's, where PyTorch records versions.
+    """
+
+    recipe: dict[str, Any]
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(model, graph, f"Oct{type(model).__name__}")
+        for name in _STATE:  # with the modules that are not called, so that no key of the state dict is lost
+            vars(self)[name] = vars(model)[name]
+        for name in _CARRIED:
+            if hasattr(model, name):
+                setattr(self, name, getattr(model, name))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OctavifiedModule:
+        twin = super().__deepcopy__(memo)
+        for name in (*_STATE, *_CARRIED):
+            if name in vars(self):
+                vars(twin)[name] = copy.deepcopy(vars(self)[name], memo)
+        return twin  # type: ignore[return-value]
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["octavify"] = json.dumps(self.recipe)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an octavified network is not pickled whole: save its state_dict(), and load it into a network that was "
+            "octavified with the same arguments"
+        )
+
+
+class SampleDrop(nn.Module):
+    """A module that drops whole samples (stochastic depth), dropping both parts of an octave or neither."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Octave) -> Octave:
+        if not self.training:
+            return x
+        assert x.high is not None
+        assert x.low is not None
+        mask = self.module(x.high.new_ones(len(x.high), 1, 1, 1))
+        return Octave(x.high * mask, x.low * mask)
+
+
+def fit(low: Tensor, high: Tensor) -> Tensor:
+    """Crop or, by its last row and column, extend a pooled low part to ``ceil(size / 2)`` of the high one."""
+    height, width = -(-high.shape[-2] // 2), -(-high.shape[-1] // 2)
+    low = low[..., :height, :width]
+    missing = (0, width - low.shape[-1], 0, height - low.shape[-2])
+    return F.pad(low, missing, mode="replicate") if any(missing) else low
+
+
+def join_channels(high: Tensor, low: Tensor, split: ChannelSplit) -> Tensor:
+    """One number for each channel of two parts, in dense order: ``[N, C, ...]``."""
+    return split.join(high, low, 1)
+
+
+def split_gates(gates: Tensor, split: ChannelSplit) -> tuple[Tensor, Tensor]:
+    """Gates ``[..., C, 1, 1]`` of the high and of the low channels."""
+    return split.split(gates, gates.dim() - 3)
+
+
+def octave_shape(high: Tensor, low: Tensor) -> tuple[int, ...]:
+    """The shape of an octave's dense twin."""
+    return (high.shape[0], high.shape[1] + low.shape[1], *high.shape[2:])
+
+
+class Parts(NamedTuple):
+    """An octave in the graph: the nodes of its parts, both of which it has."""
+
+    high: fx.Node
+    low: fx.Node
+
+
+class Rewriter:
+    """Writes the graph of an octave network and replaces its modules.
+
+    Attributes:
+        borders: of each border placed, what it is and the node whose value it takes.
+    """
+
+    def __init__(self, splits: Splits) -> None:
+        self.splits, self.net = splits, splits.net
+        self.graph = fx.Graph()
+        self.borders: list[tuple[str, str]] = []
+        self._values: dict[fx.Node, Any] = {}  # a node, or the Parts of an octave
+        self._crossed: dict[tuple[fx.Node, str], Any] = {}
+
+    def run(self) -> OctavifiedModule:
+        """Write everything; the model of the net becomes part of the network."""
+        for node in self.net.graph.nodes:
+            self._values[node] = self._write(node)
+        self.graph.lint()
+        return OctavifiedModule(self.net.model, self.graph)
+
+    def _write(self, node: fx.Node) -> Any:
+        step, splits = self.net.steps[node], self.splits
+        if step.role is Role.CONV and splits.converted(node):
+            return self._conv(node, step.inputs[0])
+        if splits.is_octave(node):
+            if step.role is Role.SAME:
+                return self._same(node, step.inputs[0])
+            if step.role is Role.JOIN:
+                return self._join(node)
+            return self._cat(node)
+        x = self._values[step.inputs[0]] if step.inputs else None
+        if step.role is Role.MEAN and isinstance(x, Parts):
+            parts = [self._copy(node, {step.inputs[0]: part}) for part in x]
+            return self.graph.call_function(join_channels, (*parts, splits.of(step.inputs[0])))
+        if step.role is Role.SHAPE and isinstance(x, Parts):
+            shape = self.graph.call_function(octave_shape, tuple(x))
+            axis = (*node.args[1:], *node.kwargs.values()) if node.op == "call_method" else ()
+            return self.graph.call_function(operator.getitem, (shape, *axis)) if axis else shape
+        return self._copy(node, {})
+
+    def _copy(self, node: fx.Node, parts: dict[fx.Node, fx.Node]) -> fx.Node:
+        """The same node, with ``parts`` in place of octaves; others are merged."""
+        return self.graph.node_copy(node, lambda x: parts[x] if x in parts else self._dense(x))
+
+    def _conv(self, node: fx.Node, x: fx.Node) -> Any:
+        inputs, outputs = self.splits.cuts(node)
+        self._replace(node, oct_conv(self.net.module(node), inputs, outputs))
+        return self._call(node, self._values[x], has_low=outputs.low > 0)
+
+    def _same(self, node: fx.Node, x: fx.Node) -> Parts:
+        value, split = self._octave(x), self.splits.of(node)
+        module = self.net.module(node) if node.op == "call_module" else None
+        if isinstance(module, nn.Conv2d):
+            self._replace(node, oct_conv(module, split, split))
+            return self._call(node, value)  # type: ignore[no-any-return]
+        if module is not None and is_norm(module):
+            self._replace(node, oct_norm(module, split))
+            parts: Parts = self._call(node, value)
+            for name in ("drop", "act"):
+                child = getattr(module, name, None)
+                if child is not None and not isinstance(child, nn.Identity):
+                    parts = Parts(*(self.graph.call_module(f"{node.target}.{name}", (part,)) for part in parts))
+            return parts
+        if type(module).__name__ in DROPPED_BY_SAMPLE:
+            self._replace(node, SampleDrop(module))  # type: ignore[arg-type]
+            return self._call(node, value)  # type: ignore[no-any-return]
+        high, low = (self._copy(node, {x: part}) for part in value)
+        if shape_of(node) != shape_of(x):
+            low = self.graph.call_function(fit, (low, high))
+        return Parts(high, low)
+
+    def _join(self, node: fx.Node) -> Parts:
+        parts: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = ({}, {})
+        for x in node.all_input_nodes:
+            if is_map(x):
+                pair = self._octave(x)
+            elif x in self.net.steps[node].inputs:
+                gates = self.graph.call_function(split_gates, (self._values[x], self.splits.of(node)))
+                pair = self._items(gates)
+            else:  # the same for all channels
+                pair = Parts(self._values[x], self._values[x])
+            parts[0][x], parts[1][x] = pair
+        return Parts(*(self._copy(node, part) for part in parts))
+
+    def _cat(self, node: fx.Node) -> Parts:
+        highs, lows = [], []
+        for x in self.net.steps[node].inputs:
+            value = self._values[x]
+            highs.append(value.high if isinstance(value, Parts) else value)
+            if isinstance(value, Parts):
+                lows.append(value.low)
+        high, low = (self.graph.call_function(node.target, (parts, 1)) for parts in (highs, lows))  # type: ignore[arg-type]
+        return Parts(high, low)
+
+    def _call(self, node: fx.Node, value: Any, has_low: bool = True) -> Any:
+        result = self.graph.call_module(str(node.target), (_argument(value),))
+        return self._items(result) if has_low else self.graph.call_function(operator.getitem, (result, 0))
+
+    def _items(self, pair: fx.Node) -> Parts:
+        return Parts(*(self.graph.call_function(operator.getitem, (pair, i)) for i in (0, 1)))
+
+    def _dense(self, node: fx.Node) -> fx.Node:
+        value = self._values[node]
+        return self._cross(node, "merge", Merge(split=self.splits.of(node))) if isinstance(value, Parts) else value  # type: ignore[no-any-return]
+
+    def _octave(self, node: fx.Node) -> Any:
+        value = self._values[node]
+        if isinstance(value, Parts):
+            return value
+        return self._cross(node, "split", Split(self.net.channels(node), self.splits.space_split(node)))
+
+    def _cross(self, node: fx.Node, kind: str, border: nn.Module) -> Any:
+        """Place a border behind a node, once."""
+        if (node, kind) not in self._crossed:
+            name = f"octave_{kind}_{node.name}"
+            self.net.model.add_module(name, border)
+            self.borders.append((kind, str(node.target if node.op == "call_module" else node.name)))
+            value = self._values[node]
+            crossed: Any = self.graph.call_module(name, (_argument(value),))
+            self._crossed[node, kind] = self._items(crossed) if kind == "split" else crossed
+        return self._crossed[node, kind]
+
+    def _replace(self, node: fx.Node, module: nn.Module) -> None:
+        module.train(self.net.module(node).training)
+        self.net.model.set_submodule(str(node.target), module)
+
+
+def _argument(value: Any) -> Any:
+    """A value as a module's argument."""
+    return Octave._make(value) if isinstance(value, Parts) else value
+
+
+def oct_conv(conv: nn.Module, inputs: ChannelSplit, outputs: ChannelSplit) -> OctConv2d:
+    """The octave convolution with the very parameters of a plain one."""
+    assert isinstance(conv, nn.Conv2d)
+    made = OctConv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,  # type: ignore[arg-type]
+        conv.bias is not None, conv.padding_mode, device="meta", alpha_in=inputs, alpha_out=outputs,
+    )  # fmt: skip
+    made.weight, made.bias = conv.weight, conv.bias
+    return made
+
+
+def oct_norm(norm: nn.Module, split: ChannelSplit) -> OctBatchNorm2d:
+    """The octave norm with the very parameters and statistics of a plain one, and with what timm puts behind it."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    made = OctBatchNorm2d(
+        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta", alpha=split
+    )
+    made._parameters, made._buffers = norm._parameters, norm._buffers
+    for name, child in norm.named_children():
+        made.add_module(name, child)
+    return made

@@ -1,0 +1,164 @@
+"""Which values of a traced network share their channels, and which of them cannot be octaves."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from ._roles import Role, Step, is_map, shape_of, size_of
+
+
+class _Classes:
+    """Nodes in classes that are put together, two by two."""
+
+    def __init__(self) -> None:
+        self._parents: dict[fx.Node, fx.Node] = {}
+
+    def of(self, node: fx.Node) -> fx.Node:
+        """The node that stands for its class."""
+        while (parent := self._parents.get(node, node)) is not node:
+            node = parent
+        return node
+
+    def join(self, one: fx.Node, other: fx.Node) -> None:
+        self._parents[self.of(other)] = self.of(one)
+
+
+@dataclass
+class Net:
+    """A traced network: a graph with shapes, each node's step, and the classes that its values fall into.
+
+    Values of one *space* have the same channels in the same order: they are added, multiplied, or follow from each
+    other channel by channel. Values of one *run*, a part of a space, follow from each other without a sum in between;
+    they are octaves all or none. Between runs a border can be placed.
+    """
+
+    graph: fx.Graph
+    model: nn.Module
+    steps: dict[fx.Node, Step]
+    stem: bool
+    min_size: int
+
+    def __post_init__(self) -> None:
+        self.spaces, self.runs = _Classes(), _Classes()
+        for node, step in self.steps.items():
+            self._relate(node, step)
+        self.cuts: dict[fx.Node, set[int]] = defaultdict(set)  # of a space, the groups of its grouped convolutions
+        self.cats: dict[fx.Node, list[fx.Node]] = defaultdict(list)  # of a space, the concatenations in it
+        for node in self.nodes(Role.CAT):
+            self.cats[self.spaces.of(node)].append(node)
+        for node in self.nodes(Role.CONV):
+            if self.groups(node) > 1:
+                for value in (node, *self.steps[node].inputs):
+                    self.cuts[self.spaces.of(value)].add(self.groups(node))
+        self.pinned = self._pinned()
+        self.fixed = self._fixed()
+
+    def module(self, node: fx.Node) -> nn.Module:
+        """The module that a node calls."""
+        return self.model.get_submodule(str(node.target))
+
+    def channels(self, node: fx.Node) -> int:
+        """Channels of a node's value."""
+        shape = shape_of(node)
+        assert shape is not None
+        return shape[-3] if len(shape) == 3 else shape[1]
+
+    def groups(self, node: fx.Node) -> int:
+        """Groups of the convolution that a node calls; each has its own high and low channels."""
+        return int(self.module(node).groups)  # type: ignore[arg-type]
+
+    def strided(self, node: fx.Node) -> bool:
+        """Whether the convolution that a node calls has a stride."""
+        return self.module(node).stride != (1, 1)
+
+    def nodes(self, *roles: Role) -> list[fx.Node]:
+        """The nodes that have one of these roles, in order."""
+        return [node for node, step in self.steps.items() if step.role in roles]
+
+    def _relate(self, node: fx.Node, step: Step) -> None:
+        if step.role in (Role.SAME, Role.JOIN, Role.MEAN):
+            for x in step.inputs:
+                self.spaces.join(x, node)
+        maps = [x for x in step.inputs if is_map(x)]
+        if step.role in (Role.SAME, Role.JOIN) and len(maps) == 1 and is_map(node):
+            self.runs.join(maps[0], node)
+
+    def _pinned(self) -> dict[fx.Node, str]:
+        """The runs that stay dense, and why."""
+        pinned: dict[fx.Node, str] = {}
+        stem = set() if self.stem else _stem(self)
+        for node, step in self.steps.items():
+            if not is_map(node):
+                reason = "it is no feature map"
+            elif step.role is Role.OTHER or step.refusal:
+                reason = step.refusal or "it is the network's input"
+            elif node in stem:
+                reason = "the stem stays dense"
+            elif min(size_of(node)) < self.min_size:
+                height, width = size_of(node)
+                reason = f"its map of {height}x{width} is below {self.min_size} pixels"
+            else:
+                continue
+            pinned.setdefault(self.runs.of(node), reason)
+        return pinned
+
+    def _fixed(self) -> set[fx.Node]:
+        """The spaces whose channels must keep their order, because something unknown reads or writes them."""
+        fixed = set()
+        reads = Counter(node.target for node in self.steps if node.op == "get_attr")
+        for node, step in self.steps.items():
+            is_gate = node.op == "get_attr" and all(self.steps[user].role is Role.JOIN for user in node.users)
+            if step.role is Role.OTHER and not (is_gate and reads[node.target] == 1):  # a gate is reordered, too
+                fixed |= {self.spaces.of(value) for value in (node, *node.all_input_nodes)}
+        for space in fixed.copy():
+            self._fix_parts(space, fixed)
+        for space, cats in self.cats.items():
+            parts = [[self.spaces.of(x) for x in self.steps[cat].inputs] for cat in cats]
+            if any(other != parts[0] for other in parts) or space in self.cuts:
+                fixed.add(space)
+                self._fix_parts(space, fixed)
+        return fixed
+
+    def _fix_parts(self, space: fx.Node, fixed: set[fx.Node]) -> None:
+        for cat in self.cats.get(space, []):
+            for part in map(self.spaces.of, self.steps[cat].inputs):
+                if part not in fixed:
+                    fixed.add(part)
+                    self._fix_parts(part, fixed)
+
+
+def _stem(net: Net) -> set[fx.Node]:
+    """The convolutions that read the image, and all that comes before a pooling to a quarter of its size or more."""
+    image = max((size_of(node)[0] for node in net.steps if node.op == "placeholder" and is_map(node)), default=0)
+    stem: set[fx.Node] = set()
+    for node, step in net.steps.items():
+        inputs = [x for x in node.all_input_nodes if is_map(x)]
+        if not is_map(node) or not inputs:
+            continue
+        if 4 * size_of(node)[0] < image:
+            break
+        is_behind = any(_has_conv(net, x) for x in _ancestors(node) - {node})
+        if step.role is Role.CONV and not is_behind:
+            stem.add(node)
+        is_pooling = step.role is Role.SAME and size_of(node)[0] < size_of(inputs[0])[0] and not _has_conv(net, node)
+        if is_pooling and is_behind:
+            return stem | _ancestors(node)
+    return stem
+
+
+def _has_conv(net: Net, node: fx.Node) -> bool:
+    is_module = node.op == "call_module"
+    return is_module and any(isinstance(part, nn.Conv2d) for part in net.module(node).modules())
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    found, waiting = {node}, [node]
+    while waiting:
+        for x in waiting.pop().all_input_nodes:
+            if x not in found:
+                found.add(x)
+                waiting.append(x)
+    return found

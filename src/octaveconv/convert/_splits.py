@@ -1,0 +1,182 @@
+"""Which values of a traced network become octaves, and how their channels are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+from torch import fx
+
+from ..cost import path_macs
+from ..octave import ChannelSplit
+from ..spec import conv_spec
+from ._roles import Role, is_map, shape_of, size_of
+from ._spaces import Net
+
+NO_PARTNER = "nothing that makes or reads it takes an octave"
+
+
+class Splits:
+    """How the channels of each value are cut at given alphas.
+
+    Args:
+        net: the network.
+        alpha_of: the alpha wanted for the output of a convolution.
+
+    Raises:
+        ValueError: convolutions that share their output's channels are to have different alphas.
+    """
+
+    def __init__(self, net: Net, alpha_of: Callable[[fx.Node], float]) -> None:
+        self.net = net
+        self.alphas = self._wanted(alpha_of)
+        self.reasons: dict[fx.Node, str] = {}  # of runs
+        self._octaves = self._partnered()
+        self._of_space: dict[fx.Node, ChannelSplit] = {}
+        for node in net.steps:
+            space = net.spaces.of(node)
+            if self.is_octave(node) and space not in self._of_space:
+                self._of_space[space] = self._split(space)
+
+    def is_octave(self, node: fx.Node) -> bool:
+        """Whether its value is an octave."""
+        return self.net.runs.of(node) in self._octaves and is_map(node)
+
+    def of(self, node: fx.Node) -> ChannelSplit:
+        """How its value's channels are cut; a plain tensor has no low ones."""
+        if self.is_octave(node):
+            return self._of_space[self.net.spaces.of(node)]
+        return ChannelSplit(self.net.channels(node), 0)
+
+    def space_split(self, node: fx.Node) -> ChannelSplit:
+        """How the octaves are cut that share the channels of its value."""
+        return self._of_space[self.net.spaces.of(node)]
+
+    def converted(self, node: fx.Node) -> bool:
+        """Whether a convolution becomes an octave convolution.
+
+        An octave convolution's stride pools, which is not what the weights have learned. To a dense output it saves
+        nothing, so there a strided one stays as it is.
+        """
+        reads = self.is_octave(self.net.steps[node].inputs[0]) and not self.net.strided(node)
+        return not self.net.steps[node].refusal and (self.is_octave(node) or reads)
+
+    def cuts(self, node: fx.Node) -> tuple[ChannelSplit, ChannelSplit]:
+        """How a convolution's inputs and outputs are cut."""
+        return self.of(self.net.steps[node].inputs[0]), self.of(node)
+
+    def macs(self, node: fx.Node) -> int:
+        """Multiply-accumulates of a node's call, of all the images in the example."""
+        step, before = self.net.steps[node], int(node.meta.get("macs") or 0)
+        octave = self.converted(node) if step.role is Role.CONV else step.role is Role.SAME and self.is_octave(node)
+        if not before or not octave:
+            return before
+        conv: Any = self.net.module(node)
+        spec = conv_spec(
+            2, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+            conv.groups, conv.padding_mode, *self.cuts(node), None, None,
+        )  # fmt: skip
+        size, size_in = size_of(node), size_of(step.inputs[0])
+        low, pixels = _low_pixels(size), prod(size)
+        paths = path_macs(spec, {"hh": pixels, "hl": low, "lh": _low_pixels(size_in), "ll": low})
+        return (shape_of(node) or (0,))[0] * sum(paths.values())
+
+    @property
+    def spaces(self) -> set[fx.Node]:
+        """The spaces that have an octave."""
+        return set(self._of_space)
+
+    def why_dense(self, node: fx.Node) -> str:
+        """Why its value is a plain tensor."""
+        run = self.net.runs.of(node)
+        return self.net.pinned.get(run) or self.reasons.get(run, NO_PARTNER)
+
+    def _wanted(self, alpha_of: Callable[[fx.Node], float]) -> dict[fx.Node, float]:
+        net, alphas, names = self.net, dict[fx.Node, float](), dict[fx.Node, str]()
+        for node in net.nodes(Role.CONV):
+            space = net.spaces.of(node)
+            if net.runs.of(node) in net.pinned:
+                continue
+            alpha, name = alpha_of(node), str(node.target)
+            if alphas.setdefault(space, alpha) != alpha:
+                raise ValueError(
+                    f"{names[space]} is to have alpha {alphas[space]:g} and {name} alpha {alpha:g}, but their outputs "
+                    f"are added or share channels: give both the same, or keep one of them dense by keep=[{name!r}]"
+                )
+            names.setdefault(space, name)
+        return alphas
+
+    def _cut(self, space: fx.Node) -> int:
+        """Inside how many groups of channels a space is cut; more than one number is refused."""
+        return max(self.net.cuts.get(space) or {1})
+
+    def _refusal(self, space: fx.Node) -> str:
+        """Why no value of a space can be an octave."""
+        net, alpha = self.net, self.alphas.get(space, 0.0)
+        if len(net.cuts.get(space, ())) > 1:
+            return f"convolutions of {sorted(net.cuts[space])} groups share its channels"
+        if net.cats.get(space):
+            parts = [[net.spaces.of(x) for x in net.steps[cat].inputs] for cat in net.cats[space]]
+            if any(other != parts[0] for other in parts) or net.cuts.get(space):
+                return "its channels are cut in two ways: it is a concatenation, and shares them with another"
+            return "alpha 0" if space in self.alphas and not alpha else ""
+        if not alpha:
+            return "alpha 0" if space in self.alphas else NO_PARTNER
+        if not self._low(space):
+            per_group = net.channels(space) // self._cut(space)
+            return f"alpha {alpha:g} of {per_group} channels{' of a group' * (self._cut(space) > 1)} is none"
+        return ""
+
+    def _low(self, space: fx.Node) -> int:
+        """Low channels: truncated, and as many in each group."""
+        cut = self._cut(space)
+        return int(self.alphas.get(space, 0.0) * (self.net.channels(space) // cut)) * cut
+
+    def _partnered(self) -> set[fx.Node]:
+        """The runs that are made by and read by something that takes an octave."""
+        net = self.net
+        runs = {net.runs.of(node): net.spaces.of(node) for node in net.steps if is_map(node)}
+        found = set()
+        for run, space in runs.items():
+            if run not in net.pinned:
+                if reason := self._refusal(space):
+                    self.reasons[run] = reason
+                else:
+                    found.add(run)
+        while True:
+            made, read = set[fx.Node](), set[fx.Node]()
+            for node, step in net.steps.items():
+                run, inputs = net.runs.of(node), [net.runs.of(x) for x in step.inputs if is_map(x)]
+                if step.role is Role.CONV and not step.refusal:
+                    made.add(run)
+                    read.update(inputs if run in found or not net.strided(node) else ())
+                elif step.role is Role.MEAN and not step.refusal:
+                    read.update(inputs)
+                elif step.role is Role.CAT or (step.role is Role.JOIN and len(inputs) > 1):
+                    if run in found:
+                        read.update(inputs)
+                    if any(x in found for x in inputs):
+                        made.add(run)
+            lost = {run for run in found if run not in made or run not in read}
+            if not lost:
+                return found
+            found -= lost
+
+    def _split(self, space: fx.Node) -> ChannelSplit:
+        net = self.net
+        if not net.cats.get(space):
+            low = self._low(space)
+            return ChannelSplit(net.channels(space) - low, low, self._cut(space))
+        split: ChannelSplit | None = None
+        for x in net.steps[net.cats[space][0]].inputs:
+            part = self.net.spaces.of(x)
+            if self.is_octave(x) and part not in self._of_space:
+                self._of_space[part] = self._split(part)
+            split = self.of(x) if split is None else split.then(self.of(x))
+        assert split is not None
+        return split
+
+
+def _low_pixels(size: Sequence[int]) -> int:
+    return prod(-(-pixels // 2) for pixels in size)

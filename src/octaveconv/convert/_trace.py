@@ -1,0 +1,189 @@
+"""A network as a graph: its modules' calls and functions in order, with the shape of every value."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..nn import Merge, OctMap, OctSqueezeExcite, Split
+from ..nn.conv import OctConvNd
+
+_OCTAVE_LAYERS = (OctConvNd, OctMap, OctSqueezeExcite, Merge, Split)
+_IN_PLACE = {
+    getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "imatmul")
+}
+DROPPED_BY_SAMPLE = ("DropPath", "StochasticDepth")  # of timm, torchvision and many others: whole, or not at all
+
+
+class _Tracer(fx.Tracer):
+    """Enters containers only: PyTorch's layers, timm's own list, octave layers and what is to be kept are leaves."""
+
+    def __init__(self, kept: Collection[str]) -> None:
+        from timm.layers import get_notrace_functions, get_notrace_modules
+
+        super().__init__(autowrap_functions=tuple(f for f in get_notrace_functions() if callable(f)))
+        self._leaves = tuple(get_notrace_modules())
+        self._kept = kept
+        self._entered: list[str] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            module_qualified_name in self._kept
+            or isinstance(m, self._leaves)
+            or type(m).__name__ in DROPPED_BY_SAMPLE
+            or any(isinstance(part, _OCTAVE_LAYERS) for part in m.modules())
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._entered.append(self.path_of_module(m))
+        result = super().call_module(m, forward, args, kwargs)
+        self._entered.pop()
+        return result
+
+    @property
+    def where(self) -> str:
+        """The module in which tracing stands, or failed."""
+        return self._entered[-1] if self._entered else ""
+
+
+def trace(model: nn.Module, kept: Collection[str]) -> tuple[fx.Graph, list[str]]:
+    """Trace ``model`` in evaluation mode; flags that follow the mode, as dropout's, are read when the graph runs.
+
+    Returns:
+        The graph, and notes about what the model does in training mode only, which is not in it.
+
+    Raises:
+        ValueError: what the model does depends on values; the message names the module and the cure.
+    """
+    flags = {module: module.training for module in model.modules()}
+    try:
+        (graph, constants), (in_training, others) = (_trace(model.train(mode), kept) for mode in (False, True))
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+    for name, constant in constants.items():
+        model.register_buffer(name, constant, persistent=False)  # it moves with the network, and adds no key
+    notes = []
+    same = constants.keys() == others.keys() and all(torch.equal(constants[name], others[name]) for name in constants)
+    if not _follow_mode(graph, in_training) or not same:
+        notes.append("in training mode the given model does more than in evaluation; the octave network does not")
+    _make_functional(graph, model)
+    return graph, notes
+
+
+def _trace(model: nn.Module, kept: Collection[str]) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """The graph, and the constants that the model makes as it runs, which the tracer has left in the model."""
+    tracer = _Tracer(kept)
+    try:
+        graph = tracer.trace(model)
+        return graph, {name: vars(model).pop(name) for name in [*vars(model)] if name.startswith("_tensor_constant")}
+    except Exception as error:  # a proxy makes Python code fail in any way
+        where = tracer.where
+        part = f"module {where!r} ({type(model.get_submodule(where)).__name__})" if where else "forward of the model"
+        cure = (
+            f"pass keep={[where]!r} to leave that module as it is" if where
+            else "octavify its convolutional part alone, as in model.backbone, _ = octavify(model.backbone, ...)"
+        )  # fmt: skip
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise ValueError(
+            f"{type(model).__name__} cannot be traced: the {part} branches on values, or is no plain tensor code "
+            f"({type(error).__name__}: {reason}). {cure}"
+        ) from error
+
+
+def _follow_mode(graph: fx.Graph, in_training: fx.Graph) -> bool:
+    """Where the two graphs differ in a flag alone, let ``graph`` read it from the module; whether that is all."""
+    ours, theirs = list(graph.nodes), list(in_training.nodes)
+    if [(n.op, n.target) for n in ours] != [(n.op, n.target) for n in theirs]:
+        return False
+    same = True
+    for node, other in zip(ours, theirs):
+        flags: dict[Any, Any] = {}
+        for key, value, their in _arguments(node, other):
+            if isinstance(value, bool) and isinstance(their, bool) and value != their:
+                flags[key] = value
+            elif not isinstance(value, fx.Node) and not isinstance(their, fx.Node) and str(value) != str(their):
+                same = False
+        if flags:
+            with graph.inserting_before(node):
+                mode = graph.create_node("get_attr", "training")  # what the network is in when it runs
+                for key, value in flags.items():
+                    now = graph.call_function(operator.not_, (mode,)) if value else mode
+                    if isinstance(key, int):
+                        node.update_arg(key, now)
+                    else:
+                        node.update_kwarg(key, now)
+    return same
+
+
+def _arguments(node: fx.Node, other: fx.Node) -> list[tuple[int | str, Any, Any]]:
+    positional = [(i, *pair) for i, pair in enumerate(zip(node.args, other.args))]
+    return [*positional, *((key, node.kwargs[key], other.kwargs.get(key)) for key in node.kwargs)]
+
+
+def _make_functional(graph: fx.Graph, model: nn.Module) -> None:
+    """Let all that comes after an in-place operation read its result: a value that is merged or split is a copy."""
+    nodes = list(graph.nodes)
+    place = {node: i for i, node in enumerate(nodes)}
+    for node in nodes:
+        if _is_in_place(node, model) and node.args and isinstance(node.args[0], fx.Node):
+            source = node.args[0]
+            source.replace_all_uses_with(node, lambda user, own=node: place[user] > place[own])  # type: ignore[misc]
+
+
+def _is_in_place(node: fx.Node, model: nn.Module) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    return node.target in _IN_PLACE or node.kwargs.get("inplace") is True
+
+
+class _Shapes(fx.Interpreter):
+    """Notes of each node the shape of its value, and the multiply-accumulates that computing it takes."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = self.counter.get_total_flops()
+        result = super().run_node(n)
+        n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
+        n.meta["macs"] = (self.counter.get_total_flops() - before) // 2  # it takes a MAC as two operations
+        return result
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as self.counter:
+            return super().run(*args, **kwargs)
+
+
+def drop_expansions(graph: fx.Graph) -> None:
+    """Let a product with a gate that was expanded to the map's size read the gate itself: it means the same."""
+    for node in list(graph.nodes):
+        if node.target in ("expand_as", "expand") and node.op == "call_method":
+            gate, shape = node.args[0], node.meta["shape"]
+            small = gate.meta["shape"] or ()
+            if len(small) == len(shape) == 4 and small[:2] == shape[:2] and small[2:] == (1, 1):
+                products = [user for user in node.users if user.target in (operator.mul, torch.mul, "mul")]
+                for user in products:
+                    if any(x is not node and x.meta["shape"] == shape for x in user.all_input_nodes):
+                        user.replace_input_with(node, gate)
+            if not node.users:
+                graph.erase_node(node)
+
+
+def add_shapes(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> None:
+    """Run the graph once, in evaluation mode, noting ``shape`` and ``macs`` in the ``meta`` of each node."""
+    module = fx.GraphModule(model, graph)
+    flags = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            _Shapes(module, graph=graph).run(*inputs)
+    finally:
+        for part, flag in flags.items():
+            part.training = flag

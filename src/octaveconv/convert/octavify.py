@@ -1,0 +1,218 @@
+"""octavify: any convolutional network becomes an octave network, and keeps its weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .._text import did_you_mean
+from ._allocate import LEVELS, allocate
+from ._calibrate import batches_of, high_shares, layer_errors, orders, reestimate_norms
+from ._permute import permute
+from ._rewrite import OctavifiedModule, Rewriter
+from ._roles import Role, is_map, shape_of, size_of, steps_of
+from ._spaces import Net
+from ._splits import Splits
+from ._trace import add_shapes, drop_expansions, trace
+from .plan import LayerPlan, Plan
+
+Alpha = float | Sequence[float] | Mapping[str, float] | str
+
+
+def octavify(
+    model: nn.Module, alpha: Alpha = 0.25, example_inputs: Tensor | tuple[Any, ...] | None = None,
+    keep: Iterable[str] = (), *, calibrate: Iterable[Any] | None = None, macs: float | None = None,
+    min_size: int = 8, stem: bool = False,
+) -> tuple[OctavifiedModule, Plan]:  # fmt: skip
+    """Turn a convolutional network into an octave network that has its weights.
+
+    Args:
+        model: any network that torch.fx can trace; it is not changed.
+        alpha: low-frequency share of the channels, in [0, 1): a number; a list with one for each size of the feature
+            maps, the largest first, the last one for all smaller ones; or a dict of patterns of layer names
+            (``{"layer1.*": 0.5, "*": 0.25}``, the first that matches counts, others have 0); or ``"auto"``, which takes
+            from 0 to 0.75 where ``calibrate`` shows that it does least harm, to reach ``macs``.
+        example_inputs: what the network is called with, a tensor ``[N, C, H, W]`` or a tuple; by default one image of
+            the size that ``model.pretrained_cfg`` names, or of 3x224x224 pixels. Sizes decide what is small.
+        keep: patterns of names of layers that stay as they are; a container is not traced then.
+        calibrate: some batches of images, or of images and labels, prepared as for the network: some hundreds will
+            do. By them the smoothest channels become the low ones, the norms' statistics are estimated anew, and the
+            error of each layer is measured.
+        macs: for ``alpha="auto"``, multiply-accumulates as a share of the dense network's, in (0, 1).
+        min_size: maps with fewer pixels in height or width stay dense.
+        stem: make the stem octave, too: the convolutions of the image, and all before an early pooling.
+
+    Returns:
+        The octave network and the `Plan`, which says of every layer what became of it and why. The network has the
+        modules of a copy of ``model`` under the same names, so its ``state_dict`` has the same keys and shapes; it is
+        a ``torch.fx.GraphModule``, of whose methods only ``forward`` is the model's. Where all is dense, as at alpha
+        0, it computes exactly what ``model`` does. With ``calibrate``, channels inside the network change their places
+        (its inputs' and outputs' do not).
+
+    Raises:
+        ValueError: the model cannot be traced, an alpha is outside [0, 1), layers whose outputs are added are to have
+            different alphas, a pattern matches nothing, or ``macs`` is out of reach; the message names the cure.
+
+    Source: section 3 of Chen et al., ICCV 2019, which leaves stem and last stage dense.
+
+    Example:
+        >>> import torch, torchvision, octaveconv as oc
+        >>> model = torchvision.models.resnet18().eval()
+        >>> octave, plan = oc.octavify(model, 0.25, torch.zeros(1, 3, 64, 64))
+        >>> octave(torch.zeros(1, 3, 64, 64)).shape, octave.state_dict().keys() == model.state_dict().keys()
+        (torch.Size([1, 1000]), True)
+        >>> print(plan.summary())
+        9 of 20 convolutions are octave; MACs 148,557,824 -> 128,552,960 (86.5%); borders: 1 Merge, 1 Split
+    """
+    keep = [keep] if isinstance(keep, str) else list(keep)
+    inputs = _inputs(model, example_inputs)
+    net, notes = _prepare(copy.deepcopy(model), inputs, keep, min_size, stem)
+    batches = [] if calibrate is None else batches_of(calibrate, inputs)
+    splits = _splits(net, alpha, macs, batches)
+    errors = layer_errors(splits, batches)
+    layers = [_layer(node, splits, errors.get(node)) for node in net.steps if _is_listed(node, net)]
+    rewriter = Rewriter(splits)
+    octave = rewriter.run()
+    if batches and splits.spaces:
+        reestimate_norms(octave, batches)
+    octave.recipe = {
+        "alphas": {str(n.target): splits.alphas.get(net.spaces.of(n), 0.0) for n in net.nodes(Role.CONV)},
+        "input_size": next((list(x.shape[1:]) for x in inputs if isinstance(x, Tensor)), []),
+        "keep": keep, "min_size": min_size, "stem": stem,
+    }  # fmt: skip
+    return octave, Plan(layers, rewriter.borders, octave.recipe, notes)
+
+
+def rebuild(model: nn.Module, recipe: Mapping[str, Any]) -> OctavifiedModule:
+    """Octavify a network of one image input as a plan's ``recipe`` says; the weights are to be loaded then.
+
+    Raises:
+        ValueError: the recipe is of another network, or none.
+    """
+    try:
+        image = torch.zeros(1, *recipe["input_size"])
+        rest = {key: recipe[key] for key in ("keep", "min_size", "stem")}
+        return octavify(model, dict(recipe["alphas"]), image, **rest)[0]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"this network cannot be octavified as these weights were: {error}") from error
+
+
+def _inputs(model: nn.Module, given: Tensor | tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """The example inputs, on the model's device."""
+    like = next(model.parameters(), torch.empty(0))
+    if given is None:
+        size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+        given = torch.zeros(1, *size, dtype=like.dtype)
+    inputs = given if isinstance(given, tuple) else (given,)
+    return tuple(x.to(like.device) if isinstance(x, Tensor) else x for x in inputs)
+
+
+def _prepare(
+    model: nn.Module, inputs: tuple[Any, ...], keep: Sequence[str], min_size: int, stem: bool
+) -> tuple[Net, list[str]]:
+    """Trace a model and find out what its nodes do."""
+    names = [name for name, _ in model.named_modules() if name]
+    kept = set()
+    for pattern in keep:
+        found = {name for name in names if fnmatchcase(name, pattern)}
+        if not found:
+            raise ValueError(f"keep names {pattern!r}, but no layer matches{did_you_mean(pattern, names)}")
+        kept |= found
+    graph, notes = trace(model, kept)
+    add_shapes(model, graph, inputs)
+    drop_expansions(graph)
+    return Net(graph, model, steps_of(graph, model, kept), stem, min_size), notes
+
+
+def _splits(net: Net, alpha: Alpha, macs: float | None, batches: Sequence[Any]) -> Splits:
+    """How channels are to be cut; if there is a sample, they are put in order for that, too."""
+    auto = alpha == "auto"
+    if auto and (macs is None or not batches):
+        raise ValueError('alpha="auto" needs a sample and a budget: give calibrate=batches and macs=0.7, for instance')
+    if macs is not None and not (auto and 0 < macs < 1):
+        raise ValueError(
+            f'macs is the budget of alpha="auto", above 0 and below 1, got macs={macs} and alpha={alpha!r}'
+        )
+    splits = Splits(net, (lambda node: LEVELS[-1]) if auto else _chooser(net, alpha))
+    if batches and splits.spaces:
+        found = orders(net, high_shares(net, batches))
+        permute(net, {space: order for space, order in found.items() if space in splits.spaces})
+    return Splits(net, allocate(net, batches, macs)) if auto and macs is not None else splits
+
+
+def _chooser(net: Net, alpha: Alpha) -> Callable[[fx.Node], float]:
+    """The alpha of a convolution's output, as the caller wants it."""
+    if isinstance(alpha, Mapping):
+        _check(*alpha.values())
+        return _by_name(net, alpha)
+    if isinstance(alpha, (list, tuple)):
+        _check(*alpha)
+        return _by_size(net, alpha)
+    if not isinstance(alpha, (int, float)):
+        raise ValueError(f"alpha must be a number, a list, a dict or 'auto', got {alpha!r}")
+    _check(alpha)
+    return lambda node: alpha
+
+
+def _check(*alphas: float) -> None:
+    for alpha in alphas:
+        if not isinstance(alpha, (int, float)) or not 0 <= alpha < 1:
+            raise ValueError(f"alpha is the low-frequency share of the channels and must be in [0, 1), got {alpha}")
+
+
+def _by_name(net: Net, alphas: Mapping[str, float]) -> Callable[[fx.Node], float]:
+    """That of the first pattern that matches the convolution's name."""
+    names = [str(node.target) for node in net.nodes(Role.CONV)]
+    for pattern in alphas:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"alpha names {pattern!r}, but no convolution matches{did_you_mean(pattern, names)}")
+    wanted = {name: next((alphas[p] for p in alphas if fnmatchcase(name, p)), 0.0) for name in names}
+    return lambda node: wanted[str(node.target)]
+
+
+def _by_size(net: Net, alphas: Sequence[float]) -> Callable[[fx.Node], float]:
+    """One for each height of the maps that convolutions make and that can be octaves."""
+    if not alphas:
+        raise ValueError("alpha is an empty list: give one number for each size of the feature maps")
+
+    free = [node for node in net.nodes(Role.CONV) if net.runs.of(node) not in net.pinned]
+    heights = sorted({size_of(node)[0] for node in free}, reverse=True)
+    if len(alphas) > len(heights):
+        raise ValueError(f"alpha has {len(alphas)} numbers, but maps have the {len(heights)} heights {heights} only")
+    by_height = {h: alphas[min(i, len(alphas) - 1)] for i, h in enumerate(heights)}
+    return lambda node: by_height.get(size_of(node)[0], 0.0)
+
+
+def _is_listed(node: fx.Node, net: Net) -> bool:
+    has_state = node.op == "call_module" and any(True for _ in net.module(node).parameters())
+    return has_state or bool(node.meta.get("macs"))
+
+
+def _layer(node: fx.Node, splits: Splits, error: float | None) -> LayerPlan:
+    """What becomes of a layer; its module is still the given one."""
+    net, step = splits.net, splits.net.steps[node]
+    is_module = node.op == "call_module"
+    name, kind = (str(node.target), type(net.module(node)).__name__) if is_module else (node.name, "function")
+    images = _images(net)
+    before = node.meta["macs"] // images
+    alpha_in = alpha_out = 0.0
+    why = step.refusal
+    if step.role in (Role.CONV, Role.SAME):
+        alpha_out = splits.of(node).alpha
+        if step.role is Role.SAME or splits.converted(node):
+            alpha_in = splits.of(step.inputs[0]).alpha
+        why = step.refusal or ("" if alpha_out else splits.why_dense(node))
+        if alpha_out and not alpha_in:
+            why = f"input dense: {splits.why_dense(step.inputs[0])}"
+    return LayerPlan(name, kind, alpha_in, alpha_out, why, before, splits.macs(node) // images, error)
+
+
+def _images(net: Net) -> int:
+    """Images in the example inputs."""
+    shapes = (shape_of(node) for node in net.graph.nodes if node.op == "placeholder" and is_map(node))
+    return next((shape[0] for shape in shapes if shape), 1)

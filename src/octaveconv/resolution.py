@@ -1,0 +1,77 @@
+"""The two resolutions of an octave: by how much they differ, and how a map gets from one to the other."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Sizes = tuple[int, ...]  # one number for each axis of a map
+
+# How much smaller the low-frequency map is on each axis, by the number of axes: of a video in space, not in time.
+OCTAVE: dict[int, Sizes] = {1: (2,), 2: (2, 2), 3: (1, 2, 2)}
+
+
+def octave_factors(octave: int | Sizes | None, axes: int) -> Sizes:
+    """How much smaller the low map is on each of so many ``axes``: what is given, or else `OCTAVE`.
+
+    Raises:
+        ValueError: maps have no such number of axes, or what is given is not 1 or 2 for each of them.
+
+    Example:
+        >>> octave_factors(None, 3), octave_factors(2, 3)
+        ((1, 2, 2), (2, 2, 2))
+    """
+    if axes not in OCTAVE:
+        raise ValueError(f"maps are [N, C, L], [N, C, H, W] or [N, C, T, H, W], got a tensor of {axes + 2} dimensions")
+    if octave is None:
+        return OCTAVE[axes]
+    factors = (octave,) * axes if isinstance(octave, int) else tuple(octave)
+    if len(factors) != axes or set(factors) not in ({2}, {1, 2}):
+        raise ValueError(
+            f"octave says how much smaller the low map is on each of {axes} axes, 1 or 2 and not 1 on all of them, "
+            f"got {octave}: leave it away for {OCTAVE[axes]}"
+        )
+    return factors
+
+
+def pool(x: Tensor, factor: Sizes | None = None) -> Tensor:
+    """Average pooling to ``ceil(size / factor)``; a window over the edge averages the pixels that are there.
+
+    The default factor is that of `OCTAVE`.
+    """
+    factor = OCTAVE[x.dim() - 2] if factor is None else factor
+    if max(factor) == 1:
+        return x
+    if len(factor) == 3:
+        return _pool_volume(x, factor)
+    avg_pool = F.avg_pool1d if len(factor) == 1 else F.avg_pool2d
+    return avg_pool(x, factor, factor, ceil_mode=True, count_include_pad=False)
+
+
+def _pool_volume(x: Tensor, factor: Sizes) -> Tensor:
+    """``avg_pool3d`` refuses maps smaller than its window, and 16-bit ones on the CPU; so space first, then time."""
+    frames = pool(x.flatten(1, 2), factor[1:]).unflatten(1, x.shape[1:3])  # [N, C, T, H', W']
+    columns = pool(frames.flatten(3, 4), (factor[0], 1))  # [N, C, T', H' * W']
+    pooled: Tensor = columns.unflatten(3, frames.shape[3:])
+    return pooled
+
+
+def upsample(x: Tensor, factor: Sizes, size: Sizes) -> Tensor:
+    """Nearest-neighbour upsampling, cropped to ``size``: each pixel becomes ``factor`` pixels."""
+    if max(factor) == 1:
+        return x
+    scales = [float(f) for f in factor]
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # its Resize takes a scale or a size, not both
+        return crop(F.interpolate(x, scale_factor=scales, mode="nearest"), size)
+    # Given size and scale, the operator itself crops: one pass, and no guard on odd sizes when exported for all sizes.
+    # By the size alone it computes a ratio, which float32 rounds to the wrong pixel in odd maps of 4,189 pixels and up.
+    aten = torch.ops.aten
+    operator = (aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d)[len(factor) - 1]
+    up: Tensor = operator(x, list(size), *scales)
+    return up
+
+
+def crop(x: Tensor, size: Sizes) -> Tensor:
+    """The first ``size`` pixels of each axis."""
+    return x[(...,) + tuple(slice(pixels) for pixels in size)]

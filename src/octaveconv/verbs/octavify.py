@@ -1,0 +1,95 @@
+"""``octaveconv octavify``: a dense network of timm's as an octave network with its weights."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ._arguments import positive
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Make an octave network of a dense one, with its weights; train and eval take the file as --checkpoint.
+
+    Example: octaveconv octavify resnet50 --checkpoint r50.pth --data imagenet --out r50_oct.safetensors
+    """
+    parser.usage = "%(prog)s MODEL --out FILE [options]"
+    parser.add_argument("model", metavar="MODEL", help="a network of timm's")
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="its weights (random ones, seed 0)")
+    parser.add_argument("--pretrained", action="store_true", help="take timm's own weights, fetched by it")
+    parser.add_argument("--alpha", metavar="A", default="0.25", help="a number, or auto with --macs (%(default)s)")
+    parser.add_argument("--macs", metavar="S", type=float, help="budget of auto: share of the dense MACs")
+    parser.add_argument("--keep", metavar="P", nargs="+", default=[], help="patterns of layers that stay dense")
+    parser.add_argument("--size", metavar="N", type=positive, help="pixels (the network's own)")
+    parser.add_argument("--data", metavar="SRC", help="images: order channels, measure errors, estimate norms")
+    parser.add_argument("--images", metavar="N", type=positive, default=256, help="as many of them (%(default)s)")
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the safetensors file to write")
+
+
+def run(args: argparse.Namespace) -> Any:
+    """Octavify, print the plan, write the weights; return the plan as a dict."""
+    import torch
+
+    from ..checkpoint import create
+    from ..convert import weights
+    from ..convert.octavify import octavify
+    from ..data import preprocessing
+    from ..errors import UsageError
+    from ..network import metadata_of
+
+    if args.out.suffix != ".safetensors":
+        raise UsageError(f"--out {args.out} must end in .safetensors, by which timm tells what it is")
+    if args.model.startswith("oct_"):
+        raise UsageError(f"{args.model} is an octave network already: --checkpoint gives it a dense network's weights")
+    if args.pretrained and args.checkpoint:
+        raise UsageError("--pretrained and --checkpoint are two sources of weights: give one")
+    alpha = _alpha(args)
+    torch.manual_seed(0)
+    model = create(args.model, None, args.checkpoint, pretrained=args.pretrained).eval()
+    size = preprocessing(model, args.size).size
+    sample = _sample(model, args) if args.data else None
+    try:
+        octave, plan = octavify(model, alpha, torch.zeros(1, 3, *size), args.keep, calibrate=sample, macs=args.macs)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    print(plan)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    metadata = weights.write(args.out, octave.state_dict(), metadata_of(octave, args.model))
+    print(f"\n{args.out}: fine-tune with octaveconv train --model {args.model} --checkpoint {args.out} --data SRC")
+    return {"out": str(args.out), "model": metadata["model"], **plan.to_dict()}
+
+
+def _alpha(args: argparse.Namespace) -> float | str:
+    from ..errors import UsageError
+
+    if args.alpha == "auto":
+        if args.macs is None or not args.data:
+            raise UsageError("--alpha auto needs a budget and a sample: give --macs 0.7, for instance, and --data SRC")
+        return "auto"
+    try:
+        return float(args.alpha)
+    except ValueError as error:
+        raise UsageError(f"--alpha must be a number in [0, 1), or auto, got {args.alpha!r}") from error
+
+
+def _sample(model: Any, args: argparse.Namespace) -> list[Any]:
+    """Images from all over the data, prepared as for scoring, in batches of 32."""
+    import itertools
+
+    import torch
+
+    from ..data import Stream, open_dataset, preprocessing
+
+    data = open_dataset(args.data, _train_split(args.data), preprocessing(model, args.size).transform())
+    if isinstance(data, Stream):
+        images = [image for image, _ in itertools.islice(data, args.images)]
+    else:
+        step = max(len(data) // args.images, 1)
+        images = [data[i][0] for i in range(0, min(len(data), step * args.images), step)]
+    return [torch.stack(images[i : i + 32]) for i in range(0, len(images), 32)]
+
+
+def _train_split(source: str) -> str | None:
+    """Its training images, where a folder has them apart."""
+    return "train" if (Path(source) / "train").is_dir() else None

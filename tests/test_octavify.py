@@ -1,0 +1,562 @@
+"""octavify: weights and meaning kept, borders in the right place, a plan that tells the truth."""
+
+import copy
+import io
+import json
+import pickle
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from helpers import assert_close
+from torch import nn
+
+import octaveconv as oc
+from octaveconv.models.oct_densenet import OctDenseNet
+from octaveconv.models.oct_resnet import Bottleneck, OctResNet
+from octaveconv.models.oct_resnetv2 import OctResNetV2
+
+
+def conv(ins, outs, kernel=3, **kwargs):
+    """Keeps the size, and constant maps constant."""
+    return nn.Conv2d(
+        ins, outs, kernel, padding=kernel // 2, padding_mode="replicate" if kernel > 1 else "zeros", **kwargs
+    )
+
+
+def norm(channels):
+    made = nn.BatchNorm2d(channels)
+    made.running_mean.normal_()
+    made.running_var.uniform_(0.5, 2)
+    nn.init.uniform_(made.weight, 0.5, 2)
+    nn.init.normal_(made.bias)
+    return made
+
+
+class Part(nn.Module):
+    """A stem, 16 channels to 16 channels of octave-able maps by what the subclass does, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 12)
+        self.first = conv(12, 16)
+        self.last = conv(16, 16)
+        self.head = nn.Linear(16, 5)
+        self.build()
+
+    def build(self):
+        pass
+
+    def forward(self, x):
+        x = self.last(self.part(self.first(self.stem(x))))
+        return self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+class Plain(Part):
+    def part(self, x):
+        return F.relu(x, inplace=True)
+
+
+class Residual(Part):
+    def build(self):
+        self.bn0, self.conv1, self.bn1, self.act = norm(16), conv(16, 16), norm(16), nn.ReLU(inplace=True)
+
+    def part(self, x):
+        x = self.bn0(x)
+        y = self.bn1(self.conv1(self.act(x)))
+        y += x  # sees what the in-place activation did
+        return y.mul_(0.5)
+
+
+class Grouped(Part):
+    def build(self):
+        self.grouped, self.bn, self.after = conv(16, 32, groups=4), norm(32), conv(32, 16, 1)
+
+    def part(self, x):
+        return self.after(self.bn(self.grouped(x)))
+
+
+class Depthwise(Part):
+    def build(self):
+        self.dw, self.bn = conv(16, 16, stride=2, groups=16), norm(16)
+
+    def part(self, x):
+        return F.silu(self.bn(self.dw(x)))
+
+
+class Strided(Part):
+    def build(self):
+        self.down, self.more, self.pool = conv(16, 16, stride=2), conv(16, 16, stride=2), nn.MaxPool2d(2)
+
+    def part(self, x):
+        return self.pool(self.more(self.down(x)))
+
+
+class Dense(Part):
+    """Concatenations of concatenations, with a norm over all their pieces."""
+
+    def build(self):
+        self.conv1, self.conv2 = conv(16, 8), conv(24, 8)
+        self.bn, self.out = norm(32), conv(32, 16, 1)
+
+    def part(self, x):
+        x = torch.cat([x, self.conv1(x)], 1)
+        x = torch.cat((x, self.conv2(x)), dim=1)
+        return self.out(F.relu(self.bn(x)))
+
+
+class Squeeze(Part):
+    """Gates from the mean of both parts, as in squeeze-and-excitation and ECA, and a learned scale."""
+
+    def build(self):
+        self.fc1, self.fc2, self.eca = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1), nn.Conv1d(1, 1, 3, padding=1)
+        self.scale = nn.Parameter(torch.rand(16, 1, 1) + 0.5)
+        self.middle = conv(16, 16)
+
+    def part(self, x):
+        gate = self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True))))
+        x = self.middle(x * torch.sigmoid(gate)) * self.scale
+        eca = self.eca(x.mean((2, 3)).unsqueeze(1)).sigmoid().view(x.size(0), x.size(dim=1), 1, 1)
+        return x * eca.expand_as(x)
+
+
+class Unknown(Part):
+    """Operations that take plain tensors only, between layers that take octaves."""
+
+    def build(self):
+        self.inner, self.twice = conv(8, 8), conv(16, 16)
+        self.end = conv(16, 16)
+
+    def part(self, x):
+        left, right = x.chunk(2, dim=1)
+        x = torch.cat([self.inner(F.relu(self.inner_of(right))), left], 1).flip(1)
+        x = self.twice(self.twice(x))
+        return self.end(F.interpolate(x, size=(x.shape[2], x.size(3))))
+
+    def inner_of(self, x):
+        return x - 1
+
+
+class Merged(Part):
+    """Octaves that are cut inside groups and pieces, and merged."""
+
+    def build(self):
+        self.grouped, self.after, self.side = conv(16, 32, groups=4), conv(48, 16, 1), conv(48, 16, 1)
+
+    def part(self, x):
+        x = torch.cat([self.grouped(x), x], 1)
+        return self.after(x) + self.side(x.flip(1))
+
+
+class NormAndActivation(Part):
+    """timm's norm with its activation in one module."""
+
+    def build(self):
+        self.bn, self.middle = timm.layers.BatchNormAct2d(16, act_layer=nn.SiLU), conv(16, 16)
+        self.bn.load_state_dict(norm(16).state_dict())
+
+    def part(self, x):
+        return self.middle(self.bn(x))
+
+
+class InPlace(Part):
+    """An operation that takes plain tensors only, in place: what comes after it sees its result."""
+
+    def build(self):
+        self.conv1, self.conv2 = conv(16, 16), conv(16, 16)
+
+    def part(self, x):
+        x = self.conv1(x)
+        x.cos_()
+        return self.conv2(x)
+
+
+class Pyramid(Part):
+    """Two outputs of different sizes, one of them brought to the other's, as in a feature pyramid."""
+
+    def build(self):
+        self.down, self.up, self.side = conv(16, 16, stride=2), conv(16, 16), conv(16, 16, 1)
+
+    def part(self, x):
+        y = self.up(self.down(x))
+        return self.side(x) + F.interpolate(y, size=x.shape[-2:])
+
+
+PARTS = [
+    Plain,
+    Residual,
+    Grouped,
+    Depthwise,
+    Strided,
+    Dense,
+    Squeeze,
+    Unknown,
+    Merged,
+    NormAndActivation,
+    InPlace,
+    Pyramid,
+]
+
+
+def constant_images(size=32, dtype=torch.float64):
+    return torch.randn(2, 3, 1, 1, dtype=dtype).expand(2, 3, size, size).contiguous()
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5])
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_where_nothing_varies_over_the_map_nothing_changes(part, alpha):
+    model = part().double().eval()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    octave, plan = oc.octavify(model, alpha, x, min_size=4)
+    assert sum(layer.octave for layer in plan.layers) >= 2, plan
+    images = constant_images()
+    assert_close(octave(images), model(images))
+    assert not torch.allclose(octave(x), model(x), rtol=1e-3)
+    for size in (40, 45):  # pooling's halves are odd, and of another parity in the low part
+        other = constant_images(size)
+        assert_close(octave(other), model(other))
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_at_alpha_0_nothing_changes_at_all(part):
+    model, x = part().eval(), torch.randn(2, 3, 32, 32)
+    octave, plan = oc.octavify(model, 0, x, calibrate=[x])
+    assert torch.equal(octave(x), model(x))
+    assert plan.macs_before == plan.macs_after
+    assert not plan.borders
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_parameters_and_their_names_are_kept(part):
+    model, x = part(), torch.randn(2, 3, 32, 32)
+    before = copy.deepcopy(model.state_dict())
+    octave, _ = oc.octavify(model, 0.25, x, min_size=4)
+    assert list(octave.state_dict()) == list(before)
+    assert all(torch.equal(a, b) for a, b in zip(octave.state_dict().values(), before.values()))
+    octave.load_state_dict(before)
+    octave(x).square().sum().backward()
+    assert all(p.grad is not None for p in octave.parameters())
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values())), "the given one changed"
+    with pytest.raises(RuntimeError, match="these weights are of alpha"):
+        octave.load_state_dict(oc.octavify(model, 0.5, x, min_size=4)[0].state_dict())
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_the_plan_counts_what_is_executed(part):
+    octave, plan = oc.octavify(part(), 0.25, torch.zeros(2, 3, 32, 32), min_size=4)
+    report = oc.cost(octave, 32)
+    assert plan.macs_after == report.counted_macs
+    assert plan.macs_before > plan.macs_after
+    assert json.loads(json.dumps(plan.to_dict()))["macs_after"] == plan.macs_after
+
+
+def reading(model, alpha, channels):
+    """The network with a convolution of its third stage's octave in place of the last stage."""
+    if alpha:
+        model.layer4 = oc.OctConv2d(channels, 8, 1, alpha_in=alpha)
+    else:
+        model.layer4 = nn.Conv2d(channels, 8, 1)
+    model.norm = model.fc = nn.Identity()
+    return model
+
+
+def own_network(name, alpha):
+    """A network of ours whose stages have one block each, and the pixels below which maps are dense in it."""
+    if name == "resnext":
+        return reading(OctResNet(Bottleneck, (1, 1, 1, 1), alpha, groups=8, width=16), alpha, 256)
+    if name == "densenet":
+        return OctDenseNet((2, 2, 2, 1), alpha, growth=8, width=16)
+    return reading(OctResNetV2((2, 1, 1, 1), alpha, width=16, use_se=name == "seresnet"), alpha, 256)
+
+
+@pytest.mark.parametrize("name", ["resnext", "densenet", "resnetv2", "seresnet"])
+def test_a_dense_twin_becomes_the_octave_network_of_this_package(name):
+    dense, expected = own_network(name, 0.0).double(), own_network(name, 0.5).double()
+    expected.load_state_dict(dict(dense.state_dict()))
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    octave, _ = oc.octavify(dense, 0.5, x, min_size=4)
+    with oc.backend("reference"):
+        output = expected(x)
+        output.square().sum().backward()
+    assert_close(octave(x), output)
+    octave(x).square().sum().backward()
+    gradients = {key: p.grad for key, p in octave.named_parameters()}
+    octave.zero_grad()
+    octave.load_state_dict(dense.state_dict())
+    octave(x).square().sum().backward()
+    for key, parameter in expected.named_parameters():
+        assert gradients.keys() >= {key}
+        assert_close(octave.get_parameter(key).grad, parameter.grad, key)
+
+
+NETWORKS = {
+    "resnet18": lambda: torchvision.models.resnet18(),
+    "mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(),
+    "shufflenet_v2": lambda: torchvision.models.shufflenet_v2_x0_5(),
+    "regnet_y": lambda: timm.create_model("regnety_002"),
+    "efficientnet": lambda: timm.create_model("tinynet_e", drop_path_rate=0.1),
+    "eca": lambda: timm.create_model("ecaresnet26t"),
+    "fpn": lambda: torchvision.models.detection.backbone_utils.resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None
+    ),
+    "lraspp": lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_other_packages(name):
+    model, x = NETWORKS[name]().eval(), torch.randn(1, 3, 96, 96)
+    octave, plan = oc.octavify(model, 0.25, x, min_size=6)
+    assert list(octave.state_dict()) == list(model.state_dict())
+    assert plan.macs_after < 0.96 * plan.macs_before
+    with torch.no_grad():
+        same = oc.octavify(model, 0, x)[0](x)
+        pairs = zip(same.values(), model(x).values()) if isinstance(same, dict) else [(same, model(x))]
+        assert all(torch.equal(*pair) for pair in pairs)
+    octave.train()
+    y = octave(torch.randn(2, 3, 77, 90))  # sizes of which some are odd at every stage
+    sum(map(torch.sum, y.values() if isinstance(y, dict) else [y])).backward()
+    assert any(p.grad is not None for p in octave.parameters())
+
+
+def test_a_detector_runs_on_an_octave_backbone():
+    model = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
+    with pytest.raises(ValueError, match=r"cannot be traced.*octavify its convolutional part alone, as in model.backb"):
+        oc.octavify(model)
+    model.backbone, plan = oc.octavify(model.backbone, 0.25, torch.zeros(1, 3, 128, 128))
+    assert plan.macs_after < 0.9 * plan.macs_before
+    assert "boxes" in model.eval()([torch.rand(3, 128, 128)])[0]
+
+
+def test_segmentation_models_with_an_octave_encoder():
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    model = smp.Unet("tu-oct_resnet18", encoder_weights=None).eval()
+    x = torch.randn(1, 3, 64, 64)
+    octave, plan = oc.octavify(model, 0.25, x)
+    assert any(layer.octave for layer in plan.layers)
+    assert torch.equal(oc.octavify(model, 0, x)[0](x), model(x))
+    assert octave(x).shape == (1, 1, 64, 64)
+
+
+def layer(plan, name):
+    return next(layer for layer in plan.layers if layer.name == name)
+
+
+def test_the_plan_says_why():
+    model = torchvision.models.resnet18()
+    _, plan = oc.octavify(model, 0.25, torch.zeros(1, 3, 128, 128), keep=["layer2.1.conv1"])
+    text = str(plan)
+    assert (layer(plan, "layer1.0.conv2").alpha_in, layer(plan, "layer1.0.conv2").alpha_out) == (0.25, 0.25)
+    assert layer(plan, "conv1").why == "the stem stays dense"
+    assert layer(plan, "layer1.0.conv1").why == "input dense: the stem stays dense"
+    assert layer(plan, "layer2.1.conv1").why == "kept"
+    assert layer(plan, "layer2.1.bn1").why == "kept"
+    assert layer(plan, "layer4.0.conv1").why == "its map of 4x4 is below 8 pixels"
+    assert not layer(plan, "layer4.0.conv1").octave, "a strided convolution to a dense output saves nothing"
+    assert "13 of 20 convolutions are octave" in text
+    assert ("split", "maxpool") in plan.borders
+    assert ("merge", "layer3.0.relu") in plan.borders
+
+
+def alphas(plan):
+    return {layer.name: layer.alpha_out for layer in plan.layers if layer.kind == "Conv2d" and layer.octave}
+
+
+def test_alpha_by_stage_and_by_name():
+    model, x = torchvision.models.resnet18(), torch.zeros(1, 3, 128, 128)
+    found = alphas(oc.octavify(model, [0.5, 0.25], x)[1])
+    assert (found["layer1.1.conv1"], found["layer2.1.conv1"], found["layer3.1.conv1"]) == (0.5, 0.25, 0.25)
+    found = alphas(oc.octavify(model, {"layer1.*": 0.5, "layer3.*": 0.25}, x)[1])
+    assert (found["layer1.1.conv1"], found["layer3.1.conv1"]) == (0.5, 0.25)
+    assert "layer2.1.conv1" not in found
+
+
+def test_stem_and_small_maps_on_request():
+    model, x = torchvision.models.resnet18(), torch.zeros(1, 3, 64, 64)
+    found = alphas(oc.octavify(model, 0.25, x, stem=True, min_size=2)[1])
+    assert found["conv1"] == found["layer3.0.conv2"] == 0.25
+
+
+def test_a_stem_ends_with_its_pooling():
+    model = nn.Sequential(conv(3, 8), conv(8, 8), nn.ReLU(), nn.MaxPool2d(2), conv(8, 8), conv(8, 8), conv(8, 8))
+    _, plan = oc.octavify(model, 0.25, torch.zeros(1, 3, 32, 32))
+    assert [layer.why for layer in plan.layers[:2]] == ["the stem stays dense"] * 2
+    assert plan.layers[2].alpha_out == 0.25
+    assert oc.octavify(model, 0.25, torch.zeros(1, 3, 32, 32), stem=True)[1].layers[1].octave
+
+
+def test_a_strided_convolution_to_a_dense_output_strides():
+    octave, plan = oc.octavify(Pyramid(), 0.25, torch.zeros(1, 3, 16, 16), min_size=16)
+    assert layer(plan, "first").alpha_out == layer(plan, "side").alpha_in == 0.25
+    assert not layer(plan, "down").octave
+    assert type(octave.down) is nn.Conv2d
+    assert ("merge", "first") in plan.borders
+
+
+def test_gates_need_no_border():
+    assert not oc.octavify(Squeeze(), 0.25, torch.zeros(1, 3, 32, 32))[1].borders
+
+
+def test_groups_round_the_share_down():
+    _, plan = oc.octavify(Grouped(), 0.2, torch.zeros(1, 3, 32, 32))
+    assert layer(plan, "first").why == "alpha 0.2 of 4 channels of a group is none"
+    assert layer(plan, "grouped").alpha_out == 4 * int(0.2 * 8) / 32
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(conv(3, 8), Chooser())
+        self.out = conv(8, 8)
+
+    def forward(self, x):
+        return self.out(self.inner(x))
+
+
+class Chooser(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_traced_is_named_and_can_be_kept():
+    x = torch.randn(1, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"module 'inner.1' \(Chooser\) branches.*keep=\['inner.1'\]"):
+        oc.octavify(Branching(), 0.25, x)
+    model = Branching()
+    octave, _ = oc.octavify(model, 0.25, x, keep=["inner.1"])
+    assert torch.equal(octave(-x), model(-x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(alpha=1.0), r"alpha is .* must be in \[0, 1\), got 1.0"),
+        (dict(alpha=[0.25, -0.5]), r"must be in \[0, 1\), got -0.5"),
+        (dict(alpha=[]), "empty list"),
+        (dict(alpha=[0.5] * 9), "alpha has 9 numbers, but maps have the 1 heights"),
+        (dict(alpha={"frist": 0.5}), "alpha names 'frist', but no convolution matches: did you mean first?"),
+        (dict(alpha={"bn0": 0.5}), "no convolution matches"),
+        (
+            dict(alpha={"first": 0.5, "conv1": 0.25}),
+            "first is to have alpha 0.5 and conv1 alpha 0.25, but their outputs",
+        ),
+        (dict(alpha="some"), "must be a number, a list, a dict or 'auto', got 'some'"),
+        (dict(alpha="auto"), "give calibrate=batches and macs=0.7"),
+        (dict(macs=0.5), 'the budget of alpha="auto"'),
+        (dict(keep=["lats"]), "keep names 'lats', but no layer matches: did you mean last?"),
+        (dict(calibrate=[]), "calibrate must hold batches"),
+        (dict(calibrate=[torch.zeros(1, 3, 16, 16)]), r"calibrate has a batch \[1, 3, 16, 16\], but example_inputs"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        oc.octavify(Residual(), example_inputs=torch.zeros(1, 3, 32, 32), **arguments)
+
+
+class Modes(Part):
+    def build(self):
+        self.drop_path = timm.layers.DropPath(0.5)
+
+    def part(self, x):
+        x = F.dropout(x, 0.5, training=self.training)
+        return self.drop_path(x)
+
+
+def test_the_mode_is_read_when_the_network_runs():
+    model, x = Modes(), torch.randn(64, 3, 16, 16)
+    octave, plan = oc.octavify(model.eval(), 0.5, x)
+    assert not plan.notes
+    assert not octave.training
+    assert torch.equal(octave(x), octave(x))
+    octave.train()
+    assert not torch.equal(octave(x), octave(x))
+    parts = []
+    octave.last.register_forward_hook(lambda module, inputs, output: parts.append(inputs[0]))
+    octave(x)
+    dropped = [part.flatten(1).abs().sum(1) == 0 for part in parts[0]]
+    assert torch.equal(*dropped), "a sample's parts are dropped together"
+    assert 10 < dropped[0].sum() < 54
+
+
+class Auxiliary(Part):
+    def part(self, x):
+        return x + self.last(x) if self.training else x
+
+
+def test_what_is_done_in_training_only_is_noted():
+    _, plan = oc.octavify(Auxiliary(), 0.25, torch.zeros(1, 3, 16, 16))
+    assert "in training mode" in plan.notes[0]
+    assert "in training mode" in str(plan)
+
+
+def test_unused_modules_and_attributes_survive_a_copy():
+    model = timm.create_model("resnet18", num_classes=3)
+    model.spare = nn.Linear(2, 2)
+    octave, _ = oc.octavify(model, 0.25, torch.zeros(1, 3, 64, 64))
+    for network in (octave, copy.deepcopy(octave)):
+        assert "spare.weight" in network.state_dict()
+        assert network.num_classes == 3
+        assert network.pretrained_cfg["classifier"] == "fc"
+    twin, x = copy.deepcopy(octave.eval()), torch.randn(1, 3, 64, 64)
+    assert torch.equal(twin(x), octave(x))
+    assert twin.fc.weight is not octave.fc.weight
+
+
+def test_it_is_not_pickled_whole():
+    octave, _ = oc.octavify(Plain(), 0.25, torch.zeros(1, 3, 16, 16))
+    with pytest.raises(TypeError, match="save its state_dict"):
+        pickle.dump(octave, io.BytesIO())
+
+
+def test_layers_that_share_weights_stay():
+    model = Residual()
+    model.conv1.weight = model.last.weight
+    octave, plan = oc.octavify(model, 0.25, torch.zeros(1, 3, 32, 32))
+    assert layer(plan, "conv1").why == layer(plan, "last").why == "shares its weights with another layer"
+    assert octave.conv1.weight is octave.last.weight
+
+
+def test_layers_with_hooks_or_called_twice_stay():
+    model = Unknown()
+    model.first.register_forward_hook(lambda module, inputs, output: output + 1)
+    _, plan = oc.octavify(model, 0.25, torch.zeros(1, 3, 32, 32))
+    assert layer(plan, "first").why == "has hooks"
+    assert layer(plan, "twice").why == "called more than once"
+
+
+class OctaveEncoder(nn.Module):
+    """A decoder behind one of our networks as a backbone, as segmentation packages build it."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = timm.create_model("oct_resnet18", features_only=True, out_indices=(0, 1))
+        self.conv1, self.conv2 = conv(128, 16), conv(16, 16)
+
+    def forward(self, x):
+        fine, coarse = self.encoder(x)
+        x = torch.cat([fine, F.interpolate(coarse, scale_factor=2)], 1)
+        return self.conv2(self.conv1(x)).mean((2, 3))
+
+
+def test_a_part_that_is_octave_already_is_left_alone():
+    model = OctaveEncoder().eval()
+    x = torch.randn(1, 3, 64, 64)
+    octave, plan = oc.octavify(model, 0.5, x)
+    assert [layer.name for layer in plan.layers if layer.octave] == ["conv1", "conv2"]
+    assert layer(plan, "conv1").alpha_out == 0.5
+    assert all(torch.equal(a, b) for a, b in zip(octave.encoder(x), model.encoder(x)))
+    assert torch.equal(oc.octavify(model, 0, x)[0](x), model(x))
+
+
+@pytest.mark.parametrize("how", ["compile", "export"])
+def test_it_compiles_and_exports(how):
+    octave, _ = oc.octavify(Residual().eval(), 0.25, torch.zeros(1, 3, 16, 16))
+    x = torch.randn(2, 3, 16, 16)
+    if how == "compile":
+        made = torch.compile(octave, backend="eager", fullgraph=True)
+    else:
+        made = torch.export.export(octave, (x,)).module()
+    assert_close(made(x), octave(x))
