@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import assert_close
+from helpers import assert_close, random_octave
 from test_backends import outputs_and_gradients
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -121,13 +121,18 @@ def _exact_and_untuned(monkeypatch, configuration):
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_interpreted():
-    """The tests below, on the CPU. Triton looks for the variable when it is imported, so it takes a fresh process."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", __file__]
+    """The tests below, on the CPU."""
+    assert passed_interpreted(__file__) > len(CASES)
+
+
+def passed_interpreted(file):
+    """How many of a file's tests pass. Triton looks for the variable when it is imported: it takes a fresh process."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", file]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     if "only 0-dimensional arrays can be converted" in done.stdout:
         pytest.skip("the interpreter of Triton 3.6 needs a NumPy before 2.4")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > len(CASES)
+    return int(re.search(r"(\d+) passed", done.stdout)[1])
 
 
 @on_device
@@ -321,7 +326,7 @@ def test_opcheck(case):
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
     if not INTERPRETED:  # it compiles
         checks.append("test_aot_dispatch_dynamic")
-    torch.library.opcheck(triton().operator, (*x, *conv, None, None, None, False, False), test_utils=checks)
+    torch.library.opcheck(triton().operator, (*x, *conv, *[None] * 3, False, False, *[None] * 5), test_utils=checks)
 
 
 @on_device
@@ -462,6 +467,23 @@ def test_a_call_that_it_cannot_run_is_refused_with_a_reason(reason):
     layer, x = problem(**REFUSED[reason], device="cpu")
     with pytest.raises(oc.BackendUnavailable, match=reason), oc.backend("triton"):
         layer(x)
+
+
+@on_host
+@pytest.mark.parametrize(
+    "layer",
+    [
+        oc.OctConv1d(4, 4, 1, alpha_in=0.5, alpha_out=0.5),
+        oc.OctConv3d(4, 4, 1, alpha_in=0.5, alpha_out=0.5),
+        oc.OctConv2d(4, 4, 1, alpha_in=0.5, alpha_out=0.5, octave=(1, 2)),
+        oc.OctConvTranspose2d(4, 4, 2, 2, alpha_in=0.5, alpha_out=0.5),
+    ],
+    ids=["1d", "3d", "half the width", "transposed"],
+)
+def test_other_maps_and_transposed_convolutions_are_refused(layer):
+    x = random_octave(4, 0.5, (4, 4, 4)[: layer.axes], octave=layer.spec.octave, device="meta")
+    with pytest.raises(oc.BackendUnavailable, match="half their height and width, and does not"), oc.backend("triton"):
+        layer.to("meta")(x)
 
 
 def on_cuda():

@@ -19,6 +19,7 @@ from triton.backends.compiler import GPUTarget
 import octaveconv as oc
 from octaveconv import env
 from octaveconv._text import text_table
+from octaveconv.backends import _triton_norm
 from octaveconv.backends import triton as backend
 
 LAYERS = {
@@ -28,6 +29,7 @@ LAYERS = {
 }
 DTYPES = (torch.bfloat16, torch.float32)
 ALPHA = 0.5
+NORM = "norm, 128"  # with its gradient
 
 
 class _H100:
@@ -55,8 +57,9 @@ def h100():
         driver.set_active(before)
 
 
-def launches(layer, x):
-    """The kernels that the backend launches for ``layer(x)``, with their arguments; they are not launched."""
+@contextmanager
+def recorded():
+    """Collect the kernels that are launched, with their arguments; they are not launched."""
     found = []
 
     class Recorder:
@@ -66,24 +69,61 @@ def launches(layer, x):
         def __getitem__(self, grid):
             return lambda *args, **kwargs: found.append((self.kernel, args, kwargs))
 
-    with mock.patch.object(backend, "wrap_triton", Recorder), torch.no_grad():
+    with (
+        mock.patch.object(backend, "wrap_triton", Recorder),
+        mock.patch.object(_triton_norm, "wrap_triton", Recorder),
+        torch.no_grad(),
+    ):
+        yield found
+
+
+def launches(layer, x):
+    """The kernels that the backend launches for ``layer(x)``."""
+    with recorded() as found:
         backend.octconv(x, layer.weight, layer.bias, layer.spec)
     return found
+
+
+def norm_launches(dtype, layout=torch.channels_last):
+    """Those of a norm with ReLU, and of its gradient, by name: with a pooled copy, and with a residual."""
+    named = {}
+    for option in ("pooled", "residual"):
+        x = residual = oc.octave_map(lambda part: part.contiguous(memory_format=layout), octave(128, dtype))
+        weight, out = torch.ones(128), (None, None)
+        if option == "pooled":
+            residual = oc.Octave(None, None)
+        else:
+            out = x
+        with recorded() as found:
+            *_, statistics = _triton_norm.operator(*x, weight, weight, *residual, 1e-5, True, option == "pooled")
+            _triton_norm.backward_operator(*x, *x, weight, weight, statistics, *out, True, option == "residual")
+        for launch in found:
+            name = launch[0].fn.__name__
+            alike = name in ("moments", "statistics")
+            named[f"{NORM}: {name}" + ("" if alike else f", {option}")] = launch
+    return named
+
+
+def octave(channels, dtype):
+    """An octave of zeros."""
+    high, low = (torch.zeros(2, channels // 2, size, size, dtype=dtype) for size in (8, 4))
+    return oc.Octave(high, low)
 
 
 def example(name, dtype):
     """A layer of the table in channels_last, and an input for it."""
     layer = oc.OctConv2d(**LAYERS[name], bias=True, alpha_in=ALPHA, alpha_out=ALPHA, dtype=dtype)
-    channels = layer.spec.inputs
-    x = oc.Octave(torch.zeros(2, channels.high, 8, 8, dtype=dtype), torch.zeros(2, channels.low, 4, 4, dtype=dtype))
     last = torch.channels_last
+    x = octave(layer.in_channels, dtype)
     return layer.to(memory_format=last), oc.octave_map(lambda part: part.contiguous(memory_format=last), x)
 
 
-def compile_for_h100(launch, config):
-    """The kernel as Triton compiles it for this launch and configuration."""
+def compile_for_h100(launch, config=None):
+    """The kernel as Triton compiles it for this launch, and configuration where there is a choice."""
     kernel, args, kwargs = launch
     with h100():
+        if config is None:
+            return kernel.warmup(*args, grid=(1,), **kwargs)
         return kernel.fn.warmup(*args, grid=(1,), **kwargs, **config.all_kwargs())
 
 
@@ -97,20 +137,28 @@ def usage(binary):
 
 
 def resources():
-    """One row for each layer, dtype and configuration."""
+    """One row for each layer, dtype and configuration, and one for each dtype and kernel of a norm."""
     rows = []
     for name in LAYERS:
         for dtype in DTYPES:
             (launch,) = launches(*example(name, dtype))
             for config in launch[0].configs:
-                binary = compile_for_h100(launch, config)
-                used = usage(binary)
-                rows.append({
-                    "layer": name, "dtype": str(dtype).removeprefix("torch."),
-                    "tile": "x".join(str(size) for size in config.kwargs.values()), "threads": 32 * config.num_warps,
-                    "registers": used["reg"], "stack_bytes": used["stack"], "shared_bytes": binary.metadata.shared,
-                })  # fmt: skip
+                rows.append(row(name, dtype, config.kwargs, compile_for_h100(launch, config)))
+    for dtype in DTYPES:
+        for name, launch in norm_launches(dtype).items():
+            blocks = {key: value for key, value in launch[2].items() if key.startswith("BLOCK")}
+            rows.append(row(name, dtype, blocks, compile_for_h100(launch)))
     return rows
+
+
+def row(name, dtype, blocks, binary):
+    """What the compiled kernel takes."""
+    used = usage(binary)
+    return {
+        "layer": name, "dtype": str(dtype).removeprefix("torch."), "tile": "x".join(map(str, blocks.values())),
+        "threads": 32 * binary.metadata.num_warps, "registers": used["reg"], "stack_bytes": used["stack"],
+        "shared_bytes": binary.metadata.shared,
+    }  # fmt: skip
 
 
 def main():

@@ -15,8 +15,18 @@ from ..errors import BackendUnavailable
 from ..octave import Octave
 from ..spec import ConvSpec
 from . import _triton_choice, merged
+from ._triton_choice import batch_norm, octconv_of_norm
 
-__all__ = ["BACKENDS", "Backend", "backend", "choose", "explain"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "backend",
+    "batch_norm",
+    "choose",
+    "explain",
+    "fuses_norm",
+    "octconv_of_norm",
+]
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,17 @@ def choose(x: Octave, spec: ConvSpec) -> Backend:
         if candidate.is_automatic(x) and candidate.can_run(x, spec) is None:
             return candidate
     raise BackendUnavailable(f"no backend can run this call: {explain(x, spec)}")
+
+
+def fuses_norm(x: Octave, residual: Octave | None = None) -> bool:
+    """Whether batch norm, residual and ReLU of ``x`` are to be one, in the Triton backend.
+
+    They are where that backend is named, or chosen automatically, and can compute them; elsewhere PyTorch does so, one
+    after another, also where the backend is named: `backend` speaks of convolutions.
+    """
+    triton = BACKENDS["triton"]
+    wanted = triton.is_automatic(x) if _requested is None else _requested == triton.name
+    return wanted and _triton_choice.can_normalize(x, residual) is None
 
 
 def explain(x: Octave, spec: ConvSpec) -> dict[str, str]:

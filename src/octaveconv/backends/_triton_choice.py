@@ -4,6 +4,7 @@ import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,21 @@ DEVICES = () if _INTERPRETED else ("cuda",)  # where automatic choice takes it: 
 
 def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Octave:
     """The same map as `reference.octconv`; see there for shapes."""
+    return octconv_of_norm(x, weight, bias, spec)
+
+
+def octconv_of_norm(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec, **options: Any) -> Octave:
+    """See `triton.fused`, whose options ``pooled`` and ``origin`` are what a norm knows of ``x``."""
     from . import triton
 
-    return triton.octconv(x, weight, bias, spec)
+    return triton.fused(x, weight, bias, spec, **options)[0]
+
+
+def batch_norm(x: Octave, weight: Tensor, bias: Tensor, eps: float, **options: Any) -> Any:
+    """See `triton.batch_norm`."""
+    from . import triton
+
+    return triton.batch_norm(x, weight, bias, eps, **options)
 
 
 def load() -> None:
@@ -31,11 +44,7 @@ def load() -> None:
 
 
 def can_run(x: Octave, spec: ConvSpec) -> str | None:
-    """The reason why the kernels cannot compute this call, or ``None``."""
-    part = x.low if x.high is None else x.high
-    assert part is not None
-    if not _INSTALLED:
-        return "Triton is not installed: pip install triton"
+    """The reason why the kernels cannot compute this convolution, or ``None``."""
     if spec.transposed or spec.octave != (2, 2):
         return "it convolves images whose low map has half their height and width, and does not transpose"
     if spec.padding_mode != "zeros":
@@ -44,6 +53,27 @@ def can_run(x: Octave, spec: ConvSpec) -> str | None:
         return "with one frequency it is a plain convolution, which cuDNN computes: use the merged backend"
     if spec.groups > 1 and not spec.depthwise and not spec.inputs.cut == spec.outputs.cut == spec.groups:
         return "its groups must each have their own high and low channels: give alphas, not a ChannelSplit"
+    return _cannot_read(x)
+
+
+def can_normalize(x: Octave, residual: Octave | None) -> str | None:
+    """The reason why the kernels cannot normalise these maps by their own statistics, or ``None``."""
+    for part, addend in zip(x, residual or x):
+        if part is None or addend is None:
+            if part is not addend:
+                return "the residual must have the parts of the input"
+        elif part.dim() != 4 or part.numel() <= part.shape[1]:
+            return "it normalises images, of more than one value per channel"
+        elif (addend.shape, addend.dtype, addend.device) != (part.shape, part.dtype, part.device):
+            return "the residual must have the shape, the dtype and the device of the input"
+    return _cannot_read(x)
+
+
+def _cannot_read(x: Octave) -> str | None:
+    part = x.low if x.high is None else x.high
+    assert part is not None
+    if not _INSTALLED:
+        return "Triton is not installed: pip install triton"
     if part.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"it computes in float16, bfloat16 and float32, not in {part.dtype}"
     if not torch.compiler.is_compiling() and _MODULE not in sys.modules and torch._C._len_torch_dispatch_stack():

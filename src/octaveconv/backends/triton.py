@@ -5,21 +5,23 @@ the operator in it needs ``import octaveconv.backends.triton`` before it is load
 """
 
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 from torch.utils.flop_counter import register_flop_formula
 
-from ..octave import ChannelSplit, Octave
-from ..resolution import OCTAVE, pool
+from ..octave import Octave
+from ..resolution import pool
 from ..spec import ConvSpec
 from ._gradient import gradient
+from ._triton_call import Call, Outputs, check
 from ._triton_kernels import depthwise as depthwise_kernel
 from ._triton_kernels import octave as octave_kernel
+from ._triton_norm import Origin, batch_norm, normalize
 
-Outputs = tuple[Tensor, Tensor, Tensor]
+__all__ = ["Origin", "batch_norm", "fused", "octconv"]
 
 
 def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Octave:
@@ -29,13 +31,15 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
 
 def fused(
     x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec, *, pooled: Tensor | None = None,
-    residual: Octave | None = None, relu: bool = False, with_pooled: bool = False,
+    residual: Octave | None = None, relu: bool = False, with_pooled: bool = False, origin: Origin | None = None,
 ) -> tuple[Octave, Tensor | None]:  # fmt: skip
-    """`octconv` and what stands beside it in a network for inference, in the same launch.
+    """`octconv` and what stands beside it in a network, in the same launch.
 
     Args:
-        pooled: ``pool(x.high)`` where the layer before wrote it; without it, it is computed here. At stride 1.
-        residual: is added to the output, whose parts and shapes it has.
+        pooled: ``pool(x.high)`` where the layer before wrote it; without it, it is computed here. At stride 1. The
+            gradient flows through ``x`` alone.
+        origin: from what ``x`` was normalised. It is kept for the gradient in the place of ``x``.
+        residual: is added to the output, whose parts and shapes it has. For inference, as are the next two.
         relu: whether ReLU comes last.
         with_pooled: whether to write ``pool(y.high)`` as well, for the layer behind. At stride 1.
 
@@ -44,7 +48,7 @@ def fused(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit each other, or pooled maps at another stride.
-        NotImplementedError: a gradient is wanted through any of these options; `octconv` has one.
+        NotImplementedError: a gradient is wanted through a residual, relu or with_pooled.
 
     Example:
         >>> import torch, octaveconv as oc
@@ -60,7 +64,7 @@ def fused(
     weight, bias = _high_first(weight, bias, spec)
     out = operator(
         high, low, weight, bias, spec.outputs.high, spec.stride, spec.dilation, spec.groups,
-        pooled, residual_high, residual_low, relu, with_pooled,
+        pooled, residual_high, residual_low, relu, with_pooled, *(origin or [None] * 5),
     )  # fmt: skip
     y_high, y_low, y_pooled = (part if part.shape[1] else None for part in out)
     return Octave(y_high, y_low), y_pooled
@@ -87,108 +91,27 @@ def _high_first(weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> tuple[Te
     return weight, bias
 
 
-class _Call(NamedTuple):
-    """The operator's arguments: those of `fused`, taken apart, the weight as `_high_first` leaves it."""
-
-    high: Tensor | None
-    low: Tensor | None
-    weight: Tensor
-    bias: Tensor | None
-    to_high: int
-    stride: list[int]
-    dilation: list[int]
-    groups: int
-    pooled: Tensor | None
-    residual_high: Tensor | None
-    residual_low: Tensor | None
-    relu: bool
-    with_pooled: bool
-
-    def spec(self) -> ConvSpec:
-        """The convolution that is asked for, with the channels in the order that it has here."""
-        high, low = (0 if part is None else part.shape[1] for part in (self.high, self.low))
-        outputs, _, *kernel = self.weight.shape
-        cut = 1 if 1 < self.groups == outputs == high + low else self.groups  # 1: depthwise
-        padding = [d * (k - 1) // 2 for d, k in zip(self.dilation, kernel)]
-        return ConvSpec(
-            ChannelSplit(high, low, cut), ChannelSplit(self.to_high, outputs - self.to_high, cut),
-            tuple(kernel), tuple(self.stride), tuple(padding), tuple(self.dilation), self.groups, "zeros", None,
-            OCTAVE[2], tuple(2 // s for s in self.stride), (1, 1),
-        )  # fmt: skip
-
-    def channels_last(self) -> bool:
-        """The layout of the outputs: channels_last if an input or the weight is that and nothing else."""
-        return any(
-            tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
-            for tensor in (self.high, self.low, self.weight)
-            if tensor is not None
-        )
-
-    def allocate(self) -> Outputs:
-        """The outputs high, low and pooled high, yet to be written; those that are not wanted have no channels."""
-        part = self.low if self.high is None else self.high
-        assert part is not None
-        size = [n * (2 // s) if self.high is None else -(-n // s) for n, s in zip(part.shape[2:], self.stride)]
-        half = [-(-n // 2) for n in size]
-        layout = torch.channels_last if self.channels_last() else torch.contiguous_format
-        wanted = [(self.to_high, size), (self.weight.shape[0] - self.to_high, half), (self.to_high, half)]
-        if not self.with_pooled:
-            wanted[2] = (0, half)
-        high, low, pooled = (
-            torch.empty((part.shape[0], n, *pixels), dtype=part.dtype, device=part.device, memory_format=layout)
-            for n, pixels in wanted
-        )
-        return high, low, pooled
-
-
 @triton_op("octaveconv::octconv", mutates_args=())
 def operator(
     high: Tensor | None, low: Tensor | None, weight: Tensor, bias: Tensor | None, to_high: int, stride: list[int],
     dilation: list[int], groups: int, pooled: Tensor | None, residual_high: Tensor | None,
-    residual_low: Tensor | None, relu: bool, with_pooled: bool,
+    residual_low: Tensor | None, relu: bool, with_pooled: bool, origin_high: Tensor | None, origin_low: Tensor | None,
+    norm_weight: Tensor | None, norm_bias: Tensor | None, statistics: Tensor | None,
 ) -> Outputs:  # fmt: skip
     """What `fused` calls. An output that is not wanted has no channels."""
-    call = _Call(
+    call = Call(
         high, low, weight, bias, to_high, stride, dilation, groups, pooled, residual_high, residual_low, relu,
-        with_pooled,
+        with_pooled, origin_high, origin_low, norm_weight, norm_bias, statistics,
     )  # fmt: skip
     spec, out = call.spec(), call.allocate()
-    _check(call, spec, out)
+    check(call, spec, out)
     if out[0].numel() or out[1].numel():
         with torch.cuda.device_of(weight):
             (_launch_depthwise if spec.depthwise else _launch_octave)(call, spec, out)
     return out
 
 
-def _check(call: _Call, spec: ConvSpec, out: Outputs) -> None:
-    """Refuse what the kernels would read amiss: they see addresses, not tensors."""
-    images, _, height, width = out[0].shape
-    half = -(-height // 2), -(-width // 2)
-    low_size = (half[0] if spec.stride[0] == 1 else height), (half[1] if spec.stride[1] == 1 else width)
-    channels = 1 if spec.depthwise else sum(spec.inputs[:2]) // spec.groups
-    expected = {
-        "the low part": (call.low, (images, spec.inputs.low, *low_size)),
-        "the weight": (call.weight, (sum(spec.outputs[:2]), channels, *spec.kernel_size)),
-        "the bias": (call.bias, (sum(spec.outputs[:2]),)),
-        "the pooled part": (call.pooled, (images, spec.inputs.high, *half)),
-        "the residual's high part": (call.residual_high, out[0].shape),
-        "the residual's low part": (call.residual_low, out[1].shape),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} has the shape {list(tensor.shape)}, expected {list(shape)}")
-        if tensor is not None and (tensor.dtype, tensor.device) != (out[0].dtype, out[0].device):
-            raise ValueError(
-                f"{name} is {tensor.dtype} on {tensor.device}, the input {out[0].dtype} on {out[0].device}: bring them "
-                f"together by .to(), or use torch.autocast"
-            )
-    if (call.pooled is not None or call.with_pooled) and (spec.depthwise or spec.stride != (1, 1)):
-        raise ValueError("pooled maps go with stride 1 and not with a depthwise convolution: leave them away")
-    if spec.depthwise and (call.high is None or call.low is None):
-        raise ValueError("a depthwise convolution of one frequency is a plain one: use torch.nn.functional.conv2d")
-
-
-def _launch_octave(call: _Call, spec: ConvSpec, out: Outputs) -> None:
+def _launch_octave(call: Call, spec: ConvSpec, out: Outputs) -> None:
     high = None if call.high is None else pool(call.high, spec.stride)  # [N, C_high, ceil(H / stride), ...]
     source = high if call.pooled is None else call.pooled
     (images, _, height, width), half = out[0].shape, out[1].shape[2:]
@@ -211,7 +134,7 @@ def _launch_octave(call: _Call, spec: ConvSpec, out: Outputs) -> None:
     )  # fmt: skip
 
 
-def _launch_depthwise(call: _Call, spec: ConvSpec, out: Outputs) -> None:
+def _launch_depthwise(call: Call, spec: ConvSpec, out: Outputs) -> None:
     assert call.high is not None
     pixels = [part.shape[0] * part.shape[2] * part.shape[3] for part in out[:2]]
     channels = spec.outputs.high, spec.outputs.low
@@ -229,7 +152,7 @@ def _launch_depthwise(call: _Call, spec: ConvSpec, out: Outputs) -> None:
     )  # fmt: skip
 
 
-def _residuals(call: _Call) -> list[Tensor | None]:
+def _residuals(call: Call) -> list[Tensor | None]:
     """In the layout of the outputs, beside which they are read."""
     layout = torch.channels_last if call.channels_last() else torch.contiguous_format
     return [
@@ -254,25 +177,30 @@ def _precision() -> str:
 
 @operator.register_fake
 def _(*args: Any) -> Outputs:
-    return _Call(*args).allocate()
+    return Call(*args).allocate()
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    """Keep the input and the weight, and nothing that was computed from them."""
-    call = _Call(*inputs)
-    if call.relu or call.with_pooled or any(x is not None for x in call[8:11]):
+    """Keep the weight and the input, or what the input is computed from, and nothing that was computed from them."""
+    call = Call(*inputs)
+    if call.relu or call.with_pooled or call.residual_high is not None or call.residual_low is not None:
         raise NotImplementedError(
-            "there is no gradient through pooled maps, residual or relu in this launch: train with octconv, "
-            "and use fused under torch.inference_mode() or torch.no_grad()"
+            "there is no gradient through residual, relu or with_pooled in this launch: train with octconv, "
+            "and use these under torch.inference_mode() or torch.no_grad()"
         )
-    ctx.save_for_backward(call.high, call.low, call.weight)
     ctx.spec = call.spec()
+    ctx.save_for_backward(call.weight, *((call.high, call.low) if call.statistics is None else inputs[-5:]))
 
 
 def _gradient(ctx: Any, grad_high: Tensor, grad_low: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    high, low, weight = ctx.saved_tensors
+    weight, *kept = ctx.saved_tensors
+    high, low = kept if len(kept) == 2 else _recompute(Origin(*kept), weight.dtype)
     gradients = gradient(Octave(high, low), weight, grad_high, grad_low, ctx.spec, ctx.needs_input_grad[:4])
-    return (*gradients, *[None] * 9)
+    return (*gradients, *[None] * 14)
+
+
+def _recompute(origin: Origin, dtype: torch.dtype) -> list[Tensor | None]:
+    return [part.to(dtype) if part.shape[1] else None for part in normalize(*origin)]
 
 
 operator.register_autograd(_gradient, setup_context=_keep)
