@@ -167,6 +167,21 @@ def speed_table():
     return f"{markdown(report.table(result))}\n\nConditions: {speed_report.conditions(result)}."
 
 
+def triton_table():
+    result = json.loads((ROOT / "results" / "triton_resources.json").read_text())
+    rows = [["layer", "dtype", "tile", "threads", "registers", "stack, bytes", "shared memory, KiB"]]
+    rows += [
+        [*(str(row[key]) for key in ("layer", "dtype", "tile", "threads", "registers", "stack_bytes")),
+         f"{row['shared_bytes'] / 1024:.0f}"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    conditions = (
+        f"Conditions: compiled for {result['target']} and not run; alpha {result['alpha']:g}, {result['layout']}, with "
+        f"TF32, Triton {result['env']['triton']}, PyTorch {result['env']['torch']}."
+    )
+    return f"{markdown(rows)}\n\n{conditions}"
+
+
 OTHER_SPEEDS = [  # results/speed_NAME.json
     "oct_resnet50_cpu_1_thread", "oct_resnet50_cpu_avx2", "oct_resnetv2_50_cpu",
     "oct_resnextv2_50_32x4d_cpu", "oct_mobilenetv1_100_cpu", "oct_densenet121_cpu",
@@ -224,6 +239,7 @@ def coverage_table():
 
 TABLES = {
     "octavify": coverage_table,
+    "triton": triton_table,
     "speed": speed_table,
     "speeds": speeds_table,
     "ablation": ablation_table,

@@ -7,24 +7,46 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .. import reference
 from ..errors import BackendUnavailable
 from ..octave import Octave
 from ..spec import ConvSpec
-from . import merged
+from . import _triton_choice, merged
+from ._triton_choice import batch_norm, octconv_of_norm
 
-__all__ = ["BACKENDS", "Backend", "backend", "choose", "explain"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "backend",
+    "batch_norm",
+    "choose",
+    "explain",
+    "fuses_norm",
+    "octconv_of_norm",
+]
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation: ``run`` computes, ``can_run`` returns the reason why it cannot, or ``None``."""
+    """One implementation: ``run`` computes, ``can_run`` returns the reason why it cannot, or ``None``.
+
+    Where there are ``devices``, it is chosen automatically on these alone, and not while a program is exported, which
+    is to run elsewhere too. To ask for it by name calls ``load`` first.
+    """
 
     name: str
     run: Callable[[Octave, Tensor, Tensor | None, ConvSpec], Octave]
     can_run: Callable[[Octave, ConvSpec], str | None]
+    devices: tuple[str, ...] | None = None
+    load: Callable[[], None] = lambda: None
+
+    def is_automatic(self, x: Octave) -> bool:
+        """Whether automatic choice may take it for this input."""
+        device = next(part.device.type for part in x if part is not None)
+        return self.devices is None or (device in self.devices and not torch.compiler.is_exporting())
 
 
 def _always(x: Octave, spec: ConvSpec) -> str | None:
@@ -32,6 +54,9 @@ def _always(x: Octave, spec: ConvSpec) -> str | None:
 
 
 BACKENDS = {  # the fastest first: automatic choice takes the first that can run
+    "triton": Backend(
+        "triton", _triton_choice.octconv, _triton_choice.can_run, _triton_choice.DEVICES, _triton_choice.load
+    ),
     "merged": Backend("merged", merged.octconv, _always),
     "reference": Backend("reference", reference.octconv, _always),
 }
@@ -55,7 +80,7 @@ def backend(name: str) -> Iterator[None]:
         ...     y = layer(torch.ones(1, 4, 8, 8))
     """
     global _requested
-    _find(name)
+    _find(name).load()
     before, _requested = _requested, name
     try:
         yield
@@ -72,9 +97,20 @@ def choose(x: Octave, spec: ConvSpec) -> Backend:
             raise BackendUnavailable(f"backend {chosen.name!r} was asked for and cannot run this call: {reason}")
         return chosen
     for candidate in BACKENDS.values():
-        if candidate.can_run(x, spec) is None:
+        if candidate.is_automatic(x) and candidate.can_run(x, spec) is None:
             return candidate
     raise BackendUnavailable(f"no backend can run this call: {explain(x, spec)}")
+
+
+def fuses_norm(x: Octave, residual: Octave | None = None) -> bool:
+    """Whether batch norm, residual and ReLU of ``x`` are to be one, in the Triton backend.
+
+    They are where that backend is named, or chosen automatically, and can compute them; elsewhere PyTorch does so, one
+    after another, also where the backend is named: `backend` speaks of convolutions.
+    """
+    triton = BACKENDS["triton"]
+    wanted = triton.is_automatic(x) if _requested is None else _requested == triton.name
+    return wanted and _triton_choice.can_normalize(x, residual) is None
 
 
 def explain(x: Octave, spec: ConvSpec) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..convert.keymaps import mxnet_gluon_resnetv1, mxnet_gluon_resnetv1_deep
+from ..nn.fused import norm_act, norm_act_conv
 from ..octave import Octave
 from ._build import DEFAULT_ALPHA, Layers, OctNet, stage_alphas
 from ._registry import cfg, register
@@ -35,9 +36,8 @@ class BasicBlock(nn.Module):
         self.act2 = make.act()
 
     def forward(self, x: Tensor | Octave) -> Tensor | Octave:
-        y = self.act1(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return self.act2(y + self.downsample(x))  # type: ignore[no-any-return]
+        y = norm_act_conv(self.bn1, self.act1, self.conv2, self.conv1(x))
+        return norm_act(self.bn2, self.act2, y, self.downsample(x))  # type: ignore[no-any-return]
 
 
 class Bottleneck(nn.Module):
@@ -73,10 +73,12 @@ class Bottleneck(nn.Module):
         self.act3 = make.act()
 
     def forward(self, x: Tensor | Octave) -> Tensor | Octave:
-        y = self.act1(self.bn1(self.conv1(self.bn1a(x))))
-        y = self.act2(self.bn2(self.conv2(y)))
-        y = self.se(self.bn3(self.conv3(y)))
-        return self.act3(y + self.downsample(self.bn4a(x)))  # type: ignore[no-any-return]
+        y = norm_act_conv(self.bn1, self.act1, self.conv2, self.conv1(self.bn1a(x)))
+        y = norm_act_conv(self.bn2, self.act2, self.conv3, y)
+        shortcut = self.downsample(self.bn4a(x))
+        if isinstance(self.se, nn.Identity):
+            return norm_act(self.bn3, self.act3, y, shortcut)  # type: ignore[no-any-return]
+        return self.act3(self.se(self.bn3(y)) + shortcut)  # type: ignore[no-any-return]
 
 
 def _shortcut(make: Layers, in_chs: int, out_chs: int, stride: int, alpha_in: float, alpha_out: float) -> nn.Module:

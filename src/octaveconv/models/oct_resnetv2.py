@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..convert.keymaps import mxnet_symbol_resnetv2
+from ..nn.fused import norm_act_conv
 from ..octave import Octave
 from ._build import DEFAULT_ALPHA, Alpha, Layers, OctNet, stage_alphas
 from ._registry import cfg, register
@@ -30,7 +31,7 @@ class PreActConv(nn.Module):
         self.conv = make.conv(in_chs, out_chs, kernel, stride, groups, alpha_in=alpha_in, alpha_out=alpha_out, **cuts)
 
     def forward(self, x: Tensor | Octave) -> Tensor | Octave:
-        return self.conv(self.act(self.bn(x)))  # type: ignore[no-any-return]
+        return norm_act_conv(self.bn, self.act, self.conv, x)  # type: ignore[no-any-return]
 
 
 class PreActBottleneck(nn.Module):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from .. import backends
 from ..octave import ChannelSplit, Octave, as_octave, split_channels
 
 
@@ -38,6 +39,40 @@ class OctBatchNormNd(_NormBase):
         self.sync: nn.Module = _SyncMarker(num_features, affine=False, track_running_stats=False)
 
     def forward(self, x: Tensor | Octave) -> Octave:
+        octave = self._check(x)
+        use_batch = self.training or self.running_mean is None
+        factor = self._count_batch()
+        high_state, low_state = self._states()
+        high = None if octave.high is None else self._normalise(octave.high, high_state, use_batch, factor)
+        low = None if octave.low is None else self._normalise(octave.low, low_state, use_batch, factor)
+        if not self.split.contiguous and self.training and self.running_mean is not None:
+            self.running_mean.copy_(self.split.join(high_state.mean, low_state.mean))
+            self.running_var.copy_(self.split.join(high_state.var, low_state.var))  # type: ignore[union-attr]
+        return Octave(high, low)
+
+    def forward_fused(
+        self, x: Tensor | Octave, residual: Octave | None = None, *, with_pooled: bool = False
+    ) -> tuple[Octave, dict[str, Any]]:
+        """``relu(self(x) + residual)`` by this batch's statistics in one, if `backends.fuses_norm` allows for it.
+
+        With it comes what `backends.octconv_of_norm` takes, without residual.
+        """
+        octave, factor = self._check(x), self._count_batch()
+        weight, bias = (self._high_first(parameter) for parameter in (self.weight, self.bias))
+        y, pooled, statistics = backends.batch_norm(
+            octave, weight, bias, self.eps, residual=residual, relu=True, with_pooled=with_pooled
+        )
+        if self.training and self.running_mean is not None:
+            for running, batch in zip((self.running_mean, self.running_var), statistics):
+                if not self.split.contiguous:
+                    batch = self.split.join(*batch.split(self.split[:2]))
+                running.lerp_(batch.to(running.dtype), factor)  # type: ignore[union-attr]
+        return y, dict(pooled=pooled, origin=(*octave, weight, bias, statistics))
+
+    def _high_first(self, array: Tensor) -> Tensor:
+        return array if self.split.contiguous else torch.cat(self.split.split(array))
+
+    def _check(self, x: Tensor | Octave) -> Octave:
         octave = as_octave(x)
         for name, part, channels in zip(("high", "low"), octave, self.split[:2]):
             if part is not None and part.dim() != self.axes + 2:
@@ -48,15 +83,7 @@ class OctBatchNormNd(_NormBase):
             if (0 if part is None else part.shape[1]) != channels:
                 got = "is absent" if part is None else f"has {part.shape[1]} channels"
                 raise ValueError(f"{self} got an octave whose {name} part {got}: give it the alpha of the layer before")
-        use_batch = self.training or self.running_mean is None
-        factor = self._count_batch()
-        high_state, low_state = self._states()
-        high = None if octave.high is None else self._normalise(octave.high, high_state, use_batch, factor)
-        low = None if octave.low is None else self._normalise(octave.low, low_state, use_batch, factor)
-        if not self.split.contiguous and self.training and self.running_mean is not None:
-            self.running_mean.copy_(self.split.join(high_state.mean, low_state.mean))
-            self.running_var.copy_(self.split.join(high_state.var, low_state.var))  # type: ignore[union-attr]
-        return Octave(high, low)
+        return octave
 
     def _states(self) -> tuple[State, State]:
         """Weight, bias, running mean and running variance of the high and of the low channels."""

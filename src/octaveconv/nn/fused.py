@@ -1,0 +1,83 @@
+"""Norm, residual, ReLU and the convolution behind them, as the blocks of the networks have them in a row.
+
+By definition these are the modules, one after another. In training on a GPU they are the fused kernels of the Triton
+backend, see ``docs/triton.md``; the modules themselves are then not called, unless one has a hook.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from .. import backends
+from ..octave import Octave, as_octave
+from .border import OctMap
+from .conv import OctConv2d
+from .norm import OctBatchNorm2d
+
+
+def norm_act(norm: nn.Module, act: nn.Module, x: Any, residual: Any = None) -> Any:
+    """``act(norm(x) + residual)``.
+
+    Args:
+        norm, act: any modules; `OctBatchNorm2d` and ``OctMap(nn.ReLU())`` are those that can be fused.
+        x: what ``norm`` takes: a tensor or an `Octave`.
+        residual: the same; without it, nothing is added.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> norm, act = oc.OctBatchNorm2d(8, alpha=0.5), oc.OctMap(torch.nn.ReLU())
+        >>> x = oc.Octave(torch.randn(2, 4, 6, 6), torch.randn(2, 4, 3, 3))
+        >>> norm_act(norm, act, x, residual=x).low.shape
+        torch.Size([2, 4, 3, 3])
+    """
+    if _can_fuse(norm, act, x, residual):
+        return norm.forward_fused(x, residual)[0]  # type: ignore[operator]
+    y = norm(x)
+    return act(y if residual is None else y + residual)
+
+
+def norm_act_conv(norm: nn.Module, act: nn.Module, conv: nn.Module, x: Any) -> Any:
+    """``conv(act(norm(x)))``; fused, what ``act`` returns is not kept for the gradient, but computed once more.
+
+    Args:
+        norm, act: as in `norm_act`.
+        conv: any module; `OctConv2d` is the one that can be fused.
+        x: what ``norm`` takes: a tensor or an `Octave`.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> norm, act = oc.OctBatchNorm2d(8), oc.OctMap(torch.nn.ReLU())
+        >>> norm_act_conv(norm, act, oc.OctConv2d(8, 8, 1, alpha_out=0.5), torch.randn(2, 8, 6, 6)).low.shape
+        torch.Size([2, 4, 3, 3])
+    """
+    if not _can_fuse(norm, act, x):
+        return conv(act(norm(x)))
+    if type(conv) is not OctConv2d or _has_hooks(conv) or backends.choose(as_octave(x), conv.spec).name != "triton":
+        return conv(norm.forward_fused(x)[0])  # type: ignore[operator]
+    spec = conv.spec
+    with_pooled = spec.stride == (1, 1) and not spec.depthwise and spec.outputs.low > 0
+    y, known = norm.forward_fused(x, with_pooled=with_pooled)  # type: ignore[operator]
+    return backends.octconv_of_norm(spec.check_input(y), conv.weight, conv.bias, spec, **known)
+
+
+def _can_fuse(norm: nn.Module, act: nn.Module, x: Any, residual: Any = None) -> bool:
+    """Whether these modules are ones that the kernels know, and nothing would notice that they are not called."""
+    return (
+        isinstance(x, (Tensor, Octave))  # and not what stands for one while a program is traced
+        and type(norm) is OctBatchNorm2d
+        and type(act) is OctMap
+        and type(act.module) is nn.ReLU
+        and norm.weight is not None
+        and (norm.training or norm.running_mean is None)
+        and not isinstance(norm.sync, nn.SyncBatchNorm)
+        and not any(map(_has_hooks, (norm, act, act.module)))
+        and backends.fuses_norm(as_octave(x), None if residual is None else as_octave(residual))
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(own) or bool(torch_module._has_any_global_hook())
