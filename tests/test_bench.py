@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from octaveconv import cli
-from octaveconv.bench import cases, measure, ratios, report, runtimes, speed, speed_report
+from octaveconv.bench import cases, measure, ratios, report, roofline, runtimes, speed, speed_report
 from octaveconv.bench.measure import Timing
 from octaveconv.bench.ratios import Candidate
 from octaveconv.errors import MissingExtra, UsageError
@@ -36,7 +36,7 @@ def test_each_timed_call_comes_after_a_pause_and_untimed_ones(monkeypatch):
 
     calls = {name: lambda name=name: log.append(name) for name in "ab"}
     measure.interleaved(calls, runs=2, warm_up=1, isolate=True, clock=clock)
-    rounds = [["sleep 0.012", *[name] * 3, "clock", name] for name in "ab"]
+    rounds = [["sleep 0.012", *["clock", name] * 4] for name in "ab"]
     assert log == ["a", "b", *rounds[0], *rounds[1], *rounds[0], *rounds[1]]
 
 
@@ -349,9 +349,97 @@ def test_compiled_networks_of_one_class_do_not_fall_back_to_eager():
     assert len(compiled) == 12
 
 
+def test_further_runtimes_of_dense_networks_alone(world):
+    world.deploys()
+    settings = cases.Settings("oct_resnet18", (0.5,), 32, runtimes=("eager",), rivals=("deployed",))
+    result = speed.run(settings)
+    [batch] = result["batches"]
+    assert {(one["network"], one["runtime"]) for one in batch["candidates"]} == {
+        ("dense twin", "eager"), ("dense twin", "deployed"), ("alpha 0.5", "eager")
+    }  # fmt: skip
+    assert result["runtimes"] == ["eager", "deployed"]
+    world.module("deploy", deploy=world.unavailable)
+    with pytest.raises(MissingExtra):
+        speed.run(settings)
+
+
+RATES = {"copy_bytes_per_s": 2e6, "matrix_flops_per_s": 1e6}
+
+
+def test_the_roofline_is_of_the_fastest_networks(world, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "_rates", lambda settings: RATES)
+    world.seconds = {("dense twin", "eager"): 0.004, ("alpha 0.5", "eager"): 0.002}
+    code, out, _ = bench(capsys, "--alpha", "0.5", "--runtimes", "eager", "--batch-size", "2")
+    assert code == 0
+    rows = [line.split() for line in out.splitlines()]
+    # 200 and 100 multiply-adds of one image; 1e6 FLOP/s for 4 ms and 2 ms are 4,000 and 2,000
+    assert ["2", "dense", "twin", "4.00", "0.0", "20.0%", "0.0", "0.0%"] in [row[:8] for row in rows]
+    assert ["2", "alpha", "0.5", "2.00", "0.0", "20.0%", "0.0", "0.0%"] in [row[:8] for row in rows]
+    assert "measured copy 0 GB/s (read and written), matrix product 0.0 TFLOP/s" in out
+
+
+def test_the_roofline_has_what_is_counted_and_the_memory():
+    nets = [cases.Network("dense twin", 0, 100, None, 10, 50), cases.Network("alpha 0.5", 0.5, 50, None, 10, 30)]
+    rows = [
+        dict(network=net.name, runtime="eager", layout=None, engine=None, median=0.5, alpha=net.alpha, peak_bytes=size)
+        for net, size in zip(nets, (8 << 20, 6 << 20))
+    ]
+    batch = dict(batch_size=2, candidates=rows, best_dense=rows[0], alphas=rows[1:])
+    settings = cases.Settings("oct_resnet18", dtype="bf16", mode="train", device="cuda")
+    batch["roofline"] = speed._roofline(batch, nets, settings, dict(copy_bytes_per_s=1e4, matrix_flops_per_s=1e4))
+    dense, octave = batch["roofline"]
+    assert (dense["flops"], dense["bytes"]) == (3 * 2 * 2 * 100, 3 * 2 * (10 + 2 * 2 * 50))
+    assert (octave["flops"], octave["bytes"]) == (3 * 2 * 2 * 50, 3 * 2 * (10 + 2 * 2 * 30))
+    assert (dense["matrix_share"], dense["copy_share"]) == (pytest.approx(0.24), pytest.approx(0.252))
+    table = speed_report.roofline_table({"batches": [batch]})
+    assert [row[-2:] for row in table[1:]] == [["8", "1.000"], ["6", "0.750"]]
+    assert speed_report.roofline_table({"batches": [{}]}) == []
+
+
+def test_the_rates_are_the_best_of_several_runs():
+    seconds = iter([*range(20, 40), *range(5, 25)])
+    rates = roofline.rates("bf16", "cpu", copy_bytes=100, matrix=10, clock=lambda call: next(seconds))
+    assert rates == {"copy_bytes_per_s": 10.0, "matrix_flops_per_s": 400.0}
+
+
+def test_on_a_gpu_the_dense_twin_is_compiled_at_its_best(monkeypatch, tmp_path):
+    options = []
+    monkeypatch.setattr(runtimes, "_laid_out", lambda task: (task.model, task.x))
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic, options: seen(options) or model)
+    seen = options.append
+    for device, dense in (("cuda", True), ("cuda", False), ("cpu", True)):
+        settings = cases.Settings("oct_resnet18", device=device)
+        runtimes.prepare("compiled", runtimes.Task(tiny(), torch.ones(1), None, settings, tmp_path, dense))
+    graphs = {"freezing": True, "triton.cudagraphs": True}
+    assert options == [graphs | {"max_autotune": True}, graphs | {"max_autotune": False}, {"freezing": True}]
+    assert runtimes.layouts("compiled", "cuda") == ["channels_last"]
+    assert runtimes.layouts("eager", "cuda") == runtimes.layouts("compiled", "cpu") == ["contiguous", "channels_last"]
+
+
+def test_memory_in_a_cuda_graph_is_not_seen():
+    def seen(runtime, device, mode):
+        return runtimes.is_seen(runtime, cases.Settings("oct_resnet18", device=device, mode=mode))
+
+    names = ("eager", "compiled", "deployed")
+    assert [seen(name, "cuda", "infer") for name in names] == [True, False, False]
+    assert [seen(name, "cuda", "train") for name in names[:2]] == [True, True]
+    assert [seen(name, "cpu", "infer") for name in names] == [True, True, False]
+
+
+def test_the_cuda_engine_says_what_runs_the_steps(world, monkeypatch):
+    def deploy(model, example_input, engine=None):
+        model.engine, model.forms = "cuda", {"triton": 9, "aten": 2}
+        return model
+
+    world.module("deploy", deploy=deploy)
+    [batch] = speed.run(cases.Settings("oct_resnet18", (0.5,), 32, runtimes=("deployed",)))["batches"]
+    assert batch["best_dense"]["engine"] == "cuda: 9 triton, 2 aten"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--rivals", "openvin"], "there is no runtime 'openvin' for --mode infer: did you mean openvino?"),
         (["--runtimes", "openvin"], "there is no runtime 'openvin' for --mode infer: did you mean openvino?"),
         (["--runtimes", "tvm"], "choose from eager, compiled, deployed, openvino, onnxruntime"),
         (["--runtimes", "deployed", "--mode", "train"], "for --mode train: choose from eager, compiled"),
@@ -475,6 +563,7 @@ def test_a_real_run_on_a_gpu(monkeypatch):
     settings = cases.Settings("oct_resnet18", (0.5,), 32, (4,), 1, "cuda", runtimes=("eager",), runs=2)
     [batch] = speed.run(settings)["batches"]
     assert all(one["peak_bytes"] > 0 and one["final"]["median"] > 0 for one in batch["candidates"] if one["final"])
+    assert all(0 < row[share] < 1 for row in batch["roofline"] for share in ("matrix_share", "copy_share"))
 
 
 @pytest.mark.gpu

@@ -112,7 +112,7 @@ def test_the_model_is_left_as_it_was():
 
 def test_what_cannot_be_run_is_refused():
     model = shallow("oct_resnet18", 0.5, tiny=True)
-    with pytest.raises(UsageError, match="there is no engine 'nativ': use native or inductor"):
+    with pytest.raises(UsageError, match="there is no engine 'nativ': use native, cuda, inductor"):
         oc.deploy(model, image(1, 3, 32, 32), engine="nativ")
     with pytest.raises(BackendUnavailable, match=r"float32 and bfloat16 on the CPU, not torch\.float64"):
         oc.deploy(model.double(), image(1, 3, 32, 32).double(), engine="native")

@@ -8,10 +8,13 @@ import pytest
 
 from octaveconv.bench import cases, report, speed
 
-FILES = [
-    path for path in sorted((Path(__file__).parent.parent / "results").glob("*.json"))
-    if json.loads(path.read_text()).get("kind") == "bench"
-]  # fmt: skip
+RESULTS = Path(__file__).parent.parent / "results"
+KINDS = {"bench": lambda file: [file], "benches": lambda file: file["runs"]}  # of octaveconv bench, of bench/gpu.sh
+FILES = {
+    path.name: KINDS[kind](file)
+    for path in sorted(RESULTS.glob("*.json"))
+    if (kind := (file := json.loads(path.read_text())).get("kind")) in KINDS
+}
 CONDITIONS = {
     "kind": str, "model": str, "size": int, "threads": int, "device": str, "dtype": str, "mode": str, "runs": int,
     "runtimes": list, "pause_s": float, "weights": str, "env": dict, "batches": list,
@@ -72,9 +75,10 @@ def check_row(row, candidate):
     assert {key: row[key] for key in TIMING} == candidate["final"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_results_of_bench(path):
-    check(json.loads(path.read_text()))
+@pytest.mark.parametrize("name", FILES)
+def test_results_of_bench(name):
+    for result in FILES[name]:
+        check(result)
 
 
 @pytest.fixture(scope="module")

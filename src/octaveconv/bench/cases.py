@@ -36,6 +36,7 @@ class Settings:
         mode: ``"infer"``, or ``"train"`` for a step of forward, loss, backward and SGD.
         runtimes: those that must run; by default all that can.
         runs: timed calls of each finalist.
+        rivals: further runtimes that must run, for dense networks alone.
         dense: another dense network to beat: ``"torchvision"`` for its network of the same name, a name of
             torchvision's as ``"torchvision/resnet50"``, or one of timm's.
 
@@ -54,11 +55,12 @@ class Settings:
     runtimes: tuple[str, ...] = ()
     runs: int = 30
     dense: str | None = None
+    rivals: tuple[str, ...] = ()
 
     def checked(self) -> Settings:
         """Return these settings with the alphas filled in; UsageError if they ask for what does not exist."""
         known = RUNTIMES[self.mode]
-        for name in self.runtimes:
+        for name in (*self.runtimes, *self.rivals):
             if name not in known:
                 hint = did_you_mean(name, known) or f": choose from {', '.join(known)}"
                 raise UsageError(f"there is no runtime {name!r} for --mode {self.mode}{hint}")
@@ -93,6 +95,8 @@ class Network:
     alpha: float
     macs: int  # of one image
     model: nn.Module
+    params: int = 0
+    map_elements: int = 0  # that convolutions and linear layers put out, of one image
 
 
 def networks(settings: Settings) -> Iterator[Network]:
@@ -116,7 +120,9 @@ def networks(settings: Settings) -> Iterator[Network]:
         torch.manual_seed(SEED)
         model = make()
         _calibrate(model, settings.size)
-        yield Network(name, alpha, cost(model, settings.size).counted_macs, model)
+        report = cost(model, settings.size)
+        elements = report.activation_bytes // torch.float32.itemsize
+        yield Network(name, alpha, report.counted_macs, model, report.params, elements)
 
 
 def images(settings: Settings, batch_size: int) -> Tensor:

@@ -24,7 +24,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read: {error}") from error
     try:
         if points(result):
-            table(result), notes(result)  # they find every figure that they show, or it is no such file
+            table(result), more(result), notes(result)  # they find every figure that they show, or it is no such file
             return result  # type: ignore[no-any-return]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         pass
@@ -67,6 +67,11 @@ def table(result: dict[str, Any]) -> list[list[str]]:
             f"{speed[key]:.0f}" if (key := f"{point['alpha']:g}") in speed else "-",
         ])  # fmt: skip
     return rows
+
+
+def more(result: dict[str, Any]) -> list[list[str]]:
+    """A second table: of a bench on a GPU its roofline."""
+    return speed_report.roofline_table(result) if is_bench(result) else []
 
 
 def notes(result: dict[str, Any]) -> list[str]:

@@ -29,6 +29,7 @@ class Task:
     layout: str | None
     settings: Settings
     folder: Path  # of this network and runtime: exported files stay here for the next batch size
+    dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,21 @@ class CannotRun(RuntimeError):
     """A runtime does not do what is asked for; the message says why."""
 
 
-def layouts(runtime: str) -> list[str | None]:
-    """The memory layouts in which ``runtime`` is tried: none where the choice is its own."""
-    return list(LAYOUTS) if runtime in LAID_OUT else [None]
+def layouts(runtime: str, device: str = "cpu") -> list[str | None]:
+    """The memory layouts in which ``runtime`` is tried: none where the choice is its own.
+
+    On a GPU what is compiled, which takes long, is channels_last alone, as tensor cores read it.
+    """
+    if runtime not in LAID_OUT:
+        return [None]
+    return ["channels_last"] if device == "cuda" and runtime == "compiled" else list(LAYOUTS)
+
+
+def is_seen(runtime: str, settings: Settings) -> bool:
+    """Whether PyTorch's allocator sees a call's memory. A CUDA graph's was taken when it was recorded."""
+    if settings.device == "cuda":
+        return runtime == "eager" or settings.mode == "train"
+    return runtime in LAID_OUT
 
 
 def prepare(runtime: str, task: Task) -> Prepared:
@@ -126,7 +139,7 @@ def _compiled(task: Task) -> Prepared:
     model, x = _laid_out(task)
     options: dict[str, Any] = {"freezing": True}  # folds the norms and packs the weights
     if task.settings.device == "cuda":
-        options["triton.cudagraphs"] = True
+        options |= {"triton.cudagraphs": True, "max_autotune": task.dense}  # the rival at its best; it takes minutes
     return Prepared(_inference(torch.compile(model, dynamic=False, options=options), x))
 
 
@@ -135,7 +148,9 @@ def _deployed(task: Task) -> Prepared:
 
     model, x = _laid_out(task)
     deployed = deploy(model, x)
-    return Prepared(_inference(deployed, x), str(deployed.engine))
+    forms = getattr(deployed, "forms", {})  # of the CUDA engine, once it has run
+    engine = ": ".join(filter(None, (str(deployed.engine), ", ".join(f"{n} {name}" for name, n in forms.items()))))
+    return Prepared(_inference(deployed, x), engine)
 
 
 def _openvino(task: Task) -> Prepared:

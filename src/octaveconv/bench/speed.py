@@ -23,7 +23,8 @@ from .. import env
 from .cases import RUNTIMES, SEED, Network, Settings, images, networks
 from .measure import PAUSE, WARM, cuda_events, interleaved, peak_bytes, wall_clock
 from .ratios import Candidate, best_dense, finalists, ratios
-from .runtimes import LAID_OUT, Task, conditions, layouts, prepare
+from .roofline import counts, rates, shares
+from .runtimes import Task, conditions, is_seen, layouts, prepare
 
 QUICK_RUNS = 5
 # The largest difference of logits, relative to the largest logit, that rounding may make in each dtype.
@@ -44,7 +45,8 @@ def run(settings: Settings, log: Log = lambda line: None) -> dict[str, Any]:
 
     Returns:
         Plain data, as in ``results/``: the settings, versions and machine, and for each batch size all candidates, what
-        did not run and why, the fastest dense one, and T, S and S/T of each alpha.
+        did not run and why, the fastest dense one, and T, S and S/T of each alpha; on a GPU its measured rates, too,
+        and what shares of them the fastest networks reach.
 
     Raises:
         UsageError: the settings name what does not exist.
@@ -61,12 +63,18 @@ def run(settings: Settings, log: Log = lambda line: None) -> dict[str, Any]:
     with conditions(settings), tempfile.TemporaryDirectory() as folder:
         compared = list(networks(settings))
         batches = [_batch(settings, compared, size, Path(folder), log) for size in settings.batch_sizes]
+        rate = _rates(settings)
+    if rate:
+        for batch in batches:
+            batch["roofline"] = _roofline(batch, compared, settings, rate)
     own = asdict(settings)
     for name in ("alphas", "batch_sizes"):  # they stand with their figures
         del own[name]
     return {
-        "kind": "bench", **own, "runtimes": list(settings.runtimes or RUNTIMES[settings.mode]),
-        "pause_s": PAUSE, "warm_s": WARM, "weights": f"random, seed {SEED}", "env": _facts(), "batches": batches,
+        "kind": "bench", **own,
+        "runtimes": list(dict.fromkeys((*(settings.runtimes or RUNTIMES[settings.mode]), *settings.rivals))),
+        "pause_s": PAUSE, "warm_s": WARM, "weights": f"random, seed {SEED}", "env": _facts(), "rates": rate,
+        "batches": batches,
     }  # fmt: skip
 
 
@@ -108,16 +116,19 @@ def _candidates(
     exact = replace(settings, dtype="fp32")
     for number, net in enumerate(compared):
         reference = prepare("eager", Task(net.model, x, "contiguous", exact, folder)).call()
-        for runtime in settings.runtimes or RUNTIMES[settings.mode]:
-            for layout in layouts(runtime):
+        asked = dict.fromkeys((*settings.runtimes, *(() if net.alpha else settings.rivals)))
+        for runtime in dict.fromkeys((*(settings.runtimes or RUNTIMES[settings.mode]), *asked)):
+            for layout in layouts(runtime, settings.device):
                 place = folder / f"{number}-{runtime}"
                 place.mkdir(exist_ok=True)
                 try:
-                    one = _candidate(net, runtime, Task(net.model, x, layout, settings, place), reference)
+                    one = _candidate(
+                        net, runtime, Task(net.model, x, layout, settings, place, not net.alpha), reference
+                    )
                 except WrongOutput:
                     raise
                 except Exception as error:  # a runtime is foreign code: it may raise anything
-                    if runtime in settings.runtimes:
+                    if runtime in asked:
                         raise
                     not_run.append({"network": net.name, "runtime": runtime, "layout": layout, "why": _reason(error)})
                     log(f"{net.name}, {runtime}: not run: {_reason(error)}")
@@ -127,16 +138,35 @@ def _candidates(
     return ready, not_run
 
 
+def _rates(settings: Settings) -> dict[str, float] | None:
+    return rates(settings.dtype) if settings.device == "cuda" else None
+
+
+def _roofline(
+    batch: dict[str, Any], compared: Sequence[Network], settings: Settings, rate: dict[str, float]
+) -> list[dict[str, Any]]:
+    """What the fastest network of each alpha reaches, the dense one first, and its memory."""
+    nets = {net.name: net for net in compared}
+    rows = []
+    for fastest in (batch["best_dense"], *batch["alphas"]):
+        net = nets[fastest["network"]]
+        way = {key: fastest[key] for key in ("network", "runtime", "layout", "engine")}
+        [memory] = [one["peak_bytes"] for one in batch["candidates"] if way.items() <= one.items()]
+        count = counts(net, batch["batch_size"], settings.dtype, settings.mode)
+        rows.append({**way, "median": fastest["median"], "peak_bytes": memory, **shares(fastest, count, rate)})
+    return rows
+
+
 def _candidate(net: Network, runtime: str, task: Task, reference: Tensor) -> Candidate:
     """Prepare one candidate, and compare what it computes with eager's logits."""
     start = time.perf_counter()
     prepared = prepare(runtime, task)
     output = prepared.call()
     seconds = time.perf_counter() - start
-    seen = runtime in LAID_OUT or task.settings.device == "cuda"  # by PyTorch's allocator
     one = Candidate(
         net.name, net.alpha, runtime, task.layout, prepared.engine, difference(output, reference),
-        peak_bytes(prepared.call, task.settings.device) if seen else None, seconds, prepared.call,
+        peak_bytes(prepared.call, task.settings.device) if is_seen(runtime, task.settings) else None, seconds,
+        prepared.call,
     )  # fmt: skip
     limit = LIMITS[task.settings.dtype]
     if not one.difference <= limit:  # written so that NaN is wrong too

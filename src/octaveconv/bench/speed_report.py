@@ -55,6 +55,23 @@ def table(result: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def roofline_table(result: dict[str, Any]) -> list[list[str]]:
+    """Rows of text: what share of the GPU's rates the fastest networks reach, and their memory; none of a CPU's."""
+    rows = []
+    for batch in result["batches"]:
+        for row in batch.get("roofline", ()):
+            dense = batch["roofline"][0]["peak_bytes"]
+            memory = ["-", "-"]
+            if row["peak_bytes"] is not None:
+                memory = [f"{row['peak_bytes'] / 2**20:.0f}", f"{row['peak_bytes'] / dense:.3f}" if dense else "-"]
+            rows.append([
+                str(batch["batch_size"]), row["network"], _ms(row["median"]), f"{row['flops'] / 1e9:.1f}",
+                f"{row['matrix_share']:.1%}", f"{row['bytes'] / 1e6:.1f}", f"{row['copy_share']:.1%}", *memory,
+            ])  # fmt: skip
+    heading = ["batch", "network", "ms", "GFLOP", "of matrix rate", "MB", "of copy rate", "MiB", "of dense"]
+    return [heading, *rows] if rows else []
+
+
 def verdicts(result: dict[str, Any]) -> list[str]:
     """A sentence for each batch size and alpha: how much faster octave is, or that it is slower."""
     lines = []
@@ -78,6 +95,12 @@ def conditions(result: dict[str, Any]) -> str:
     work = {"infer": "inference", "train": "training step (forward, loss, backward, SGD)"}[result["mode"]]
     machine = facts["gpu"] if result["device"] == "cuda" else facts["cpu"]
     untimed = f"untimed calls for {result['warm_s'] * 1e3:g} ms" if "warm_s" in result else "one untimed call"
+    cache = ", with an L2 cache warm of them" if result["device"] == "cuda" else ""
+    if rate := result.get("rates"):
+        cache += (
+            f"; measured copy {rate['copy_bytes_per_s'] / 1e9:.0f} GB/s (read and written), matrix product "
+            f"{rate['matrix_flops_per_s'] / 1e12:.1f} TFLOP/s"
+        )
     versions = ", ".join(
         f"{name} {facts[key]}"
         for key, name in (("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime"))
@@ -87,7 +110,7 @@ def conditions(result: dict[str, Any]) -> str:
         f"{result['model']}, {work}, {result['dtype']}, {result['size']}x{result['size']} pixels, {result['threads']} "
         f"threads, {machine}; PyTorch {facts['torch']}{versions and ', '}{versions}; octaveconv {facts['octaveconv']} "
         f"at {facts['commit']}; medians and quartiles of {result['runs']} interleaved runs in one process, each after "
-        f"{result['pause_s'] * 1e3:g} ms of sleep and {untimed}; weights {result['weights']}"
+        f"{result['pause_s'] * 1e3:g} ms of sleep and {untimed}{cache}; weights {result['weights']}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..backends import backend
+from ..errors import BackendUnavailable
 
 
 class Captured:
@@ -86,3 +88,34 @@ def capture(model: nn.Module, example: Tensor) -> Captured:
             if captured.sizes(example.shape) is not None:
                 break
     return captured
+
+
+class Captures:
+    """A model, captured as often as the shapes that come need it: each capture is for a range of sizes.
+
+    Args:
+        model: in evaluation mode. It is copied, to the CPU and to float32, in which norms are folded: later changes of
+            its weights do not matter.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = copy.deepcopy(model).cpu().float()
+        self._all: list[Captured] = []
+
+    def of(self, shape: torch.Size) -> tuple[Captured, dict[Any, int]]:
+        """The capture that covers an input's shape, and what its symbols stand for then.
+
+        Raises:
+            BackendUnavailable: torch.export cannot capture the model for this shape.
+        """
+        for captured in self._all:
+            if (sizes := captured.sizes(shape)) is not None:
+                return captured, sizes
+        try:
+            captured = capture(self.model, torch.zeros(shape))
+        except Exception as error:  # torch.export raises many kinds
+            raise BackendUnavailable(f"torch.export cannot capture the network: {error}") from error
+        self._all.append(captured)
+        sizes = captured.sizes(shape)
+        assert sizes is not None
+        return captured, sizes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import BackendUnavailable
 from . import native
-from .capture import Captured, capture
+from .capture import Captured, Captures
 from .lower import lower
 from .memory import number
 from .pack import Format, pack
@@ -51,9 +50,8 @@ class NativeNetwork(nn.Module):
                 f"the native engine runs float32 and bfloat16 on the CPU, not {self.dtype} on {parameter.device}"
             )
         self.library = native.library(target or native.default_target(), self.dtype)
-        # Not a child, whose parameters would be this module's too; in float32, in which norms are folded.
-        self._model = (copy.deepcopy(model).float(),)
-        self._forms: list[_Form] = []
+        self._captures = Captures(model)
+        self._forms: dict[Captured, _Form] = {}
         self._by_shape: dict[torch.Size, tuple[_Form, dict[Any, int]]] = {}
         self._form(example.shape)
 
@@ -74,17 +72,10 @@ class NativeNetwork(nn.Module):
 
     def _form(self, shape: torch.Size) -> tuple[_Form, dict[Any, int]]:
         """A form of the network that covers a shape, and what its symbols stand for then."""
-        for form in self._forms:
-            if (sizes := form.captured.sizes(shape)) is not None:
-                return form, sizes
-        try:
-            captured = capture(self._model[0], torch.zeros(shape))
-        except Exception as error:  # torch.export raises many kinds
-            raise BackendUnavailable(f"torch.export cannot capture the network: {error}") from error
-        self._forms.append(_Form(captured, self.library, self.dtype))
-        sizes = captured.sizes(shape)
-        assert sizes is not None
-        return self._forms[-1], sizes
+        captured, sizes = self._captures.of(shape)
+        if captured not in self._forms:
+            self._forms[captured] = _Form(captured, self.library, self.dtype)
+        return self._forms[captured], sizes
 
 
 class _Form:

@@ -24,6 +24,11 @@ class Map:
     home: Map | None = None
     offset: int = 0
 
+    @property
+    def whole(self) -> Map:
+        """The map in memory that this one is, or is a part of."""
+        return self.home or self
+
 
 class Ref(NamedTuple):
     """Some channels of a map."""

@@ -101,7 +101,7 @@ class Memory:
             return (images, *self.size(home.size), self.halos[home], self._stride(home, network))
 
         def place(target: Map, phase: int, added: Sequence[Map] = ()) -> None:
-            home = _home(target)
+            home = target.whole
             if phase < self.cut <= last[home]:
                 self.shared |= {home, target}
             if home not in places:
@@ -132,9 +132,9 @@ class Memory:
         last = {network.input: 0}
         for i, layers in enumerate(self.phases):
             for layer in layers:
-                last.update({_home(target): max(i, last.get(_home(target), 0)) for target in layer.targets})
-                last.update({_home(ref.map): i for ref in layer.sources})
-        kept = [network.input, *(_home(ref.map) for refs in network.outputs for ref in refs)]
+                last.update({target.whole: max(i, last.get(target.whole, 0)) for target in layer.targets})
+                last.update({ref.map.whole: i for ref in layer.sources})
+        kept = [network.input, *(ref.map.whole for refs in network.outputs for ref in refs)]
         return last | dict.fromkeys(kept, len(self.phases))
 
     def _place(self, images: int, height: int, width: int, halo: int, stride: int) -> Place:
@@ -166,7 +166,7 @@ class Memory:
 
 def _only_added(layer: Layer, phase: list[Layer]) -> list[Map]:
     """Maps, not parts of one, that a layer adds pixel by pixel and that nothing else in its phase reads."""
-    read = [_home(ref.map) for other in phase for ref in other.sources]
+    read = [ref.map.whole for other in phase for ref in other.sources]
     added = [addend.source for addend in layer.sum.addends if not addend.coarse] if layer.sum else []
     return [ref.map for ref in added if ref.first == 0 and read.count(ref.map) == 1]
 
@@ -176,33 +176,29 @@ def number(size: Any, sizes: Mapping[Any, int]) -> int:
     return int(size.node.expr.subs(sizes)) if isinstance(size, torch.SymInt) else int(size)
 
 
-def _home(target: Map) -> Map:
-    return target.home or target
-
-
 def _halos(network: Network) -> dict[Map, int]:
     """The border that each map in memory needs: the widest padding of the convolutions that read it."""
     halos: dict[Map, int] = defaultdict(int)
     for layer in network.layers:
         if layer.sum is not None:
             for term in (*layer.sum.terms, *layer.sum.coarse):
-                home = _home(term.source.map)
+                home = term.source.map.whole
                 halos[home] = max(halos[home], *term.padding)
     return halos
 
 
 def phases_of(network: Network) -> list[list[Layer]]:
     """Layers by phase: each as early as it can be, after all that it reads."""
-    written: dict[Map, list[tuple[int, int, int]]] = {_home(network.input): [(0, network.input.channels, 0)]}
+    written: dict[Map, list[tuple[int, int, int]]] = {network.input.whole: [(0, network.input.channels, 0)]}
     phases: list[list[Layer]] = []
     for layer in network.layers:
         level = 0
         for ref in layer.sources:
             first = ref.first + ref.map.offset
-            level = max(level, *(after for start, end, after in written[_home(ref.map)]
+            level = max(level, *(after for start, end, after in written[ref.map.whole]
                                  if start < first + ref.channels and first < end))  # fmt: skip
         for target in layer.targets:
-            written.setdefault(_home(target), []).append((target.offset, target.offset + target.channels, level + 1))
+            written.setdefault(target.whole, []).append((target.offset, target.offset + target.channels, level + 1))
         if level == len(phases):
             phases.append([])
         phases[level].append(layer)

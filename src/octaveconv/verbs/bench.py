@@ -29,6 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtimes", metavar="R", nargs="+", default=[], help="eager compiled deployed openvino onnxruntime (all)"
     )
+    parser.add_argument("--rivals", metavar="R", nargs="+", default=[], help="runtimes for dense networks alone")
     parser.add_argument("--runs", metavar="N", type=positive, default=30, help="timed calls of each (%(default)s)")
     parser.add_argument("--dense", metavar="NAME", help="also beat torchvision's, or any network of timm's")
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> Any:
 
     settings = Settings(
         args.model, tuple(args.alpha or ()), args.size, tuple(args.batch_size), args.threads or torch.get_num_threads(),
-        args.device, args.dtype, args.mode, tuple(args.runtimes), args.runs, args.dense,
+        args.device, args.dtype, args.mode, tuple(args.runtimes), args.runs, args.dense, tuple(args.rivals),
     )  # fmt: skip
     result = speed.run(settings, lambda line: print(line, flush=True))
     for batch in result["batches"]:
@@ -52,5 +53,7 @@ def run(args: argparse.Namespace) -> Any:
         for line in speed_report.not_run(batch):
             print(line)
     print(f"\nThe fastest, {args.runs} runs each:\n{text_table(report.table(result))}\n")
+    if rows := report.more(result):
+        print(f"{text_table(rows)}\n")
     print("\n".join(report.notes(result)))
     return result

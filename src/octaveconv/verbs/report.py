@@ -23,6 +23,8 @@ def run(args: argparse.Namespace) -> Any:
 
     result = report.read(args.file)
     print(text_table(report.table(result)))
+    if rows := report.more(result):
+        print(f"\n{text_table(rows)}")
     for note in report.notes(result):
         print(f"\n{note}")
     if args.plot:

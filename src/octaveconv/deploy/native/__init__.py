@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 
 from ...errors import BackendUnavailable
+from .._cache import cache_folder
 
 SOURCES = sorted(Path(__file__).parent.glob("*.h")) + sorted(Path(__file__).parent.glob("*.cpp"))
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"]
@@ -93,7 +94,7 @@ def library(target: str = "native", dtype: torch.dtype = torch.float32) -> ctype
     key = hashlib.sha256("\0".join([*command, _cpu()]).encode())
     for path in SOURCES:
         key.update(path.read_bytes())
-    cache = Path(os.environ.get("OCTAVECONV_CACHE") or Path.home() / ".cache" / "octaveconv")
+    cache = cache_folder()
     path = cache / f"engine-{key.hexdigest()[:20]}.so"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
