@@ -46,10 +46,14 @@ def size(build):
         return float("inf")
 
 
-def fixed_pixels(model):
-    """Of a network that takes one size only."""
+def image(model):
+    """One of 128 pixels, or of the size that the network insists on."""
     cfg = getattr(model, "default_cfg", {})
-    return cfg["input_size"][-1] if cfg.get("fixed_input_size") else getattr(model, "image_size", None)
+    own = cfg.get("input_size", (3, getattr(model, "image_size", PIXELS)))[-1]
+    first_choice = own if cfg.get("fixed_input_size") or hasattr(model, "image_size") else PIXELS
+    x = torch.randn(1, 3, first_choice, first_choice)
+    with torch.no_grad():
+        return x if attempt(lambda: model(x)) == "ok" else torch.randn(1, 3, own, own)
 
 
 def attempt(action):
@@ -70,13 +74,10 @@ def first(output):
 
 def outcome(build):
     """What became of one network."""
-    with torch.device("meta"):
-        model = build()
     torch.manual_seed(0)
-    pixels = fixed_pixels(model) or PIXELS
-    x = torch.randn(1, 3, pixels, pixels)
     try:
         model = build().eval()
+        x = image(model)
         octave, plan = oc.octavify(model, ALPHA, x)
     except Exception as error:
         text = str(error).partition("\n")[0]

@@ -2,7 +2,7 @@
 
     python tests/finetune_octavify.py --data cifar10 --out runs/octavify --json results/octavify_cifar10.json
 
-Trains the dense twin of recipes/cifar10.yaml, octavifies it at each alpha with and without a sample, and scores:
+Trains the dense twin of finetune_octavify.yaml, octavifies it at each alpha with and without a sample, and scores:
 right away, with norms estimated anew, after one epoch, and after a tenth of the dense network's epochs; beside the same
 octave network trained from random weights for that tenth, and for all epochs. What is complete is not done again.
 """
@@ -27,7 +27,7 @@ from octaveconv.evaluate import Settings, evaluate
 from octaveconv.network import metadata_of
 from octaveconv.recipe import Recipe, read_yaml
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "cifar10.yaml"
+RECIPE = Path(__file__).with_suffix(".yaml")
 
 
 def main():
@@ -36,7 +36,7 @@ def main():
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.25, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=30, help="of the dense network; a tenth of it is the fine-tuning")
+    parser.add_argument("--epochs", type=int, default=20, help="of the dense network; a tenth of it is the fine-tuning")
     parser.add_argument("--lr", type=float, default=0.02, help="of the fine-tuning")
     parser.add_argument("--images", type=int, default=512, help="of the sample")
     parser.add_argument("--out", type=Path, default=Path("runs/octavify"))

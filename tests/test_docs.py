@@ -182,6 +182,12 @@ def triton_table():
     return f"{markdown(rows)}\n\n{conditions}"
 
 
+def speed_bf16_table():
+    """The same in bfloat16."""
+    result = json.loads((ROOT / "results" / "speed_oct_resnet50_cpu_bf16.json").read_text())
+    return f"{markdown(report.table(result))}\n\nConditions: {speed_report.conditions(result)}."
+
+
 OTHER_SPEEDS = [  # results/speed_NAME.json
     "oct_resnet50_cpu_1_thread", "oct_resnet50_cpu_avx2", "oct_resnetv2_50_cpu",
     "oct_resnextv2_50_32x4d_cpu", "oct_mobilenetv1_100_cpu", "oct_densenet121_cpu",
@@ -242,6 +248,7 @@ TABLES = {
     "triton": triton_table,
     "speed": speed_table,
     "speeds": speeds_table,
+    "speed_bf16": speed_bf16_table,
     "ablation": ablation_table,
     "overhead": overhead_table,
     "fields": fields_table,

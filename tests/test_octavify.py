@@ -14,6 +14,7 @@ from helpers import assert_close
 from torch import nn
 
 import octaveconv as oc
+from octaveconv.convert._trace import list_lengths
 from octaveconv.models.oct_densenet import OctDenseNet
 from octaveconv.models.oct_resnet import Bottleneck, OctResNet
 from octaveconv.models.oct_resnetv2 import OctResNetV2
@@ -122,6 +123,37 @@ class Squeeze(Part):
         return x * eca.expand_as(x)
 
 
+class SpatialGate(Part):
+    """A gate for each pixel, the same for all channels."""
+
+    def build(self):
+        self.gate, self.middle = conv(16, 1, 1), conv(16, 16)
+
+    def part(self, x):
+        return self.middle(x * torch.sigmoid(self.gate(x)))
+
+
+class GatedPieces(Part):
+    """Squeeze-and-excitation of concatenated channels, and an index that takes all of them, as in GhostNet."""
+
+    def build(self):
+        self.more, self.fc, self.out = conv(16, 8), nn.Conv2d(24, 24, 1), conv(24, 16)
+
+    def part(self, x):
+        x = torch.cat([x, self.more(x)], 1)[:, :24, :, :]
+        return self.out(x * torch.sigmoid(self.fc(x.mean((2, 3), keepdim=True))))
+
+
+class ChannelPool(Part):
+    """A pooling of volumes takes the channels of maps for an axis."""
+
+    def build(self):
+        self.more, self.pool, self.again = conv(16, 32), nn.MaxPool3d((2, 1, 1)), conv(16, 32)
+
+    def part(self, x):
+        return F.avg_pool3d(self.again(self.pool(self.more(x))), (2, 1, 1))
+
+
 class Unknown(Part):
     """Operations that take plain tensors only, between layers that take octaves."""
 
@@ -133,7 +165,7 @@ class Unknown(Part):
         left, right = x.chunk(2, dim=1)
         x = torch.cat([self.inner(F.relu(self.inner_of(right))), left], 1).flip(1)
         x = self.twice(self.twice(x))
-        return self.end(F.interpolate(x, size=(x.shape[2], x.size(3))))
+        return self.end(x.reshape(-1, 16, x.shape[2], x.size(3)))
 
     def inner_of(self, x):
         return x - 1
@@ -174,14 +206,15 @@ class InPlace(Part):
 
 
 class Pyramid(Part):
-    """Two outputs of different sizes, one of them brought to the other's, as in a feature pyramid."""
+    """Two outputs of different sizes, one of them brought to the other's, as in a feature pyramid; and larger maps."""
 
     def build(self):
-        self.down, self.up, self.side = conv(16, 16, stride=2), conv(16, 16), conv(16, 16, 1)
+        self.down, self.deep, self.side = conv(16, 16, stride=2), conv(16, 16), conv(16, 16, 1)
+        self.up, self.large = nn.Upsample(scale_factor=1.5, mode="bilinear", align_corners=True), conv(16, 16)
 
     def part(self, x):
-        y = self.up(self.down(x))
-        return self.side(x) + F.interpolate(y, size=x.shape[-2:])
+        y = self.deep(self.down(x))
+        return self.large(self.up(self.side(x) + F.interpolate(y, size=x.shape[-2:])))
 
 
 PARTS = [
@@ -192,6 +225,9 @@ PARTS = [
     Strided,
     Dense,
     Squeeze,
+    SpatialGate,
+    GatedPieces,
+    ChannelPool,
     Unknown,
     Merged,
     NormAndActivation,
@@ -292,6 +328,16 @@ def test_a_dense_twin_becomes_the_octave_network_of_this_package(name):
         assert_close(octave.get_parameter(key).grad, parameter.grad, key)
 
 
+def segmentation(head):
+    """One of torchvision's segmentation networks on a backbone of few blocks, the last one dilated."""
+    blocks = torchvision.models.resnet.Bottleneck
+    backbone = torchvision.models.ResNet(
+        blocks, [1, 2, 1, 1], replace_stride_with_dilation=[True, True, True], width_per_group=16
+    )
+    backbone = torchvision.models._utils.IntermediateLayerGetter(backbone, {"layer2": "out"})
+    return torchvision.models.segmentation.FCN(backbone, head)
+
+
 NETWORKS = {
     "resnet18": lambda: torchvision.models.resnet18(),
     "mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(),
@@ -302,6 +348,8 @@ NETWORKS = {
     "fpn": lambda: torchvision.models.detection.backbone_utils.resnet_fpn_backbone(
         backbone_name="resnet18", weights=None
     ),
+    "deeplab": lambda: segmentation(torchvision.models.segmentation.deeplabv3.DeepLabHead(512, 2, (1, 2, 3))),
+    "fcn": lambda: segmentation(torchvision.models.segmentation.fcn.FCNHead(512, 2)),
     "lraspp": lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None),
 }  # fmt: skip
 
@@ -331,14 +379,32 @@ def test_a_detector_runs_on_an_octave_backbone():
     assert "boxes" in model.eval()([torch.rand(3, 128, 128)])[0]
 
 
-def test_segmentation_models_with_an_octave_encoder():
+@pytest.mark.parametrize("name", ["oct_resnet26", "oct_mobilenetv2_100"])
+def test_segmentation_models_with_an_octave_encoder(name):
     smp = pytest.importorskip("segmentation_models_pytorch")
-    model = smp.Unet("tu-oct_resnet18", encoder_weights=None).eval()
+    model = smp.Unet(f"tu-{name}", encoder_weights=None, alpha=0.5)
+    assert any(isinstance(module, oc.OctConv2d) and module.alpha_in == 0.5 for module in model.encoder.modules())
+    octave, plan = oc.octavify(model, 0.25, torch.zeros(1, 3, 64, 64), min_size=4)
+    assert all(layer.octave for layer in plan.layers if layer.name.startswith("decoder") and layer.kind == "Conv2d")
+    x = torch.randn(2, 3, 75, 90)
+    for network in (model, octave):
+        y = network(x)
+        assert y.shape == (2, 1, 75, 90)
+        y.sum().backward()
+        assert all(p.grad is not None for p in network.parameters())
+    assert torch.equal(oc.octavify(model.eval(), 0, x)[0](x), model(x))
+
+
+@pytest.mark.parametrize("name", ["Unet", "FPN", "DeepLabV3Plus"])
+def test_segmentation_models_become_octave_networks(name):
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    model = getattr(smp, name)("resnet18", encoder_weights=None).eval()
+    model.requires_divisible_input_shape = False  # it branches on the size, which cannot be traced
     x = torch.randn(1, 3, 64, 64)
-    octave, plan = oc.octavify(model, 0.25, x)
-    assert any(layer.octave for layer in plan.layers)
-    assert torch.equal(oc.octavify(model, 0, x)[0](x), model(x))
+    octave, plan = oc.octavify(model, 0.25, x, min_size=4)
+    assert plan.macs_after < 0.85 * plan.macs_before
     assert octave(x).shape == (1, 1, 64, 64)
+    assert torch.equal(oc.octavify(model, 0, x)[0](x), model(x))
 
 
 def layer(plan, name):
@@ -396,8 +462,45 @@ def test_a_strided_convolution_to_a_dense_output_strides():
     assert ("merge", "first") in plan.borders
 
 
-def test_gates_need_no_border():
-    assert not oc.octavify(Squeeze(), 0.25, torch.zeros(1, 3, 32, 32))[1].borders
+def test_gates_and_resizing_need_no_border():
+    for part in (Squeeze, SpatialGate, GatedPieces, Pyramid):
+        assert not oc.octavify(part(), 0.25, torch.zeros(1, 3, 32, 32))[1].borders
+
+
+@pytest.mark.parametrize("how", ["module", "function", "keywords"])
+def test_both_parts_are_resized_in_the_same_way(how):
+    class Resized(Part):
+        def build(self):
+            self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+
+        def part(self, x):
+            if how == "module":
+                return self.up(x)
+            if how == "function":
+                return F.interpolate(x, None, 2, "bilinear", True)
+            return F.interpolate(x, size=(x.shape[2] * 2, x.shape[3] * 2), mode="bilinear", align_corners=True)
+
+    x = torch.randn(1, 3, 15, 16)
+    octave, plan = oc.octavify(Resized(), 0.25, x)
+    assert not plan.borders
+    first = octave.first(octave.stem(x))
+    parts = (
+        F.interpolate(part, s, mode="bilinear", align_corners=True) for part, s in zip(first, [(30, 32), (15, 16)])
+    )
+    expected = torch.cat([part.mean((2, 3)) for part in octave.last(oc.Octave(*parts))], 1)
+    assert_close(octave(x), octave.head(expected))
+
+
+def test_an_index_of_some_pixels_is_not_taken_for_all():
+    class Window(Part):
+        def part(self, x):
+            return x[:, :, :32, :32]
+
+    model = Window().eval()
+    octave, plan = oc.octavify(model, 0.5, torch.zeros(1, 3, 32, 32))
+    assert not layer(plan, "first").octave
+    images = constant_images(40, torch.float32)
+    assert_close(octave(images), model(images))
 
 
 def test_groups_round_the_share_down():
@@ -436,7 +539,7 @@ def test_what_cannot_be_traced_is_named_and_can_be_kept():
         (dict(alpha=1.0), r"alpha is .* must be in \[0, 1\), got 1.0"),
         (dict(alpha=[0.25, -0.5]), r"must be in \[0, 1\), got -0.5"),
         (dict(alpha=[]), "empty list"),
-        (dict(alpha=[0.5] * 9), "alpha has 9 numbers, but maps have the 1 heights"),
+        (dict(alpha=[0.5] * 9), "alpha has 9 numbers, but maps have the 1 sizes"),
         (dict(alpha={"frist": 0.5}), "alpha names 'frist', but no convolution matches: did you mean first?"),
         (dict(alpha={"bn0": 0.5}), "no convolution matches"),
         (
@@ -536,7 +639,7 @@ class OctaveEncoder(nn.Module):
         self.conv1, self.conv2 = conv(128, 16), conv(16, 16)
 
     def forward(self, x):
-        fine, coarse = self.encoder(x)
+        _, fine, coarse = [x, *self.encoder(x)]
         x = torch.cat([fine, F.interpolate(coarse, scale_factor=2)], 1)
         return self.conv2(self.conv1(x)).mean((2, 3))
 
@@ -549,6 +652,23 @@ def test_a_part_that_is_octave_already_is_left_alone():
     assert layer(plan, "conv1").alpha_out == 0.5
     assert all(torch.equal(a, b) for a, b in zip(octave.encoder(x), model.encoder(x)))
     assert torch.equal(oc.octavify(model, 0, x)[0](x), model(x))
+
+
+def test_lists_are_counted_where_their_length_is_always_the_same():
+    class Lists(nn.Module):
+        def forward(self, x, count=2):
+            return [x] * count
+
+    class Caller(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.same, self.changing = Lists(), Lists()
+
+        def forward(self, x):
+            return sum([*self.same(x), *self.changing(x), *self.changing(x, 3)])
+
+    model = Caller()
+    assert list_lengths(model, (torch.zeros(1),)) == {model.same: 2}
 
 
 @pytest.mark.parametrize("how", ["compile", "export"])

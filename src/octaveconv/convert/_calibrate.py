@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..nn import OctBatchNorm2d
+from ..nn.norm import OctBatchNormNd
 from ..octave import merge_tensor, split_tensor
+from ..resolution import OCTAVE
+from ._maps import CONVS, NORMS
 from ._rewrite import oct_conv
 from ._roles import Role
 from ._spaces import Net
 from ._splits import Splits
+from ._trace import in_evaluation
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, OctBatchNorm2d)
+_NORMS = (*NORMS, nn.SyncBatchNorm, OctBatchNormNd)
 Batch = tuple[Any, ...]
 
 
@@ -60,9 +64,9 @@ def high_shares(net: Net, batches: Sequence[Batch]) -> dict[fx.Node, Tensor]:
     def watch(node: fx.Node, inputs: tuple[Any, ...], y: Any) -> None:
         if node in wanted:
             power, is_high = _power(y)
-            means[node] = means[node] + y.double().mean((2, 3)).sum(0)
-            total[node] = total[node] + power.sum((2, 3), dtype=torch.float64).sum(0)
-            high[node] = high[node] + (power * is_high).sum((2, 3), dtype=torch.float64).sum(0)
+            means[node] = means[node] + y.double().flatten(2).mean(2).sum(0)
+            total[node] = total[node] + power.flatten(2).sum(2, dtype=torch.float64).sum(0)
+            high[node] = high[node] + (power * is_high).flatten(2).sum(2, dtype=torch.float64).sum(0)
 
     images = sum(len(batch[0]) for batch in batches)
     run(net, batches, watch)
@@ -74,12 +78,20 @@ def high_shares(net: Net, batches: Sequence[Batch]) -> dict[fx.Node, Tensor]:
 
 
 def _power(y: Tensor) -> tuple[Tensor, Tensor]:
-    """The power spectrum of maps, of which the whole is the mean square, and where it is above half Nyquist."""
-    height, width = y.shape[-2:]
+    """The power spectrum of maps, of which the whole is the mean square, and where it is above half Nyquist.
+
+    Frequencies are those of the axes that an octave halves: of a video not those in time.
+    """
     y = y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
-    power = torch.fft.fft2(y).abs().square() / (height * width) ** 2
-    rows, columns = (torch.fft.fftfreq(n, device=y.device).abs() for n in (height, width))  # Nyquist is 1/2
-    return power, torch.maximum(rows[:, None], columns) > 0.25
+    factors = OCTAVE[y.dim() - 2]
+    halved = [dim for dim, factor in enumerate(factors, 2) if factor > 1]
+    is_high = torch.zeros((), dtype=torch.bool, device=y.device)
+    for dim in halved:
+        frequency = torch.fft.fftfreq(y.shape[dim], device=y.device).abs()  # Nyquist is 1/2
+        is_high = is_high | (frequency > 0.25).unflatten(0, (-1, *[1] * (y.dim() - 1 - dim)))
+    pixels = y[0, 0].numel()
+    lines = prod(y.shape[dim] for dim in halved)
+    return torch.fft.fftn(y, dim=halved).abs().square() / (lines * pixels), is_high
 
 
 def orders(net: Net, shares: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
@@ -132,37 +144,27 @@ def run(net: Net, batches: Sequence[Batch], watch: Callable[[fx.Node, tuple[Any,
             return result
 
     module = fx.GraphModule(net.model, net.graph)
-    flags = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                Watched(module, graph=net.graph).run(*batch)
-    finally:
-        for part, flag in flags.items():
-            part.training = flag
+    with in_evaluation(module):
+        for batch in batches:
+            Watched(module, graph=net.graph).run(*batch)
 
 
 def reestimate_norms(model: nn.Module, batches: Sequence[Batch]) -> None:
     """Replace the running statistics of all batch normalisations by those of the sample."""
     norms = [part for part in model.modules() if isinstance(part, _NORMS) and part.running_mean is not None]
-    flags = {part: part.training for part in model.modules()}
     momenta = {norm: norm.momentum for norm in norms}
-    model.eval()
     try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum, norm.training = None, True  # the plain average over the batches
-        with torch.no_grad():
+        with in_evaluation(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum, norm.training = None, True  # the plain average over the batches
             for batch in batches:
                 model(*batch)
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum
-        for part, flag in flags.items():
-            part.training = flag
 
 
 def _is_conv(net: Net, node: fx.Node) -> bool:
     roles = (Role.CONV, Role.SAME)
-    return net.steps[node].role in roles and node.op == "call_module" and isinstance(net.module(node), nn.Conv2d)
+    return net.steps[node].role in roles and node.op == "call_module" and isinstance(net.module(node), CONVS)

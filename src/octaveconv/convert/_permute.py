@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ._roles import Role, shape_of
+from ._maps import axes_of, shape_of
+from ._roles import Role
 from ._spaces import Net
 
 
@@ -34,7 +35,7 @@ def permute(net: Net, orders: Mapping[fx.Node, Tensor]) -> None:
             for x in step.inputs:
                 if x.op == "get_attr" and order is not None:
                     path, _, name = str(x.target).rpartition(".")
-                    _take(net.model.get_submodule(path), name, order, len(shape_of(x) or ()) - 3)
+                    _take(net.model.get_submodule(path), name, order, len(shape_of(x) or ()) - 1 - axes_of(x))
 
 
 def order_of(net: Net, node: fx.Node, orders: Mapping[fx.Node, Tensor]) -> Tensor | None:

@@ -10,15 +10,20 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..nn import Merge, OctBatchNorm2d, OctConv2d, Split
+from ..nn import Merge, OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d, OctConv1d, OctConv2d, OctConv3d, Split
+from ..nn.conv import OctConvNd
+from ..nn.norm import OctBatchNormNd
 from ..octave import ChannelSplit, Octave
-from ._roles import Role, is_map, is_norm, shape_of
+from ..resolution import crop, pool
+from ._maps import CONVS, NORMS, axes_of, is_map, low_size, shape_of
+from ._roles import Role
 from ._splits import Splits
 from ._trace import DROPPED_BY_SAMPLE
 
 _STATE = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 # What timm, torchvision and our verbs ask a network, and how to make it again.
 _CARRIED = ("num_classes", "num_features", "pretrained_cfg", "default_cfg", "out_channels", "recipe")
+_INTERPOLATE = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")  # its order
 
 
 class OctavifiedModule(fx.GraphModule):
@@ -68,26 +73,41 @@ class SampleDrop(nn.Module):
             return x
         assert x.high is not None
         assert x.low is not None
-        mask = self.module(x.high.new_ones(len(x.high), 1, 1, 1))
+        mask = self.module(x.high.new_ones(len(x.high), *[1] * (x.high.dim() - 1)))
         return Octave(x.high * mask, x.low * mask)
 
 
 def fit(low: Tensor, high: Tensor) -> Tensor:
-    """Crop or, by its last row and column, extend a pooled low part to ``ceil(size / 2)`` of the high one."""
-    height, width = -(-high.shape[-2] // 2), -(-high.shape[-1] // 2)
-    low = low[..., :height, :width]
-    missing = (0, width - low.shape[-1], 0, height - low.shape[-2])
+    """Crop or, by its last row and column, extend a pooled low part to the size that belongs to the high one."""
+    size = low_size_beside(high)
+    low = crop(low, size)
+    missing = [n for pixels, now in zip(reversed(size), reversed(low.shape)) for n in (0, pixels - now)]
     return F.pad(low, missing, mode="replicate") if any(missing) else low
 
 
-def join_channels(high: Tensor, low: Tensor, split: ChannelSplit) -> Tensor:
+def join_channels(high: Tensor, low: Tensor, split: tuple[Any, ...]) -> Tensor:
     """One number for each channel of two parts, in dense order: ``[N, C, ...]``."""
-    return split.join(high, low, 1)
+    return _from_constant(split).join(high, low, 1)
 
 
-def split_gates(gates: Tensor, split: ChannelSplit) -> tuple[Tensor, Tensor]:
-    """Gates ``[..., C, 1, 1]`` of the high and of the low channels."""
-    return split.split(gates, gates.dim() - 3)
+def split_gates(gates: Tensor, split: tuple[Any, ...], axes: int) -> tuple[Tensor, Tensor]:
+    """Gates of the high and of the low channels: ``[..., C, 1, 1]``, with as many ones as maps have axes."""
+    return _from_constant(split).split(gates, gates.dim() - 1 - axes)
+
+
+def _constant(split: ChannelSplit) -> tuple[Any, ...]:
+    """A split as nested plain tuples: the code that torch.fx writes names no class inside another."""
+    return (*split[:3], tuple(map(_constant, split.pieces)))
+
+
+def _from_constant(split: tuple[Any, ...]) -> ChannelSplit:
+    high, low, cut, pieces = split
+    return ChannelSplit(high, low, cut, tuple(map(_from_constant, pieces)))
+
+
+def low_size_beside(high: Tensor) -> tuple[int, ...]:
+    """Pixels of the low part that belongs to a high one."""
+    return low_size(high.shape[2:])
 
 
 def octave_shape(high: Tensor, low: Tensor) -> tuple[int, ...]:
@@ -136,7 +156,7 @@ class Rewriter:
         x = self._values[step.inputs[0]] if step.inputs else None
         if step.role is Role.MEAN and isinstance(x, Parts):
             parts = [self._copy(node, {step.inputs[0]: part}) for part in x]
-            return self.graph.call_function(join_channels, (*parts, splits.of(step.inputs[0])))
+            return self.graph.call_function(join_channels, (*parts, _constant(splits.of(step.inputs[0]))))
         if step.role is Role.SHAPE and isinstance(x, Parts):
             shape = self.graph.call_function(octave_shape, tuple(x))
             axis = (*node.args[1:], *node.kwargs.values()) if node.op == "call_method" else ()
@@ -155,10 +175,10 @@ class Rewriter:
     def _same(self, node: fx.Node, x: fx.Node) -> Parts:
         value, split = self._octave(x), self.splits.of(node)
         module = self.net.module(node) if node.op == "call_module" else None
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, CONVS):
             self._replace(node, oct_conv(module, split, split))
             return self._call(node, value)  # type: ignore[no-any-return]
-        if module is not None and is_norm(module):
+        if isinstance(module, NORMS):
             self._replace(node, oct_norm(module, split))
             parts: Parts = self._call(node, value)
             for name in ("drop", "act"):
@@ -169,21 +189,35 @@ class Rewriter:
         if type(module).__name__ in DROPPED_BY_SAMPLE:
             self._replace(node, SampleDrop(module))  # type: ignore[arg-type]
             return self._call(node, value)  # type: ignore[no-any-return]
+        if node.target is F.interpolate or isinstance(module, nn.Upsample):
+            return self._resize(node, x, value)
         high, low = (self._copy(node, {x: part}) for part in value)
         if shape_of(node) != shape_of(x):
             low = self.graph.call_function(fit, (low, high))
         return Parts(high, low)
 
+    def _resize(self, node: fx.Node, x: fx.Node, value: Parts) -> Parts:
+        """The low part to the size that belongs to the high one, in the same way."""
+        if node.op == "call_module":
+            given = vars(self.net.module(node))
+        else:
+            given = {**dict(zip(_INTERPOLATE, node.args[1:])), **node.kwargs}
+        how: dict[str, Any] = {name: given[name] for name in ("mode", "align_corners", "antialias") if name in given}
+        high = self._copy(node, {x: value.high})
+        size = self.graph.call_function(low_size_beside, (high,))
+        return Parts(high, self.graph.call_function(F.interpolate, (value.low, size), how))
+
     def _join(self, node: fx.Node) -> Parts:
         parts: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = ({}, {})
         for x in node.all_input_nodes:
-            if is_map(x):
+            if x not in self.net.steps[node].inputs:  # the same for all channels
+                dense = self._dense(x)
+                pair = Parts(dense, self.graph.call_function(pool, (dense,)) if is_map(x) else dense)
+            elif is_map(x):
                 pair = self._octave(x)
-            elif x in self.net.steps[node].inputs:
-                gates = self.graph.call_function(split_gates, (self._values[x], self.splits.of(node)))
-                pair = self._items(gates)
-            else:  # the same for all channels
-                pair = Parts(self._values[x], self._values[x])
+            else:
+                split = _constant(self.splits.of(node))
+                pair = self._items(self.graph.call_function(split_gates, (self._values[x], split, axes_of(node))))
             parts[0][x], parts[1][x] = pair
         return Parts(*(self._copy(node, part) for part in parts))
 
@@ -235,10 +269,10 @@ def _argument(value: Any) -> Any:
     return Octave._make(value) if isinstance(value, Parts) else value
 
 
-def oct_conv(conv: nn.Module, inputs: ChannelSplit, outputs: ChannelSplit) -> OctConv2d:
+def oct_conv(conv: nn.Module, inputs: ChannelSplit, outputs: ChannelSplit) -> OctConvNd:
     """The octave convolution with the very parameters of a plain one."""
-    assert isinstance(conv, nn.Conv2d)
-    made = OctConv2d(
+    assert isinstance(conv, CONVS)
+    made = (OctConv1d, OctConv2d, OctConv3d)[len(conv.kernel_size) - 1](
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,  # type: ignore[arg-type]
         conv.bias is not None, conv.padding_mode, device="meta", alpha_in=inputs, alpha_out=outputs,
     )  # fmt: skip
@@ -246,10 +280,11 @@ def oct_conv(conv: nn.Module, inputs: ChannelSplit, outputs: ChannelSplit) -> Oc
     return made
 
 
-def oct_norm(norm: nn.Module, split: ChannelSplit) -> OctBatchNorm2d:
+def oct_norm(norm: nn.Module, split: ChannelSplit) -> OctBatchNormNd:
     """The octave norm with the very parameters and statistics of a plain one, and with what timm puts behind it."""
-    assert isinstance(norm, nn.BatchNorm2d)
-    made = OctBatchNorm2d(
+    assert isinstance(norm, NORMS)
+    axes = next(axes for axes, kind in enumerate(NORMS) if isinstance(norm, kind))
+    made = (OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d)[axes](
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta", alpha=split
     )
     made._parameters, made._buffers = norm._parameters, norm._buffers

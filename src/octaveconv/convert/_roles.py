@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from ..resolution import Sizes
+from ._maps import CONVS, NORMS, axes_of, is_plain_conv, shape_of
 from ._trace import DROPPED_BY_SAMPLE
-
-Shape = tuple[int, ...]
 
 
 class Role(Enum):
@@ -22,7 +22,7 @@ class Role(Enum):
 
     CONV = auto()  # makes new ones of all those of its group
     LINEAR = auto()  # the same of a vector
-    SAME = auto()  # each stays by itself: activation, norm, pooling, dropout, depthwise convolution
+    SAME = auto()  # each stays by itself: activation, norm, pooling, resizing, dropout, depthwise convolution
     JOIN = auto()  # sum or product of values with the same channels, or of a value and its gates
     CAT = auto()  # one value's behind the other's
     MEAN = auto()  # each by itself, to one pixel
@@ -41,48 +41,49 @@ class Step:
 
 _BY_PIXEL = {
     F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus, F.hardswish,
-    F.hardsigmoid, F.hardtanh, F.logsigmoid, F.dropout, F.dropout2d, F.alpha_dropout, torch.relu, torch.sigmoid,
-    F.sigmoid, torch.tanh, F.tanh, torch.clamp, torch.abs, torch.neg, torch.square, operator.neg,
+    F.hardsigmoid, F.hardtanh, F.logsigmoid, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
+    torch.relu, torch.sigmoid, F.sigmoid, torch.tanh, F.tanh, torch.clamp, torch.abs, torch.neg, torch.square,
+    operator.neg,
 }  # fmt: skip
 _METHODS_BY_PIXEL = {
     "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_", "contiguous", "clone", "detach",
     "abs", "neg", "square", "float", "half", "bfloat16",
 }  # fmt: skip
-_POOLS = {F.max_pool2d, F.avg_pool2d, torch.max_pool2d, torch.nn.functional.max_pool2d}
-_POOL_LAYERS = (nn.MaxPool2d, nn.AvgPool2d)
+# Of one, two and three axes: given maps of fewer, a pooling takes the channels for an axis.
+_POOLS = (
+    {F.max_pool1d, F.avg_pool1d, torch.max_pool1d},
+    {F.max_pool2d, F.avg_pool2d, torch.max_pool2d},
+    {F.max_pool3d, F.avg_pool3d, torch.max_pool3d},
+)
+_POOL_LAYERS = ((nn.MaxPool1d, nn.AvgPool1d), (nn.MaxPool2d, nn.AvgPool2d), (nn.MaxPool3d, nn.AvgPool3d))
+_GLOBAL_POOLS = (
+    (F.adaptive_avg_pool1d, F.adaptive_max_pool1d),
+    (F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
+    (F.adaptive_avg_pool3d, F.adaptive_max_pool3d),
+)
+_GLOBAL_POOL_LAYERS = (
+    (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
+    (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    (nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
+)
 _JOINS = {
     operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
     operator.itruediv, torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum,
 }  # fmt: skip
 _JOIN_METHODS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"}
-_SINGLE_LAYERS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_SINGLE_LAYERS = (
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
 _NOT_BY_PIXEL = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention, nn.GLU)
 _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 
 
-def shape_of(value: Any) -> Shape | None:
-    """The shape of a node's value, if that is a tensor."""
-    return value.meta.get("shape") if isinstance(value, fx.Node) else None
-
-
-def is_map(node: fx.Node) -> bool:
-    """Whether its value is feature maps of more than one pixel."""
-    shape = shape_of(node)
-    return shape is not None and len(shape) == 4 and shape[2] * shape[3] > 1
-
-
-def size_of(node: fx.Node) -> tuple[int, int]:
-    """Height and width of its value, feature maps."""
-    _, _, height, width = shape_of(node) or ()
-    return height, width
-
-
-def is_norm(module: nn.Module) -> bool:
-    """PyTorch's batch normalisation, or timm's, which has an activation behind it."""
-    if type(module) is nn.BatchNorm2d:
+def is_norm(module: nn.Module, axes: int) -> bool:
+    """PyTorch's batch normalisation of maps of so many axes, or timm's, which has an activation behind it."""
+    if type(module) is NORMS[axes - 1]:
         return True
     return (
-        type(module).__name__ == "BatchNormAct2d" and isinstance(module, nn.BatchNorm2d)
+        type(module).__name__ == "BatchNormAct2d" and isinstance(module, NORMS[axes - 1])
         and is_by_pixel(module.act) and is_by_pixel(module.drop)
     )  # fmt: skip
 
@@ -125,16 +126,18 @@ def _module_step(node: fx.Node, module: nn.Module, kept: bool) -> Step:
     assert isinstance(x, fx.Node)
     if _has_hooks(module):
         return Step(Role.OTHER, refusal="has hooks")
-    if type(module) is nn.Conv2d:
+    axes = axes_of(node)
+    if isinstance(module, CONVS[axes - 1]) and is_plain_conv(module):
         refusal = "kept" if kept else _conv_refusal(module)
         is_depthwise = module.groups > 1 and module.groups == module.in_channels == module.out_channels
         return Step(Role.SAME if is_depthwise else Role.CONV, (x,), refusal)
     if type(module) is nn.Linear and len(shape_of(x) or ()) == 2:
         return Step(Role.LINEAR, (x,))
-    is_pool = isinstance(module, _POOL_LAYERS) and not getattr(module, "return_indices", False)
-    if is_norm(module) or is_by_pixel(module) or type(module).__name__ in DROPPED_BY_SAMPLE or is_pool:
+    is_pool = isinstance(module, _POOL_LAYERS[axes - 1]) and not getattr(module, "return_indices", False)
+    is_single = is_by_pixel(module) or is_pool or isinstance(module, nn.Upsample)
+    if is_norm(module, axes) or is_single or type(module).__name__ in DROPPED_BY_SAMPLE:
         return Step(Role.SAME, (x,), "kept" if kept else "")
-    if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)) and _to_one_pixel(node, x):
+    if isinstance(module, _GLOBAL_POOL_LAYERS[axes - 1]) and _to_one_pixel(node, x):
         return Step(Role.MEAN, (x,), "kept" if kept else "")
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
         return _flatten(x)
@@ -146,7 +149,7 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name, None) for name in hooks)
 
 
-def _conv_refusal(conv: nn.Conv2d) -> str:
+def _conv_refusal(conv: Any) -> str:
     if any(stride not in (1, 2) for stride in conv.stride):
         return f"stride {max(conv.stride)}"
     keeping = tuple(d * (k - 1) / 2 for d, k in zip(conv.dilation, conv.kernel_size))
@@ -168,12 +171,17 @@ def _function_step(node: fx.Node) -> Step:
         return _cat(node) or other
     if node.target in (_JOIN_METHODS if is_method else _JOINS):
         return _join(node) or other
+    if node.target is F.interpolate and [n for n in node.all_input_nodes if shape_of(n) is not None] == [x]:
+        return Step(Role.SAME, (x,))  # type: ignore[arg-type]  # its size may be another value's
     if not isinstance(x, fx.Node) or shape_of(x) is None or node.all_input_nodes != [x, *_flags(node)]:
         return other
-    if node.target in (_METHODS_BY_PIXEL if is_method else _BY_PIXEL | _POOLS):
+    axes = axes_of(node)
+    if node.target in (_METHODS_BY_PIXEL if is_method else _BY_PIXEL | _POOLS[axes - 1]):
         return Step(Role.SAME, (x,))
-    if node.target in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.mean, "mean") and _to_one_pixel(node, x):
+    if node.target in (*_GLOBAL_POOLS[axes - 1], torch.mean, "mean") and _to_one_pixel(node, x):
         return Step(Role.MEAN, (x,))
+    if node.target is operator.getitem and _takes_all(node.args[1], shape_of(x) or ()):
+        return Step(Role.SAME, (x,))
     if node.target in (torch.flatten, "flatten") and (*node.args[1:], *node.kwargs.values()) in ((1,), (1, -1)):
         return _flatten(x)
     return other
@@ -191,20 +199,31 @@ def _name(node: fx.Node) -> str:
 def _flatten(x: fx.Node) -> Step:
     """Of single pixels only: then it leaves the channels as they are."""
     shape = shape_of(x) or ()
-    if len(shape) == 4 and shape[2:] == (1, 1):
+    if len(shape) == axes_of(x) + 2 and set(shape[2:]) == {1}:
         return Step(Role.SAME, (x,))
     return Step(Role.OTHER, refusal="flatten takes plain tensors only")
 
 
+def _takes_all(index: Any, shape: Sizes) -> bool:
+    """Whether an index is of all channels and, at every size, all pixels, as where GhostNet drops surplus channels."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return len(shape) > 1 and all(
+        isinstance(part, slice) and not part.start and part.step in (None, 1)
+        and (part.stop is None or (i == 1 and part.stop >= shape[1]))
+        for i, part in enumerate(parts)
+    )  # fmt: skip
+
+
 def _to_one_pixel(node: fx.Node, x: fx.Node) -> bool:
-    """Whether a pooling, or a mean over both axes, leaves one number for each channel."""
-    shape, result = shape_of(x), shape_of(node)
-    if shape is None or len(shape) != 4 or result not in ((*shape[:2], 1, 1), shape[:2]):
+    """Whether a pooling, or a mean over all axes, leaves one number for each channel."""
+    shape, result, axes = shape_of(x), shape_of(node), axes_of(node)
+    if shape is None or len(shape) != axes + 2 or result not in ((*shape[:2], *[1] * axes), shape[:2]):
         return False
     if node.target not in (torch.mean, "mean"):
         return True
-    axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    return isinstance(axes, (tuple, list)) and sorted(axis % 4 for axis in axes) == [2, 3]
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    dims = [given] if isinstance(given, int) else given
+    return isinstance(dims, (tuple, list)) and sorted(dim % len(shape) for dim in dims) == [*range(2, len(shape))]
 
 
 def _cat(node: fx.Node) -> Step | None:
@@ -212,14 +231,14 @@ def _cat(node: fx.Node) -> Step | None:
     axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
     if not isinstance(parts, (tuple, list)) or not all(isinstance(part, fx.Node) for part in parts):
         return None
-    shapes = [shape_of(part) for part in parts]
-    if axis not in (1, -3) or any(shape is None or len(shape) != 4 for shape in shapes):
+    dims = axes_of(node) + 2
+    if axis not in (1, 1 - dims) or any(len(shape_of(part) or ()) != dims for part in parts):
         return None
     return Step(Role.CAT, tuple(parts))
 
 
 def _join(node: fx.Node) -> Step | None:
-    """Operands are maps of one shape, gates ``[., C or 1, 1, 1]`` or ``[C, 1, 1]``, and numbers."""
+    """Operands are maps of one shape, numbers, and gates ``[., C or 1, 1, 1]``, ``[C, 1, 1]`` or ``[., 1, H, W]``."""
     if len(node.args) < 2 or any(isinstance(value, fx.Node) for value in node.kwargs.values()):
         return None
     result = shape_of(node) or ()
@@ -227,17 +246,23 @@ def _join(node: fx.Node) -> Step | None:
         shape = shape_of(operand)
         if not isinstance(operand, fx.Node) or shape == () or shape == result:
             continue
-        if len(result) != 4 or shape is None or not is_gate(shape, result[1]):
+        if len(result) != axes_of(node) + 2 or shape is None or not _is_gate(shape, result):
             return None
     operands = [n for n in node.args if isinstance(n, fx.Node) and (shape_of(n) == result or _has_channels(n, result))]
     return Step(Role.JOIN, tuple(operands)) if any(shape_of(n) == result for n in operands) else None  # type: ignore[arg-type]
 
 
-def is_gate(shape: Shape, channels: int) -> bool:
-    """Whether a value of this shape acts on each channel of a map by one number."""
-    return len(shape) in (3, 4) and shape[-2:] == (1, 1) and shape[-3] in (1, channels)
+def _is_gate(shape: Sizes, result: Sizes) -> bool:
+    """Whether a value of this shape acts on each channel of a map by one number, or on all of them by one map."""
+    pixels = shape[2 - len(result) :]
+    one_map = len(shape) == len(result) and shape[1] == 1 and pixels == result[2:]
+    return one_map or (_channels(shape, result) in (1, result[1]) and set(pixels) == {1})
 
 
-def _has_channels(node: fx.Node, result: Shape) -> bool:
-    shape = shape_of(node) or ()
-    return len(result) == 4 and len(shape) in (3, 4) and shape[-3] == result[1]
+def _has_channels(node: fx.Node, result: Sizes) -> bool:
+    return len(result) == axes_of(node) + 2 and _channels(shape_of(node) or (), result) == result[1]
+
+
+def _channels(shape: Sizes, result: Sizes) -> int:
+    """Channels of a map of ``result``'s axes or of its gates, with or without a batch; 0 of anything else."""
+    return shape[1 - len(result)] if len(shape) in (len(result) - 1, len(result)) else 0

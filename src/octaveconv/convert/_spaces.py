@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ._roles import Role, Step, is_map, shape_of, size_of
+from ._maps import axes_of, conv_axes, halved_size, is_map, shape_of
+from ._roles import Role, Step
 
 
 class _Classes:
@@ -64,7 +65,8 @@ class Net:
         """Channels of a node's value."""
         shape = shape_of(node)
         assert shape is not None
-        return shape[-3] if len(shape) == 3 else shape[1]
+        without_batch = len(shape) == axes_of(node) + 1  # a gate that is a parameter
+        return shape[0 if without_batch else 1]
 
     def groups(self, node: fx.Node) -> int:
         """Groups of the convolution that a node calls; each has its own high and low channels."""
@@ -72,7 +74,7 @@ class Net:
 
     def strided(self, node: fx.Node) -> bool:
         """Whether the convolution that a node calls has a stride."""
-        return self.module(node).stride != (1, 1)
+        return any(stride > 1 for stride in self.module(node).stride)  # type: ignore[union-attr]
 
     def nodes(self, *roles: Role) -> list[fx.Node]:
         """The nodes that have one of these roles, in order."""
@@ -97,9 +99,9 @@ class Net:
                 reason = step.refusal or "it is the network's input"
             elif node in stem:
                 reason = "the stem stays dense"
-            elif min(size_of(node)) < self.min_size:
-                height, width = size_of(node)
-                reason = f"its map of {height}x{width} is below {self.min_size} pixels"
+            elif min(halved_size(node)) < self.min_size:
+                size = "x".join(map(str, halved_size(node)))
+                reason = f"its map of {size} is below {self.min_size} pixels"
             else:
                 continue
             pinned.setdefault(self.runs.of(node), reason)
@@ -132,26 +134,25 @@ class Net:
 
 def _stem(net: Net) -> set[fx.Node]:
     """The convolutions that read the image, and all that comes before a pooling to a quarter of its size or more."""
-    image = max((size_of(node)[0] for node in net.steps if node.op == "placeholder" and is_map(node)), default=0)
+    image = next((halved_size(node)[0] for node in net.steps if is_map(node)), 0)
     stem: set[fx.Node] = set()
     for node, step in net.steps.items():
         inputs = [x for x in node.all_input_nodes if is_map(x)]
         if not is_map(node) or not inputs:
             continue
-        if 4 * size_of(node)[0] < image:
+        if 4 * halved_size(node)[0] < image:
             break
         is_behind = any(_has_conv(net, x) for x in _ancestors(node) - {node})
         if step.role is Role.CONV and not is_behind:
             stem.add(node)
-        is_pooling = step.role is Role.SAME and size_of(node)[0] < size_of(inputs[0])[0] and not _has_conv(net, node)
-        if is_pooling and is_behind:
+        is_smaller = halved_size(node)[0] < halved_size(inputs[0])[0]
+        if step.role is Role.SAME and is_smaller and is_behind and not _has_conv(net, node):
             return stem | _ancestors(node)
     return stem
 
 
 def _has_conv(net: Net, node: fx.Node) -> bool:
-    is_module = node.op == "call_module"
-    return is_module and any(isinstance(part, nn.Conv2d) for part in net.module(node).modules())
+    return node.op == "call_module" and conv_axes(net.module(node)) > 0
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:

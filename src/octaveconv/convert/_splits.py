@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import fx
 from ..cost import path_macs
 from ..octave import ChannelSplit
 from ..spec import conv_spec
-from ._roles import Role, is_map, shape_of, size_of
+from ._maps import axes_of, is_map, low_size, shape_of, size_of
+from ._roles import Role
 from ._spaces import Net
 
 NO_PARTNER = "nothing that makes or reads it takes an octave"
@@ -74,12 +75,12 @@ class Splits:
             return before
         conv: Any = self.net.module(node)
         spec = conv_spec(
-            2, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-            conv.groups, conv.padding_mode, *self.cuts(node), None, None,
+            axes_of(node), conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+            conv.dilation, conv.groups, conv.padding_mode, *self.cuts(node), None, None,
         )  # fmt: skip
-        size, size_in = size_of(node), size_of(step.inputs[0])
-        low, pixels = _low_pixels(size), prod(size)
-        paths = path_macs(spec, {"hh": pixels, "hl": low, "lh": _low_pixels(size_in), "ll": low})
+        size, low_in = size_of(node), low_size(size_of(step.inputs[0]))
+        low, pooled = prod(low_size(size)), prod(-(-n // s) for n, s in zip(low_in, spec.remaining_stride))
+        paths = path_macs(spec, {"hh": prod(size), "hl": low, "lh": pooled, "ll": low})
         return (shape_of(node) or (0,))[0] * sum(paths.values())
 
     @property
@@ -176,7 +177,3 @@ class Splits:
             split = self.of(x) if split is None else split.then(self.of(x))
         assert split is not None
         return split
-
-
-def _low_pixels(size: Sequence[int]) -> int:
-    return prod(-(-pixels // 2) for pixels in size)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from ..nn import Merge, OctMap, OctSqueezeExcite, Split
 from ..nn.conv import OctConvNd
+from ._maps import axes_of, is_plain_conv, map_axes
 
 _OCTAVE_LAYERS = (OctConvNd, OctMap, OctSqueezeExcite, Merge, Split)
 _IN_PLACE = {
@@ -22,12 +25,12 @@ DROPPED_BY_SAMPLE = ("DropPath", "StochasticDepth")  # of timm, torchvision and 
 class _Tracer(fx.Tracer):
     """Enters containers only: PyTorch's layers, timm's own list, octave layers and what is to be kept are leaves."""
 
-    def __init__(self, kept: Collection[str]) -> None:
+    def __init__(self, kept: Collection[str], lengths: Mapping[nn.Module, int]) -> None:
         from timm.layers import get_notrace_functions, get_notrace_modules
 
         super().__init__(autowrap_functions=tuple(f for f in get_notrace_functions() if callable(f)))
         self._leaves = tuple(get_notrace_modules())
-        self._kept = kept
+        self._kept, self._lengths = kept, lengths
         self._entered: list[str] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -35,6 +38,7 @@ class _Tracer(fx.Tracer):
             module_qualified_name in self._kept
             or isinstance(m, self._leaves)
             or type(m).__name__ in DROPPED_BY_SAMPLE
+            or is_plain_conv(m)
             or any(isinstance(part, _OCTAVE_LAYERS) for part in m.modules())
             or super().is_leaf_module(m, module_qualified_name)
         )
@@ -43,6 +47,8 @@ class _Tracer(fx.Tracer):
         self._entered.append(self.path_of_module(m))
         result = super().call_module(m, forward, args, kwargs)
         self._entered.pop()
+        if isinstance(result, fx.Proxy) and m in self._lengths:  # of a proxy the code behind could not take slices
+            return [result[i] for i in range(self._lengths[m])]  # type: ignore[index]
         return result
 
     @property
@@ -51,8 +57,53 @@ class _Tracer(fx.Tracer):
         return self._entered[-1] if self._entered else ""
 
 
-def trace(model: nn.Module, kept: Collection[str]) -> tuple[fx.Graph, list[str]]:
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, without gradients; each module has its own mode again behind it."""
+    flags = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, flag in flags.items():
+            part.training = flag
+
+
+def list_lengths(model: nn.Module, inputs: tuple[Any, ...]) -> dict[nn.Module, int]:
+    """Run the model itself: of each of its modules that returns lists or tuples, how many items they have.
+
+    Raises:
+        ValueError: the model does not take these inputs.
+    """
+    found: dict[nn.Module, set[int]] = defaultdict(set)
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        found[module].add(len(output) if type(output) in (list, tuple) else 0)
+
+    hooks = [part.register_forward_hook(note) for part in model.modules()]
+    try:
+        with in_evaluation(model):
+            model(*inputs)
+    except Exception as error:  # its code may fail in any way
+        given = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
+        reason = ": ".join(filter(None, (type(error).__name__, str(error).partition("\n")[0])))
+        raise ValueError(
+            f"{type(model).__name__} itself fails on inputs {given} ({reason}): give example_inputs that it takes"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {module: max(lengths) for module, lengths in found.items() if len(lengths) == 1 and max(lengths)}
+
+
+def trace(model: nn.Module, kept: Collection[str], lengths: Mapping[nn.Module, int]) -> tuple[fx.Graph, list[str]]:
     """Trace ``model`` in evaluation mode; flags that follow the mode, as dropout's, are read when the graph runs.
+
+    Args:
+        model: it gets the constants that it makes as it runs.
+        kept: names of the modules that are not to be entered.
+        lengths: of what modules return, see `list_lengths`.
 
     Returns:
         The graph, and notes about what the model does in training mode only, which is not in it.
@@ -62,7 +113,7 @@ def trace(model: nn.Module, kept: Collection[str]) -> tuple[fx.Graph, list[str]]
     """
     flags = {module: module.training for module in model.modules()}
     try:
-        (graph, constants), (in_training, others) = (_trace(model.train(mode), kept) for mode in (False, True))
+        (graph, constants), (in_training, others) = (_trace(model.train(mode), kept, lengths) for mode in (False, True))
     finally:
         for module, flag in flags.items():
             module.training = flag
@@ -76,9 +127,11 @@ def trace(model: nn.Module, kept: Collection[str]) -> tuple[fx.Graph, list[str]]
     return graph, notes
 
 
-def _trace(model: nn.Module, kept: Collection[str]) -> tuple[fx.Graph, dict[str, Tensor]]:
+def _trace(
+    model: nn.Module, kept: Collection[str], lengths: Mapping[nn.Module, int]
+) -> tuple[fx.Graph, dict[str, Tensor]]:
     """The graph, and the constants that the model makes as it runs, which the tracer has left in the model."""
-    tracer = _Tracer(kept)
+    tracer = _Tracer(kept, lengths)
     try:
         graph = tracer.trace(model)
         return graph, {name: vars(model).pop(name) for name in [*vars(model)] if name.startswith("_tensor_constant")}
@@ -167,7 +220,8 @@ def drop_expansions(graph: fx.Graph) -> None:
         if node.target in ("expand_as", "expand") and node.op == "call_method":
             gate, shape = node.args[0], node.meta["shape"]
             small = gate.meta["shape"] or ()
-            if len(small) == len(shape) == 4 and small[:2] == shape[:2] and small[2:] == (1, 1):
+            pixel = (1,) * axes_of(node)
+            if len(small) == len(shape) == len(pixel) + 2 and small[:2] == shape[:2] and small[2:] == pixel:
                 products = [user for user in node.users if user.target in (operator.mul, torch.mul, "mul")]
                 for user in products:
                     if any(x is not node and x.meta["shape"] == shape for x in user.all_input_nodes):
@@ -177,13 +231,10 @@ def drop_expansions(graph: fx.Graph) -> None:
 
 
 def add_shapes(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> None:
-    """Run the graph once, in evaluation mode, noting ``shape`` and ``macs`` in the ``meta`` of each node."""
+    """Run the graph once, in evaluation mode, noting ``shape``, ``macs`` and ``axes`` in the ``meta`` of each node."""
     module = fx.GraphModule(model, graph)
-    flags = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            _Shapes(module, graph=graph).run(*inputs)
-    finally:
-        for part, flag in flags.items():
-            part.training = flag
+    with in_evaluation(module):
+        _Shapes(module, graph=graph).run(*inputs)
+    axes = map_axes(graph, model)
+    for node in graph.nodes:
+        node.meta["axes"] = axes

@@ -13,12 +13,13 @@ from torch import Tensor, fx, nn
 from .._text import did_you_mean
 from ._allocate import LEVELS, allocate
 from ._calibrate import batches_of, high_shares, layer_errors, orders, reestimate_norms
+from ._maps import conv_axes, halved_size, is_map, shape_of
 from ._permute import permute
 from ._rewrite import OctavifiedModule, Rewriter
-from ._roles import Role, is_map, shape_of, size_of, steps_of
+from ._roles import Role, steps_of
 from ._spaces import Net
 from ._splits import Splits
-from ._trace import add_shapes, drop_expansions, trace
+from ._trace import add_shapes, drop_expansions, list_lengths, trace
 from .plan import LayerPlan, Plan
 
 Alpha = float | Sequence[float] | Mapping[str, float] | str
@@ -37,14 +38,15 @@ def octavify(
             maps, the largest first, the last one for all smaller ones; or a dict of patterns of layer names
             (``{"layer1.*": 0.5, "*": 0.25}``, the first that matches counts, others have 0); or ``"auto"``, which takes
             from 0 to 0.75 where ``calibrate`` shows that it does least harm, to reach ``macs``.
-        example_inputs: what the network is called with, a tensor ``[N, C, H, W]`` or a tuple; by default one image of
-            the size that ``model.pretrained_cfg`` names, or of 3x224x224 pixels. Sizes decide what is small.
+        example_inputs: what the network is called with, a tensor or a tuple; images are ``[N, C, H, W]``, series
+            ``[N, C, L]``, volumes and videos ``[N, C, T, H, W]``. By default one image of the size that
+            ``model.pretrained_cfg`` names, or of 3x224x224 pixels. Sizes decide what is small.
         keep: patterns of names of layers that stay as they are; a container is not traced then.
         calibrate: some batches of images, or of images and labels, prepared as for the network: some hundreds will
             do. By them the smoothest channels become the low ones, the norms' statistics are estimated anew, and the
             error of each layer is measured.
         macs: for ``alpha="auto"``, multiply-accumulates as a share of the dense network's, in (0, 1).
-        min_size: maps with fewer pixels in height or width stay dense.
+        min_size: maps with fewer pixels in height or width, or of a series in length, stay dense.
         stem: make the stem octave, too: the convolutions of the image, and all before an early pooling.
 
     Returns:
@@ -55,8 +57,9 @@ def octavify(
         (its inputs' and outputs' do not).
 
     Raises:
-        ValueError: the model cannot be traced, an alpha is outside [0, 1), layers whose outputs are added are to have
-            different alphas, a pattern matches nothing, or ``macs`` is out of reach; the message names the cure.
+        ValueError: the model cannot be traced or does not take the inputs, an alpha is outside [0, 1), layers whose
+            outputs are added are to have different alphas, a pattern matches nothing, or ``macs`` is out of reach; the
+            message names the cure.
 
     Source: section 3 of Chen et al., ICCV 2019, which leaves stem and last stage dense.
 
@@ -106,6 +109,9 @@ def _inputs(model: nn.Module, given: Tensor | tuple[Any, ...] | None) -> tuple[A
     """The example inputs, on the model's device."""
     like = next(model.parameters(), torch.empty(0))
     if given is None:
+        if (axes := conv_axes(model)) not in (0, 2):
+            maps = "[N, C, L]" if axes == 1 else "[N, C, T, H, W]"
+            raise ValueError(f"{type(model).__name__} does not convolve images: give example_inputs, a tensor {maps}")
         size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
         given = torch.zeros(1, *size, dtype=like.dtype)
     inputs = given if isinstance(given, tuple) else (given,)
@@ -123,7 +129,7 @@ def _prepare(
         if not found:
             raise ValueError(f"keep names {pattern!r}, but no layer matches{did_you_mean(pattern, names)}")
         kept |= found
-    graph, notes = trace(model, kept)
+    graph, notes = trace(model, kept, list_lengths(model, inputs))
     add_shapes(model, graph, inputs)
     drop_expansions(graph)
     return Net(graph, model, steps_of(graph, model, kept), stem, min_size), notes
@@ -176,16 +182,16 @@ def _by_name(net: Net, alphas: Mapping[str, float]) -> Callable[[fx.Node], float
 
 
 def _by_size(net: Net, alphas: Sequence[float]) -> Callable[[fx.Node], float]:
-    """One for each height of the maps that convolutions make and that can be octaves."""
+    """One for each size of the maps that convolutions make and that can be octaves."""
     if not alphas:
         raise ValueError("alpha is an empty list: give one number for each size of the feature maps")
 
     free = [node for node in net.nodes(Role.CONV) if net.runs.of(node) not in net.pinned]
-    heights = sorted({size_of(node)[0] for node in free}, reverse=True)
-    if len(alphas) > len(heights):
-        raise ValueError(f"alpha has {len(alphas)} numbers, but maps have the {len(heights)} heights {heights} only")
-    by_height = {h: alphas[min(i, len(alphas) - 1)] for i, h in enumerate(heights)}
-    return lambda node: by_height.get(size_of(node)[0], 0.0)
+    sizes = sorted({halved_size(node)[0] for node in free}, reverse=True)
+    if len(alphas) > len(sizes):
+        raise ValueError(f"alpha has {len(alphas)} numbers, but maps have the {len(sizes)} sizes {sizes} only")
+    by_size = {size: alphas[min(i, len(alphas) - 1)] for i, size in enumerate(sizes)}
+    return lambda node: by_size.get(halved_size(node)[0], 0.0)
 
 
 def _is_listed(node: fx.Node, net: Net) -> bool:
@@ -214,5 +220,5 @@ def _layer(node: fx.Node, splits: Splits, error: float | None) -> LayerPlan:
 
 def _images(net: Net) -> int:
     """Images in the example inputs."""
-    shapes = (shape_of(node) for node in net.graph.nodes if node.op == "placeholder" and is_map(node))
+    shapes = (shape_of(node) for node in net.graph.nodes if is_map(node))
     return next((shape[0] for shape in shapes if shape), 1)
