@@ -1,10 +1,10 @@
 """What octavify keeps of a trained network, and how soon fine-tuning brings back the rest.
 
-    python tests/finetune_octavify.py --data cifar10 --out runs/octavify --json results/octavify_cifar10.json
+    python tests/finetune_octavify.py --data cifar10 --out runs/octavify --json results/octavify_finetune.json
 
 Trains the dense twin of finetune_octavify.yaml, octavifies it at each alpha with and without a sample, and scores:
 right away, with norms estimated anew, after one epoch, and after a tenth of the dense network's epochs; beside the same
-octave network trained from random weights for that tenth, and for all epochs. What is complete is not done again.
+octave network trained from random weights for that tenth. What is complete is not done again.
 """
 
 import argparse
@@ -41,6 +41,7 @@ def main():
     parser.add_argument("--images", type=int, default=512, help="of the sample")
     parser.add_argument("--out", type=Path, default=Path("runs/octavify"))
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--what", default="", help="what the data is, for the table")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("options", nargs="*", help="further options of octaveconv train, after --")
     args = parser.parse_args()
@@ -49,7 +50,8 @@ def main():
     rows = [row for seed in args.seeds for row in of_seed(args, recipe, seed)]
     result = {
         "env": env.facts(), "threads": 1, "device": args.device, "recipe": args.recipe.name, "options": args.options,
-        "epochs": args.epochs, "lr": args.lr, "images": args.images, "rows": rows,
+        "what": args.what, "epochs": args.epochs, "tenth": tenth_of(args.epochs), "lr": args.lr, "images": args.images,
+        "rows": rows,
     }  # fmt: skip
     args.json.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -58,7 +60,7 @@ def of_seed(args, recipe, seed):
     """The rows of one dense network."""
     dense, top1 = train(args, f"dense-{seed}", seed, args.epochs)
     yield dict(seed=seed, network="dense", alpha=0.0, top1=top1)
-    tenth = max(round(args.epochs / 10), 1)
+    tenth = tenth_of(args.epochs)
     for alpha in args.alphas:
         model = network(args, recipe, dense)
         sample = batches(args, model, recipe)
@@ -73,9 +75,12 @@ def of_seed(args, recipe, seed):
         row |= stages(args, recipe, ordered, sample, f"ordered-{alpha:g}-{seed}", seed, tenth)
         yield row | dict(calibrated=True, errors=errors)
         start = save(args, f"scratch-{alpha:g}-{seed}", scratch(args, recipe, alpha, seed, sample), recipe.model)
-        for epochs in (tenth, args.epochs):
-            _, top1 = train(args, f"scratch-{alpha:g}-{seed}-{epochs}", seed, epochs, start)
-            yield dict(seed=seed, network="from scratch", alpha=alpha, epochs=epochs, top1=top1)
+        _, top1 = train(args, f"scratch-{alpha:g}-{seed}-{tenth}", seed, tenth, start)
+        yield dict(seed=seed, network="from scratch", alpha=alpha, top1=top1)
+
+
+def tenth_of(epochs):
+    return max(round(epochs / 10), 1)
 
 
 def stages(args, recipe, octave, sample, name, seed, tenth):

@@ -1,0 +1,263 @@
+"""The tables of the documents, made from the registry and from results/. `test_docs.py` puts them there."""
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+
+from octaveconv import evaluate, models, quickstart
+from octaveconv.bench import report, speed_report
+from octaveconv.verbs import models as verb
+from octaveconv.verbs import train as train_verb
+
+ROOT = Path(__file__).parent.parent
+ALPHAS = (0, 0.125, 0.25, 0.5, 0.75)
+
+
+def markdown(rows):
+    """Rows of cells as a Markdown table, the first row as its heading."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "| --- |" + " ---: |" * (len(rows[0]) - 1), *lines[1:]])
+
+
+def networks_table():
+    rows = [["name", "parameters", *(f"GMACs at {alpha:g}" for alpha in ALPHAS)]]
+    for name, cost in models.COSTS.items():
+        cells = [f"{cost['macs'][f'{a:g}'] / 1e9:.3f}" if f"{a:g}" in cost["macs"] else "-" for a in ALPHAS]
+        rows.append([f"`{name}`", f"{cost['params'] / 1e6:.1f} M", *cells])
+    return markdown(rows)
+
+
+def published_table():
+    facts = [verb.describe(name) for name in sorted(models.PUBLISHED)]
+    heading, *rows = verb.table(facts)
+    return markdown([heading, *([f"`{row[0]}`", *row[1:-1], f"`{row[-1]}`"] for row in rows)])
+
+
+def quickstart_table():
+    result = json.loads((ROOT / "results" / "quickstart.json").read_text())
+    seeds = json.loads((ROOT / "results" / "quickstart_seeds.json").read_text())["accuracy"]
+    spread = "; ".join(
+        f"{name} {min(values):.1%} to {max(values):.1%}, mean {sum(values) / len(values):.1%}"
+        for name, values in seeds.items()
+    )
+    note = (
+        f"{quickstart.verdict(result)} Over {len(seeds['dense'])} seeds: {spread}.\n\n"
+        f"Conditions: {quickstart.conditions(result)}."
+    )
+    return f"{markdown(quickstart.table(result))}\n\n{note}"
+
+
+def parity_table():
+    result = json.loads((ROOT / "results" / "parity.json").read_text())
+    rows = [["golden or file", "network", "difference / std"]]
+    rows += [
+        [f"`{name}`", f"`{row['network']}`", f"{row['difference']:.1e}"] for name, row in result["goldens"].items()
+    ]
+    conditions = (
+        f"Conditions: PyTorch {result['env']['torch']}, float32, {result['env']['cpu']}, {result['threads']} thread."
+    )
+    return f"{markdown(rows)}\n\n{conditions}"
+
+
+def fuzz_table():
+    result = json.loads((ROOT / "results" / "fuzz.json").read_text())
+    rows = [["reader", "cases", "read", "refused", "seconds", "result"]]
+    rows += [
+        [name, *(f"{run[key]:,}" for key in ("cases", "read", "refused")), f"{run['seconds']:.0f}", run["result"]]
+        for name, run in result["readers"].items()
+    ]
+    conditions = (
+        f"Conditions: atheris {result['env']['atheris']}, coverage-guided, files up to 4 KiB, 1 thread; a case fails "
+        f"if it crashes, raises another error, takes 10 s, or needs {result['allocation_limit_mib']} MiB beyond what "
+        f"is in use."
+    )
+    return f"{markdown(rows)}\n\n{conditions}"
+
+
+def scoring_table():
+    result = json.loads((ROOT / "results" / "scoring.json").read_text())
+    rows = [["processes", "images", "top-1", "top-5", "images/s"]]
+    rows += [
+        [str(run["processes"]), *(f"{run[key]:,}" for key in ("images", "top1_count", "top5_count")),
+         f"{run['images_per_s']:.0f}"]
+        for run in result["runs"]
+    ]  # fmt: skip
+    conditions = evaluate.conditions(result["runs"][0] | result["env"])
+    return f"{result['what']}\n\n{markdown(rows)}\n\nConditions: {conditions}."
+
+
+def fields_table():
+    return markdown([["field", "default", "meaning"], *([f"`{row[0]}`", *row[1:]] for row in train_verb.describe())])
+
+
+def fault_table():
+    result = json.loads((ROOT / "results" / "fault.json").read_text())
+    return (
+        f"`python tests/fault_train.py`: {result['runs']} runs of two processes were killed by SIGKILL at random "
+        f"moments and continued; {result['identical']} ended with the very weights of the uninterrupted run, "
+        f"{result['unreadable']} checkpoints were unreadable ({result['killed_before_a_checkpoint']} runs were killed "
+        f"before their first one). Conditions: PyTorch {result['env']['torch']}, {result['threads']} thread each, "
+        f"{result['env']['cpu']}."
+    )
+
+
+def overhead_table():
+    result = json.loads((ROOT / "results" / "overhead.json").read_text())
+    ours, bare = (result["seconds"][name] for name in ("ours", "bare"))
+    return (
+        f"`python tests/overhead_train.py`: {result['overhead']:+.2%}, medians of {ours['runs']} interleaved rounds of "
+        f"{result['steps']} steps ({ours['median']:.3f} s against {bare['median']:.3f} s, quartiles "
+        f"{ours['lower']:.3f} to {ours['upper']:.3f} and {bare['lower']:.3f} to {bare['upper']:.3f}). Conditions: "
+        f"{result['network']}, batch {result['batch']}, {result['dtype']}, {result['layout']}, loading included, "
+        f"{result['threads']} thread, PyTorch {result['env']['torch']}, {result['env']['cpu']}."
+    )
+
+
+def ablation_table():
+    """What was measured, beside what the original published of the same network on ImageNet."""
+    result = json.loads((ROOT / "results" / "ablation.json").read_text())
+    published = {"0": 73.2} | {
+        f"{record.alpha:g}": record.top1 for record in models.PUBLISHED.values() if record.network == "oct_resnetv2_26"
+    }
+    heading, *rows = report.table(result)
+    table = [[*heading, "original, ImageNet"], *([*row, f"{published[row[0]]}"] for row in rows)]
+    speed, quartiles = result["images_per_s"], result["images_per_s_quartiles"]
+    spread = max(max(high / speed[key] - 1, 1 - low / speed[key]) for key, (low, high) in quartiles.items())
+    conditions = (
+        f"Conditions: {result['what']}. Top-1 after the last epoch: mean and standard deviation of the seeds. Images/s "
+        f"of a training step without loading: medians of {result['rounds']} interleaved rounds, batch "
+        f"{result['batch']}, quartiles within {spread:.0%}. {result['dtype']}, {result['layout']}, "
+        f"{result['threads']} thread, PyTorch {result['env']['torch']}, {result['env']['cpu']}."
+    )
+    return f"{markdown(table)}\n\n{conditions}"
+
+
+def speed_table():
+    """What `octaveconv bench` measured of ResNet-50 on the CPU."""
+    result = json.loads((ROOT / "results" / "speed_oct_resnet50_cpu.json").read_text())
+    return f"{markdown(report.table(result))}\n\nConditions: {speed_report.conditions(result)}."
+
+
+def triton_table():
+    result = json.loads((ROOT / "results" / "triton_resources.json").read_text())
+    rows = [["layer", "dtype", "tile", "threads", "registers", "stack, bytes", "shared memory, KiB"]]
+    rows += [
+        [*(str(row[key]) for key in ("layer", "dtype", "tile", "threads", "registers", "stack_bytes")),
+         f"{row['shared_bytes'] / 1024:.0f}"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    conditions = (
+        f"Conditions: compiled for {result['target']} and not run; alpha {result['alpha']:g}, {result['layout']}, with "
+        f"TF32, Triton {result['env']['triton']}, PyTorch {result['env']['torch']}."
+    )
+    return f"{markdown(rows)}\n\n{conditions}"
+
+
+def speed_bf16_table():
+    """The same in bfloat16."""
+    result = json.loads((ROOT / "results" / "speed_oct_resnet50_cpu_bf16.json").read_text())
+    return f"{markdown(report.table(result))}\n\nConditions: {speed_report.conditions(result)}."
+
+
+OTHER_SPEEDS = [  # results/speed_NAME.json
+    "oct_resnet50_cpu_1_thread", "oct_resnet50_cpu_avx2", "oct_resnetv2_50_cpu",
+    "oct_resnextv2_50_32x4d_cpu", "oct_mobilenetv1_100_cpu", "oct_densenet121_cpu",
+]  # fmt: skip
+
+
+def speeds_table():
+    """The same of other networks, threads and instruction sets, and how our dense twin stands to OpenVINO's."""
+    table = [
+        ["network", "threads", "CPU", "batch", "alpha", "T", "S", "S/T", "octave ms", "in", "dense ms", "in", "ours"]
+    ]
+    for name in OTHER_SPEEDS:
+        result = json.loads((ROOT / "results" / f"speed_{name}.json").read_text())
+        first = [result["model"], str(result["threads"]), result["env"]["cpu"].split(", ")[-1]]
+        for batch in result["batches"]:
+            dense = batch["best_dense"]
+            twin = {one["runtime"]: (one["final"] or one["quick"])["median"] for one in batch["candidates"]
+                    if not one["alpha"]}  # fmt: skip
+            ours = twin["deployed"] / twin["openvino"]
+            for row in batch["alphas"]:
+                ratios = [f"{row[key]:.3f}" for key in ("t", "s", "s_over_t")]
+                times = [text for one in (row, dense) for text in (f"{one['median'] * 1e3:.2f}", one["runtime"])]
+                alpha = f"{row['alpha']:g}"
+                table.append([*first, str(batch["batch_size"]), alpha, *ratios, *times, f"{ours:.2f}"])
+    return markdown(table)
+
+
+def finetune_table():
+    """What octavify keeps of a trained network, and what fine-tuning brings back."""
+    result = json.loads((ROOT / "results" / "octavify_finetune.json").read_text())
+    stages = {"right_away": "at once", "norms": "norms", "one_epoch": "1 epoch", "tenth": f"{result['tenth']} epochs"}
+    found = {}
+    for row in result["rows"]:
+        name = row["network"] + {True: ", with a sample", False: "", None: ""}[row.get("calibrated")]
+        for stage in (*stages, "top1"):
+            if stage in row:
+                found.setdefault((row["alpha"], name), {}).setdefault(stage, []).append(row[stage])
+
+    def cell(values):
+        return f"{mean(values):.1f} ± {stdev(values):.1f}" if values else ""
+
+    rows = [["alpha", "network", *stages.values()]]
+    for (alpha, name), scores in sorted(found.items()):
+        last = "right_away" if name == "dense" else "tenth"
+        scores = scores | ({last: scores["top1"]} if "top1" in scores else {})
+        rows.append([f"{alpha:g}", name, *(cell(scores.get(stage)) for stage in stages)])
+    seeds = len({row["seed"] for row in result["rows"]})
+    note = (
+        f"Top-1 in %, mean and standard deviation of {seeds} seeds. Conditions: {result['what']}; the dense network is "
+        f"trained for {result['epochs']} epochs, fine-tuning begins at a learning rate of {result['lr']:g}, the sample "
+        f"are {result['images']} training images; {result['threads']} thread, PyTorch {result['env']['torch']}, "
+        f"{result['env']['cpu']}."
+    )
+    return f"{markdown(rows)}\n\n{note}"
+
+
+def coverage_table():
+    """What octavify makes of the networks of torchvision and timm."""
+    result = json.loads((ROOT / "results" / "octavify_coverage.json").read_text())
+    networks = {name: row for name, row in sorted(result["networks"].items()) if row["outcome"] != "no CNN"}
+    rows = [["network", "octave convolutions", "MACs", "difference at alpha 0", "runs", "what stays dense, mostly"]]
+    for name, row in networks.items():
+        if "convs" not in row:
+            rows.append([name, row["outcome"], "", "", "", row["why"].replace("|", "/")])
+            continue
+        failed = [check for check in ("forward", "backward", "compile", "export") if row.get(check, "ok") != "ok"]
+        rows.append([
+            name, f"{row['octave']} of {row['convs']}", f"{row['macs']:.0%}", f"{row['difference_at_0']:g}",
+            f"not {', '.join(failed)}" if failed else "all" if row["octave"] else "",
+            "; ".join(f"{count}: {why}" for why, count in row["why"][:1]),
+        ])  # fmt: skip
+    made = sum(row["outcome"] == "octave" for row in networks.values())
+    exact = sum(row.get("difference_at_0") == 0 for row in networks.values())
+    note = (
+        f"{made} of {len(networks)} convolutional networks become octave networks; {exact} give exactly their own "
+        f"output at alpha 0. {len(result['networks']) - len(networks)} others spend less than half of their "
+        f"multiply-adds in convolutions. Conditions: alpha {result['alpha']:g}, images of {result['size']} pixels (or "
+        f"the size that a network insists on), random weights, {result['threads']} thread, PyTorch "
+        f"{result['env']['torch']}, timm {result['env']['timm']}, {result['env']['cpu']}; compile is "
+        f'`torch.compile(backend="eager", fullgraph=True)`.'
+    )
+    return f"{markdown(rows)}\n\n{note}"
+
+
+TABLES = {
+    "octavify": coverage_table,
+    "finetune": finetune_table,
+    "triton": triton_table,
+    "speed": speed_table,
+    "speeds": speeds_table,
+    "speed_bf16": speed_bf16_table,
+    "ablation": ablation_table,
+    "overhead": overhead_table,
+    "fields": fields_table,
+    "fault": fault_table,
+    "fuzz": fuzz_table,
+    "scoring": scoring_table,
+    "networks": networks_table,
+    "published": published_table,
+    "quickstart": quickstart_table,
+    "parity": parity_table,
+}
