@@ -86,8 +86,9 @@ for i in "${!cases[@]}"; do
         continue
     fi
     options=("${infer[@]}")
-    [[ $mode == train ]] && options=("${train[@]}")
-    run "$left" "$python" -m octaveconv bench "$model" --device cuda --dtype bf16 --alpha 0.125 0.25 0.5 0.75 \
+    backend=
+    [[ $mode == train ]] && options=("${train[@]}") backend=triton,merged
+    run "$left" env OCTAVECONV_BACKEND="$backend" "$python" -m octaveconv bench "$model" --device cuda --dtype bf16 --alpha 0.125 0.25 0.5 0.75 \
         --dense "$dense" --batch-size "$batch" "${options[@]}" --json "$file" "$@" ||
         echo "gpu.sh: not measured: $(basename "$file" .json)" >&2
     merge "${files[@]}"

@@ -14,7 +14,7 @@ from octaveconv import backends
 from octaveconv.octave import ChannelSplit
 from octaveconv.spec import conv_spec
 
-EVERYWHERE = [backend.name for backend in backends.BACKENDS.values() if backend.devices is None]
+EVERYWHERE = [backend.name for backend in backends.BACKENDS.values() if backend.automatic]
 FAST = [name for name in EVERYWHERE if name != "reference"]
 CASES = {
     "first": dict(alpha_in=0, alpha_out=0.25),
@@ -242,6 +242,16 @@ def test_the_context_manager_nests_and_restores():
     assert backends.choose(x, spec).name == "merged"
 
 
+def test_of_several_names_the_first_that_can_run(monkeypatch):
+    never = backends.Backend("never", backends.BACKENDS["merged"].run, lambda x, spec: "it is only a test")
+    monkeypatch.setattr(backends, "BACKENDS", {"never": never, **backends.BACKENDS})
+    x, spec = _call()
+    with oc.backend("never", "reference", "merged"):
+        assert backends.choose(x, spec).name == "reference"
+    with pytest.raises(oc.BackendUnavailable, match="choose one of never, triton"), oc.backend("reference", "fast"):
+        pass
+
+
 def test_a_named_backend_that_cannot_run_says_why_and_automatic_choice_falls_back(monkeypatch):
     never = backends.Backend("never", backends.BACKENDS["merged"].run, lambda x, spec: "it is only a test")
     monkeypatch.setattr(backends, "BACKENDS", {"never": never, **backends.BACKENDS})
@@ -253,7 +263,7 @@ def test_a_named_backend_that_cannot_run_says_why_and_automatic_choice_falls_bac
         backends.choose(x, spec)
 
 
-@pytest.mark.parametrize(("name", "ok"), [("reference", True), ("fast", False)])
+@pytest.mark.parametrize(("name", "ok"), [("reference", True), ("triton,merged", True), ("fast", False)])
 def test_the_environment_variable(name, ok):
     code = "import torch, octaveconv as oc; oc.OctConv2d(4, 4, 1)(torch.ones(1, 4, 2, 2)); print('ran')"
     done = subprocess.run(

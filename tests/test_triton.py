@@ -423,7 +423,7 @@ def test_compiled_it_is_one_launch(case):
         raise NotImplementedError("nothing to run this on")
 
     layer, x = problem(**CASES[case], device="meta")
-    compiled = torch.compile(layer, fullgraph=True, backend=aot_autograd(fw_compiler=stop))
+    compiled = torch.compile(layer, fullgraph=True, dynamic=False, backend=aot_autograd(fw_compiler=stop))
     with pytest.raises(Exception, match="nothing to run this on"), oc.backend("triton"), h100():
         compiled(x)
     calls = [node for node in graphs[0].graph.nodes if node.op == "call_function"]
@@ -499,24 +499,16 @@ def pretend_gpu(monkeypatch, major):
 
 
 @on_host
-def test_automatic_choice_takes_it_on_new_gpus_alone(monkeypatch):
+def test_it_takes_new_gpus_alone_and_only_if_asked_for(monkeypatch):
     pretend_gpu(monkeypatch, 8)
     x, spec = on_cuda()
-    assert backends.choose(x, spec).name == "triton"
-    assert backends.choose(oc.octave_map(lambda part: torch.empty(part.shape), x), spec).name == "merged"
-    pretend_gpu(monkeypatch, 7)
     assert backends.choose(x, spec).name == "merged"
-    assert "compute capability 8.0 or more, and cuda:0 has 7.x" in backends.explain(x, spec)["triton"]
-
-
-@on_host
-def test_automatic_choice_exports_what_runs_elsewhere_too(monkeypatch):
-    pretend_gpu(monkeypatch, 9)
-    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    x, spec = on_cuda()
-    assert backends.choose(x, spec).name == "merged"
-    with oc.backend("triton"):
+    with oc.backend("triton", "merged"):
         assert backends.choose(x, spec).name == "triton"
+        assert backends.choose(oc.octave_map(lambda part: torch.empty(part.shape), x), spec).name == "merged"
+        pretend_gpu(monkeypatch, 7)
+        assert backends.choose(x, spec).name == "merged"
+    assert "compute capability 8.0 or more, and cuda:0 has 7.x" in backends.explain(x, spec)["triton"]
 
 
 @on_host
@@ -525,12 +517,13 @@ def test_a_counter_made_before_the_operator_misses_nothing(monkeypatch):
     pretend_gpu(monkeypatch, 9)
     triton()
     x, spec = on_cuda()
-    with FlopCounterMode(display=False):
+    with oc.backend("triton", "merged"):
+        with FlopCounterMode(display=False):
+            assert backends.choose(x, spec).name == "triton"
+            monkeypatch.delitem(sys.modules, "octaveconv.backends.triton")
+            assert backends.choose(x, spec).name == "merged"
+            assert "import octaveconv.backends.triton first" in backends.explain(x, spec)["triton"]
         assert backends.choose(x, spec).name == "triton"
-        monkeypatch.delitem(sys.modules, "octaveconv.backends.triton")
-        assert backends.choose(x, spec).name == "merged"
-        assert "import octaveconv.backends.triton first" in backends.explain(x, spec)["triton"]
-    assert backends.choose(x, spec).name == "triton"
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs the interpreter")

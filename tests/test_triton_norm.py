@@ -402,15 +402,17 @@ def test_a_module_with_a_hook_is_called(hooked):
 
 
 @on_host
-def test_automatic_choice_fuses_on_new_gpus_alone(monkeypatch):
+def test_it_fuses_on_new_gpus_alone_and_only_if_asked_for(monkeypatch):
     pretend_gpu(monkeypatch, 8)
     x, _ = on_cuda()
-    assert backends.fuses_norm(x)
-    assert not backends.fuses_norm(oc.octave_map(lambda part: torch.empty(part.shape), x))
-    with oc.backend("merged"):
-        assert not backends.fuses_norm(x)
-    pretend_gpu(monkeypatch, 7)
     assert not backends.fuses_norm(x)
+    with oc.backend("merged", "triton"):
+        assert not backends.fuses_norm(x)
+    with oc.backend("triton", "merged"):
+        assert backends.fuses_norm(x)
+        assert not backends.fuses_norm(oc.octave_map(lambda part: torch.empty(part.shape), x))
+        pretend_gpu(monkeypatch, 7)
+        assert not backends.fuses_norm(x)
 
 
 @on_host

@@ -11,12 +11,13 @@ import torch
 
 
 def facts() -> dict[str, str]:
-    """Versions of the packages that matter, the processor, its cores, and the GPU if there is one."""
+    """Versions of the packages that matter, the processor, its cores, what computes, and the GPU if there is one."""
     packages = ("octaveconv", "torch", "timm", "torchvision", "triton")
     found = {name: _version(name) for name in packages}
     found["python"] = platform.python_version()
     found["system"] = f"{platform.system()} {platform.machine()}"
     found["cpu"] = f"{_cpu_name()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    found["backend"] = os.environ.get("OCTAVECONV_BACKEND") or "automatic"
     found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return found
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .. import reference
@@ -33,20 +32,14 @@ __all__ = [
 class Backend:
     """One implementation: ``run`` computes, ``can_run`` returns the reason why it cannot, or ``None``.
 
-    Where there are ``devices``, it is chosen automatically on these alone, and not while a program is exported, which
-    is to run elsewhere too. To ask for it by name calls ``load`` first.
+    One that is not ``automatic`` must be asked for by name, which calls ``load`` first.
     """
 
     name: str
     run: Callable[[Octave, Tensor, Tensor | None, ConvSpec], Octave]
     can_run: Callable[[Octave, ConvSpec], str | None]
-    devices: tuple[str, ...] | None = None
+    automatic: bool = True
     load: Callable[[], None] = lambda: None
-
-    def is_automatic(self, x: Octave) -> bool:
-        """Whether automatic choice may take it for this input."""
-        device = next(part.device.type for part in x if part is not None)
-        return self.devices is None or (device in self.devices and not torch.compiler.is_exporting())
 
 
 def _always(x: Octave, spec: ConvSpec) -> str | None:
@@ -54,24 +47,24 @@ def _always(x: Octave, spec: ConvSpec) -> str | None:
 
 
 BACKENDS = {  # the fastest first: automatic choice takes the first that can run
-    "triton": Backend(
-        "triton", _triton_choice.octconv, _triton_choice.can_run, _triton_choice.DEVICES, _triton_choice.load
-    ),
+    # Its kernels have been interpreted and compiled, but never run on a GPU: until then they are not for everyone.
+    "triton": Backend("triton", _triton_choice.octconv, _triton_choice.can_run, False, _triton_choice.load),
     "merged": Backend("merged", merged.octconv, _always),
     "reference": Backend("reference", reference.octconv, _always),
 }
 
-_requested: str | None = os.environ.get("OCTAVECONV_BACKEND") or None  # None: choose automatically
+_requested = tuple(filter(None, os.environ.get("OCTAVECONV_BACKEND", "").split(",")))  # none: choose automatically
 
 
 @contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(*names: str) -> Iterator[None]:
     """Compute every octave convolution inside the ``with`` block by the named backend, in the whole process.
 
-    The environment variable ``OCTAVECONV_BACKEND`` does the same from the start of the process.
+    Of several names, each convolution takes the first that can run it. The environment variable ``OCTAVECONV_BACKEND``,
+    names with commas between, does the same from the start of the process.
 
     Raises:
-        BackendUnavailable: there is no such backend; or, when a layer is called, it cannot run that call.
+        BackendUnavailable: there is no such backend; or, when a layer is called, none of them can run that call.
 
     Example:
         >>> import torch, octaveconv as oc
@@ -80,8 +73,9 @@ def backend(name: str) -> Iterator[None]:
         ...     y = layer(torch.ones(1, 4, 8, 8))
     """
     global _requested
-    _find(name).load()
-    before, _requested = _requested, name
+    for name in names:
+        _find(name).load()
+    before, _requested = _requested, names
     try:
         yield
     finally:
@@ -89,28 +83,31 @@ def backend(name: str) -> Iterator[None]:
 
 
 def choose(x: Octave, spec: ConvSpec) -> Backend:
-    """The requested backend if one is named, or else the first that can run; BackendUnavailable says why not."""
-    if _requested is not None:
-        chosen = _find(_requested)
-        reason = chosen.can_run(x, spec)
-        if reason is not None:
-            raise BackendUnavailable(f"backend {chosen.name!r} was asked for and cannot run this call: {reason}")
-        return chosen
-    for candidate in BACKENDS.values():
-        if candidate.is_automatic(x) and candidate.can_run(x, spec) is None:
+    """The first backend that can run, of those requested or else of the automatic ones.
+
+    Raises:
+        BackendUnavailable: none can, and why.
+    """
+    requested = [_find(name) for name in _requested]
+    for candidate in requested or [candidate for candidate in BACKENDS.values() if candidate.automatic]:
+        if candidate.can_run(x, spec) is None:
             return candidate
-    raise BackendUnavailable(f"no backend can run this call: {explain(x, spec)}")
+    raise BackendUnavailable(
+        "; ".join(
+            f"backend {name!r} was asked for and cannot run this call: {reason}"
+            for name, reason in explain(x, spec).items()
+            if name in _requested
+        )
+    )
 
 
 def fuses_norm(x: Octave, residual: Octave | None = None) -> bool:
     """Whether batch norm, residual and ReLU of ``x`` are to be one, in the Triton backend.
 
-    They are where that backend is named, or chosen automatically, and can compute them; elsewhere PyTorch does so, one
-    after another, also where the backend is named: `backend` speaks of convolutions.
+    They are where that backend is the first one asked for and can compute them; elsewhere PyTorch does so, one after
+    another, and `backend`, which speaks of convolutions, does not complain.
     """
-    triton = BACKENDS["triton"]
-    wanted = triton.is_automatic(x) if _requested is None else _requested == triton.name
-    return wanted and _triton_choice.can_normalize(x, residual) is None
+    return _requested[:1] == ("triton",) and _triton_choice.can_normalize(x, residual) is None
 
 
 def explain(x: Octave, spec: ConvSpec) -> dict[str, str]:

@@ -15,7 +15,6 @@ from ..spec import ConvSpec
 _MODULE = f"{__package__}.triton"
 _INSTALLED = find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")  # as Triton reads it
-DEVICES = () if _INTERPRETED else ("cuda",)  # where automatic choice takes it: the interpreter is for tests
 
 
 def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Octave:
