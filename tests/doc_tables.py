@@ -1,6 +1,7 @@
 """The tables of the documents, made from the registry and from results/. `test_docs.py` puts them there."""
 
 import json
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -132,9 +133,9 @@ def ablation_table():
     return f"{markdown(table)}\n\n{conditions}"
 
 
-def speed_table():
+def speed_table(kind=""):
     """What `octaveconv bench` measured of ResNet-50 on the CPU."""
-    result = json.loads((ROOT / "results" / "speed_oct_resnet50_cpu.json").read_text())
+    result = json.loads((ROOT / "results" / f"speed_oct_resnet50_cpu{kind}.json").read_text())
     return f"{markdown(report.table(result))}\n\nConditions: {speed_report.conditions(result)}."
 
 
@@ -153,15 +154,9 @@ def triton_table():
     return f"{markdown(rows)}\n\n{conditions}"
 
 
-def speed_bf16_table():
-    """The same in bfloat16."""
-    result = json.loads((ROOT / "results" / "speed_oct_resnet50_cpu_bf16.json").read_text())
-    return f"{markdown(report.table(result))}\n\nConditions: {speed_report.conditions(result)}."
-
-
 OTHER_SPEEDS = [  # results/speed_NAME.json
     "oct_resnet50_cpu_1_thread", "oct_resnet50_cpu_avx2", "oct_resnetv2_50_cpu",
-    "oct_resnextv2_50_32x4d_cpu", "oct_mobilenetv1_100_cpu", "oct_densenet121_cpu",
+    "oct_resnet101_cpu", "oct_resnextv2_50_32x4d_cpu", "oct_mobilenetv1_100_cpu", "oct_densenet121_cpu",
 ]  # fmt: skip
 
 
@@ -249,7 +244,8 @@ TABLES = {
     "triton": triton_table,
     "speed": speed_table,
     "speeds": speeds_table,
-    "speed_bf16": speed_bf16_table,
+    "speed_bf16": partial(speed_table, "_bf16"),
+    "speed_train": partial(speed_table, "_train"),
     "ablation": ablation_table,
     "overhead": overhead_table,
     "fields": fields_table,

@@ -83,7 +83,7 @@ def test_every_size_batch_and_thread_count(threads):
     """
     model = settle(timm.create_model("oct_resnet18", alpha=0.25, layers=(1, 1, 1, 1), num_classes=10))
     deployed = NativeNetwork(model, image(1, 3, 32, 32))
-    for i, height in enumerate(range(32, 321, 9)):
+    for i, height in enumerate(range(32, 321, 17)):
         width = 320 - (height - 32) * 7 % 289
         threads(1 + i % 4)
         assert difference(model, deployed, image(1 + i % 5, 3, height, width)) <= LIMIT, (height, width)
@@ -94,10 +94,10 @@ def test_threads_and_passes_do_not_change_a_bit(threads):
     deployed = NativeNetwork(model, image(1, 3, 64, 64))
     x = image(5, 3, 49, 63)
     outputs = []
-    for count in (1, 2, 3, 4):
+    for count in (1, 2, 3):
         threads(count)
         deployed(x)
-        for chunk in (1, 2, 4, 5):
+        for chunk in (1, 4, 5):
             form, sizes = deployed._by_shape[x.shape]
             outputs.append(form(x, sizes, chunk, count))
     assert all(torch.equal(outputs[0], y) for y in outputs)

@@ -89,13 +89,17 @@ class ChannelSplit(NamedTuple):
         return ChannelSplit(self.high + other.high, self.low + other.low, 1, (*before, *pieces))
 
     def split(self, x: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
-        """Take dimension ``dim``, in dense order, apart into ``(high, low)``; views if `contiguous`."""
+        """Take dimension ``dim``, in dense order, apart into ``(high, low)``; views if `contiguous`.
+
+        Their gradients are put together in one pass, but for that PyTorch does not let them be changed in place.
+        """
         if self.pieces:
             runs = x.split([piece.high + piece.low for piece in self.pieces], dim)
             highs, lows = zip(*(piece.split(run, dim) for piece, run in zip(self.pieces, runs)))
             return torch.cat(highs, dim), torch.cat(lows, dim)
         if self.cut == 1:
-            return x.narrow(dim, 0, self.high), x.narrow(dim, self.high, self.low)
+            high, low = x.split([self.high, self.low], dim)
+            return high, low
         grouped = x.unflatten(dim, (self.cut, -1))  # [..., cut, C / cut, ...]
         parts = grouped.split([self.high // self.cut, self.low // self.cut], dim + 1)
         return parts[0].flatten(dim, dim + 1), parts[1].flatten(dim, dim + 1)
@@ -218,7 +222,10 @@ def check_sizes(x: Octave, octave: Sizes) -> None:
 
 def split_tensor(x: Tensor, split: ChannelSplit, octave: int | Sizes | None = None) -> Octave:
     """Keep the high channels of ``x`` and pool the low ones: ``[N, C, H, W]`` to an octave."""
-    high, low = split.split(x, 1)
+    if split.contiguous:  # an activation behind may work in place
+        high, low = x.narrow(1, 0, split.high), x.narrow(1, split.high, split.low)
+    else:
+        high, low = split.split(x, 1)
     return Octave(high if split.high else None, pool(low, octave_factors(octave, x.dim() - 2)) if split.low else None)
 
 
