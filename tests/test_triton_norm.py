@@ -438,7 +438,8 @@ def test_compiled_it_keeps_no_activation(name, maps):
 
     block = BLOCKS[name]().to("meta")
     x = random_octave(8, 0.5, (9, 7), batch=3, device="meta", requires_grad=True)
-    compiled = torch.compile(block, fullgraph=True, dynamic=False, backend=aot_autograd(fw_compiler=None, partition_fn=stop))
+    backend = aot_autograd(fw_compiler=None, partition_fn=stop)
+    compiled = torch.compile(block, fullgraph=True, dynamic=False, backend=backend)
     with pytest.raises(Exception, match="nothing to run this on"), oc.backend("triton"), h100():
         compiled(x)
     outputs = {f"{kind}_{part}" for kind in ("out", "to", "to_residual") for part in ("high", "low")}
