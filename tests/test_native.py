@@ -182,11 +182,11 @@ for name in ("oct_mobilenetv2_100", "oct_seresnetv2_50"):
     for threads, shape in ((1, (1, 3, 32, 33)), (2, (3, 3, 47, 32)), (3, (2, 3, 35, 39))):
         torch.set_num_threads(threads)
         deployed(image(*shape))
-for dtype in (torch.float32, torch.bfloat16):
-    for model in GRAPHS.values():
-        NativeNetwork(settle(model).to(dtype), image(1, 8, 12, 12).to(dtype))(image(2, 8, 9, 7).to(dtype))
-network = NativeNetwork(settle(shallow("oct_resnet50", 0.25, tiny=True)).to(dtype), image(1, 3, 64, 64).to(dtype))
-network(image(3, 3, 47, 32).to(dtype))
+for model in GRAPHS.values():
+    NativeNetwork(settle(model), image(1, 8, 12, 12))(image(2, 8, 9, 7))
+for name in ("oct_resnet50", "oct_mobilenetv2_100"):
+    model = settle(shallow(name, 0.25, tiny=True)).bfloat16()
+    NativeNetwork(model, image(1, 3, 64, 64).bfloat16())(image(3, 3, 47, 32).bfloat16())
 print("clean")
 """
 

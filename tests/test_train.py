@@ -368,7 +368,7 @@ def test_a_signal_saves_and_says_how_to_continue(data, tmp_path, number):
 def test_a_run_is_continued_by_one_process(data, tmp_path, monkeypatch, capsys):
     """A second one is refused, with nothing touched, until the first is dead; its loading workers may live on."""
     folder = tmp_path / "oct_resnetv2_26-0.5"
-    first = start(options(data, tmp_path, epochs=30, save_steps=1, workers=1))
+    first = start(options(data, tmp_path, epochs=12, save_steps=1, workers=1))
     wait_for(folder / "last.pth")
     first.send_signal(signal.SIGSTOP)
     files = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -385,7 +385,7 @@ def test_a_run_is_continued_by_one_process(data, tmp_path, monkeypatch, capsys):
     first.kill()
     first.wait()
     assert cli.main(["train", "--resume", str(folder), "--device", "cpu"]) == 0
-    assert len((folder / "results.csv").read_text().splitlines()) == 1 + 30
+    assert len((folder / "results.csv").read_text().splitlines()) == 1 + 12
 
 
 @pytest.mark.slow
