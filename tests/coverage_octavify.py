@@ -47,9 +47,9 @@ def size(build):
 
 
 def image(model):
-    """One of 128 pixels, or of the size that the network insists on."""
+    """One of 128 pixels, or of the network's own size if it insists on that."""
     cfg = getattr(model, "default_cfg", {})
-    own = cfg.get("input_size", (3, getattr(model, "image_size", PIXELS)))[-1]
+    own = cfg.get("input_size", (3, getattr(model, "image_size", 224)))[-1]
     first_choice = own if cfg.get("fixed_input_size") or hasattr(model, "image_size") else PIXELS
     x = torch.randn(1, 3, first_choice, first_choice)
     with torch.no_grad():

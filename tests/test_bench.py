@@ -3,10 +3,10 @@
 Times are made up: no test depends on how fast this machine is.
 """
 
+import importlib
 import itertools
 import json
 import sys
-import types
 
 import pytest
 import torch
@@ -142,9 +142,9 @@ class World:
         raise MissingExtra("this needs it, which is not installed: pip install 'octaveconv[export]'")
 
     def module(self, name, **contents):
-        module = types.ModuleType(f"octaveconv.{name}")
-        vars(module).update(contents)
-        self.monkeypatch.setitem(sys.modules, module.__name__, module)
+        module = importlib.import_module(f"octaveconv.{name}")
+        for key, value in contents.items():
+            self.monkeypatch.setattr(module, key, value)
 
     def deploys(self, change=lambda logits: logits):
         """Let ``deploy`` work, with ``change`` applied to the logits."""

@@ -15,6 +15,7 @@ import pytest
 import torch
 from test_deploy import GRAPHS, Net, settle
 from test_models import image, shallow
+from test_triton import passed_interpreted
 from torch import nn
 
 import octaveconv as oc
@@ -400,24 +401,8 @@ def test_the_stopwatch_takes_turns_and_the_least_time(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_interpreted():
-    """The tests below, on the CPU, in a fresh process: Triton reads the variable when it is imported."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "--show-capture=no",
-        __file__,
-    ]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    if "only 0-dimensional arrays can be converted" in done.stdout:
-        pytest.skip("the interpreter of Triton 3.6 needs a NumPy before 2.4")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
+    """The tests below, on the CPU."""
+    assert passed_interpreted(__file__) == 4
 
 
 def blocks(kind, last):

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._modes import eval_mode
 from ._text import text_table
 from .nn.conv import OctConvNd
 from .nn.norm import OctBatchNormNd
 from .octave import Octave, as_octave
-from .resolution import Sizes
+from .resolution import Sizes, pooled_size
 from .spec import ConvSpec
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -157,15 +158,8 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] = 224, *, in_chans:
     state = {name: tensor.detach().to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
     image = torch.empty(1, *shape, dtype=dtype, device="meta")
-    training = [module for module in model.modules() if module.training]
-    with _record(model) as layers:
-        try:
-            model.eval()
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                functional_call(model, state, (image,))
-        finally:
-            for module in training:
-                module.training = True
+    with _record(model) as layers, eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        functional_call(model, state, (image,))
     return CostReport(layers, shape, counter.get_total_flops() // 2)  # the counter takes a MAC as two operations
 
 
@@ -250,12 +244,12 @@ def _dense_pixels(spec: ConvSpec, x: Octave, y: Octave) -> tuple[int, int]:
         return prod(size), _pixels(y.high)
     if spec.transposed:
         return prod(size), prod(spec.transposed_sizes(x)[0])
-    return prod(size), prod(-(-n // s) for n, s in zip(size, spec.stride))
+    return prod(size), prod(pooled_size(size, spec.stride))
 
 
 def _pixels(x: Tensor | None, divisor: Sizes = (1, 1, 1)) -> int:
     """Pixels of a map, if any, after pooling."""
-    return 0 if x is None else prod(-(-n // d) for n, d in zip(x.shape[2:], divisor))
+    return 0 if x is None else prod(pooled_size(x.shape[2:], divisor))
 
 
 def _bytes(x: Tensor | None) -> int:

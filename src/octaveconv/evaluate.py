@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import loading, processes
+from ._modes import eval_mode
 from .data import Images, Preprocessing, Stream, Transform, preprocessing
 from .errors import MissingExtra, UsageError, require
 
@@ -114,7 +115,7 @@ def evaluate(
     model.to(torch.device(settings.device), memory_format=settings.layout)  # type: ignore[call-overload]
     prepared = preprocessing(model, settings.size)
     start = time.perf_counter()
-    with _eval_mode(model):
+    with eval_mode(model):
         counts = _score_share(model, dataset, prepared.transform(), settings, log)
     seconds = time.perf_counter() - start
     shares = processes.gather({**counts, "seconds": seconds, "weights": _fingerprint(model)})
@@ -132,18 +133,6 @@ def evaluate(
     )  # fmt: skip
     _check_complete(score, dataset.source)
     return score
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and then each module's own mode again."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
 
 
 @torch.inference_mode()

@@ -24,6 +24,7 @@ TOLERANCE = 1e-4  # of the answer's standard deviation; summing in another order
 ROUNDINGS = 4  # a very deep network may amplify that: so many times as far from float64 as it is itself are allowed
 BATCH_SIZES = (1, 3)  # that are compared
 RUNTIMES = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "pt2": ("torch",), "aoti": ("torch",)}
+PRECISIONS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16"), "pt2": ("fp32",), "aoti": ("fp32",)}  # of the runtimes
 _WRITERS = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript"), "pt2": (), "aoti": ()}
 
 Run = Callable[[Tensor], Tensor]
@@ -106,8 +107,8 @@ def load(path: Path, format: str, threads: int | None = None, precision: str = "
     check(format)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    if precision not in ("fp32", "bf16") or (precision == "bf16" and format != "openvino"):
-        raise UsageError(f"{format} does not compute in {precision}: use fp32, or bf16 with openvino")
+    if precision not in PRECISIONS[format]:
+        raise UsageError(f"{format} does not compute in {precision}: use {' or '.join(PRECISIONS[format])}")
     openvino: Loader = functools.partial(_load_openvino, precision=precision)
     loaders: dict[str, Loader] = {"onnx": _load_onnx, "openvino": openvino, "pt2": _load_pt2, "aoti": _load_aoti}
     try:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .resolution import Sizes, octave_factors, pool, upsample
+from .resolution import Sizes, octave_factors, pool, pooled_size, upsample
 
 
 class Octave(NamedTuple):
@@ -103,6 +103,10 @@ class ChannelSplit(NamedTuple):
         grouped = x.unflatten(dim, (self.cut, -1))  # [..., cut, C / cut, ...]
         parts = grouped.split([self.high // self.cut, self.low // self.cut], dim + 1)
         return parts[0].flatten(dim, dim + 1), parts[1].flatten(dim, dim + 1)
+
+    def high_first(self, x: Tensor, dim: int = 0) -> Tensor:
+        """Dimension ``dim`` is in dense order: all its high channels before the low ones, ``x`` itself if they are."""
+        return x if self.contiguous else torch.cat(self.split(x, dim), dim)
 
     def join(self, high: Tensor | None, low: Tensor | None, dim: int = 0) -> Tensor:
         """Put the two parts back into dense order: the inverse of `split`. An absent part has no channels."""
@@ -211,7 +215,7 @@ def check_sizes(x: Octave, octave: Sizes) -> None:
     high, low = x
     if high is None or low is None or torch.compiler.is_compiling():  # then sizes may be symbols: no guards on them
         return
-    expected = tuple(-(-size // factor) for size, factor in zip(high.shape[2:], octave))
+    expected = pooled_size(high.shape[2:], octave)
     if tuple(low.shape[2:]) != expected:
         rule = "half the size, rounded up" if min(octave) == 2 else f"the size divided by {octave}, rounded up"
         raise ValueError(

@@ -49,6 +49,11 @@ def pool(x: Tensor, factor: Sizes | None = None) -> Tensor:
     return avg_pool(x, factor, factor, ceil_mode=True, count_include_pad=False)
 
 
+def pooled_size(size: Sizes, factor: Sizes) -> Sizes:
+    """Pixels on each axis after `pool`: ``ceil(size / factor)``."""
+    return tuple(-(-n // f) for n, f in zip(size, factor))
+
+
 def _pool_volume(x: Tensor, factor: Sizes) -> Tensor:
     """``avg_pool3d`` refuses maps smaller than its window, and 16-bit ones on the CPU; so space first, then time."""
     frames = pool(x.flatten(1, 2), factor[1:]).unflatten(1, x.shape[1:3])  # [N, C, T, H', W']

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .octave import ChannelSplit, Octave, as_octave, check_sizes, split_channels
-from .resolution import Sizes, crop, octave_factors, upsample
+from .resolution import Sizes, crop, octave_factors, pooled_size, upsample
 
 
 class Paths(NamedTuple):
@@ -120,7 +120,7 @@ class ConvSpec(NamedTuple):
         assert self.output_padding is not None
         sizes = zip(self.high_size(x), self.stride, self._reach, self.output_padding)
         high = tuple(s * (n - 1) + r + p for n, s, r, p in sizes)
-        return high, tuple(-(-n // o) for n, o in zip(high, self.octave))
+        return high, pooled_size(high, self.octave)
 
     @property
     def _reach(self) -> Sizes:

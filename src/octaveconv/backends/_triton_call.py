@@ -12,6 +12,21 @@ from ..spec import ConvSpec
 Outputs = tuple[Tensor, Tensor, Tensor]
 
 
+def layout_of(*tensors: Tensor | None) -> torch.memory_format:
+    """The layout of what is computed from these: channels_last if one of them is that and nothing else."""
+    last = any(
+        tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+        for tensor in tensors
+        if tensor is not None
+    )
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def present(part: Tensor) -> Tensor | None:
+    """An output, unless it has no channels because it is not wanted."""
+    return part if part.shape[1] else None
+
+
 class Call(NamedTuple):
     """The operator's arguments: those of `fused`, taken apart, the weight as `_high_first` leaves it."""
 
@@ -46,13 +61,9 @@ class Call(NamedTuple):
             OCTAVE[2], tuple(2 // s for s in self.stride), (1, 1),
         )  # fmt: skip
 
-    def channels_last(self) -> bool:
-        """The layout of the outputs: channels_last if an input or the weight is that and nothing else."""
-        return any(
-            tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
-            for tensor in (self.high, self.low, self.weight)
-            if tensor is not None
-        )
+    def layout(self) -> torch.memory_format:
+        """That of the outputs."""
+        return layout_of(self.high, self.low, self.weight)
 
     def allocate(self) -> Outputs:
         """The outputs high, low and pooled high, yet to be written; those that are not wanted have no channels."""
@@ -60,7 +71,7 @@ class Call(NamedTuple):
         assert part is not None
         size = [n * (2 // s) if self.high is None else -(-n // s) for n, s in zip(part.shape[2:], self.stride)]
         half = [-(-n // 2) for n in size]
-        layout = torch.channels_last if self.channels_last() else torch.contiguous_format
+        layout = self.layout()
         wanted = [(self.to_high, size), (self.weight.shape[0] - self.to_high, half), (self.to_high, half)]
         if not self.with_pooled:
             wanted[2] = (0, half)

@@ -12,6 +12,7 @@ from torch.library import triton_op, wrap_triton
 
 from ..octave import Octave
 from . import _triton_norm_kernels as kernels
+from ._triton_call import layout_of, present
 
 Normalized = tuple[Tensor, Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -58,7 +59,7 @@ def batch_norm(
     high, low, pooled, statistics = operator(
         *x, weight, bias, *(residual or Octave(None, None)), eps, relu, with_pooled
     )  # fmt: skip
-    return Octave(_present(high), _present(low)), _present(pooled), statistics
+    return Octave(present(high), present(low)), present(pooled), statistics
 
 
 class _Maps:
@@ -67,10 +68,8 @@ class _Maps:
     def __init__(self, high: Tensor | None, low: Tensor | None) -> None:
         parts = [part for part in (high, low) if part is not None]
         self.like, images = parts[0], parts[0].shape[0]
-        self.last = any(
-            part.is_contiguous(memory_format=torch.channels_last) and not part.is_contiguous() for part in parts
-        )
-        self.layout = torch.channels_last if self.last else torch.contiguous_format
+        self.layout = layout_of(high, low)
+        self.last = self.layout == torch.channels_last
         self.shapes = [[images, 0, 0, 0] if part is None else list(part.shape) for part in (high, low)]
         self.channels = [shape[1] for shape in self.shapes]
         self.images = 1 if self.last else images
@@ -171,7 +170,7 @@ def backward_operator(
     maps.launch(kernels.gradient_sums, [count, count], *read, *arrays, shares, count, *maps.sizes(), RELU=relu)
     sums = shares.sum(1)
     to, to_residual = maps.empty(), maps.empty(with_residual)
-    written = [*to, *map(_present, to_residual)]
+    written = [*to, *map(present, to_residual)]
     maps.launch(kernels.gradient, maps.tiles(), *read, *written, *arrays, sums, *maps.sizes(), RELU=relu)
     return to[0], to[1], to_residual[0], to_residual[1], sums
 
@@ -184,7 +183,7 @@ def _launch_normalize(
     blocks, programs = pooled.numel() // max(pooled.shape[1], 1), maps.tiles()
     if blocks:
         programs[0] = -(-blocks // (maps.block_p // 2))
-    written = *out, _present(pooled)
+    written = *out, present(pooled)
     maps.launch(
         kernels.normalize, programs, *x, *residual, *written, *norm, *maps.sizes(), height, width, blocks, RELU=relu
     )
@@ -207,10 +206,6 @@ def _check(
             raise ValueError(f"{name} has the shape {list(tensor.shape)}, expected {shape}")
         if tensor is not None and tensor.device != maps.like.device:
             raise ValueError(f"{name} is on {tensor.device}, the input on {maps.like.device}: bring it there by .to()")
-
-
-def _present(part: Tensor) -> Tensor | None:
-    return part if part.shape[1] else None
 
 
 @operator.register_fake
@@ -247,7 +242,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Normalized) -> None:
     ctx.mark_non_differentiable(pooled, statistics)
     ctx.relu = relu
     ctx.has_residual = residual_high is not None or residual_low is not None
-    out = (_present(out_high), _present(out_low)) if relu and ctx.has_residual else (None, None)
+    out = (present(out_high), present(out_low)) if relu and ctx.has_residual else (None, None)
     ctx.save_for_backward(high, low, weight, bias, statistics, *out)
 
 

@@ -5,7 +5,6 @@ by side. So in a transposed one, at every stride. At stride 2 two: everything is
 channels stand side by side.
 """
 
-import torch
 from torch import Tensor
 
 from .. import reference
@@ -75,6 +74,4 @@ def _side_by_side(high: Tensor | None, low: Tensor | None, spec: ConvSpec, dim: 
 
 def _high_columns_first(weight: Tensor, spec: ConvSpec) -> Tensor:
     """Reorder the input channels of an ungrouped weight that are cut in groups or pieces."""
-    if spec.groups == 1 and not spec.inputs.contiguous:
-        return torch.cat(spec.inputs.split(weight, 1), 1)
-    return weight
+    return spec.inputs.high_first(weight, 1) if spec.groups == 1 else weight

@@ -16,7 +16,7 @@ from ..octave import Octave
 from ..resolution import pool
 from ..spec import ConvSpec
 from ._gradient import gradient
-from ._triton_call import Call, Outputs, check
+from ._triton_call import Call, Outputs, check, present
 from ._triton_kernels import depthwise as depthwise_kernel
 from ._triton_kernels import octave as octave_kernel
 from ._triton_norm import Origin, batch_norm, normalize
@@ -66,7 +66,7 @@ def fused(
         high, low, weight, bias, spec.outputs.high, spec.stride, spec.dilation, spec.groups,
         pooled, residual_high, residual_low, relu, with_pooled, *(origin or [None] * 5),
     )  # fmt: skip
-    y_high, y_low, y_pooled = (part if part.shape[1] else None for part in out)
+    y_high, y_low, y_pooled = map(present, out)
     return Octave(y_high, y_low), y_pooled
 
 
@@ -83,12 +83,9 @@ def _high_first(weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> tuple[Te
     """Bring the high channels before the low ones. Those of a grouped convolution are so already, in each group."""
     if spec.groups > 1 and not spec.depthwise:
         return weight, bias
-    if not (spec.inputs.contiguous or spec.depthwise):
-        weight = torch.cat(spec.inputs.split(weight, 1), 1)
-    if not spec.outputs.contiguous:
-        weight = torch.cat(spec.outputs.split(weight))
-        bias = None if bias is None else torch.cat(spec.outputs.split(bias))
-    return weight, bias
+    if not spec.depthwise:
+        weight = spec.inputs.high_first(weight, 1)
+    return spec.outputs.high_first(weight), None if bias is None else spec.outputs.high_first(bias)
 
 
 @triton_op("octaveconv::octconv", mutates_args=())
@@ -125,12 +122,12 @@ def _launch_octave(call: Call, spec: ConvSpec, out: Outputs) -> None:
         return (spec.groups * (high_tiles + -(-pixels // rows) * -(-to_low // columns)),)
 
     wrap_triton(octave_kernel)[grid](
-        high, call.low, source, call.weight, call.bias, *_residuals(call), *(_present(part) for part in out),
+        high, call.low, source, call.weight, call.bias, *_residuals(call), *map(present, out),
         *_strides(high), *_strides(call.low), *_strides(source), *call.weight.stride(),
         height, width, blocks, pixels, spec.groups, in_high, in_low, to_high, to_low,
         KY=spec.kernel_size[0], KX=spec.kernel_size[1], DY=spec.dilation[0], DX=spec.dilation[1],
         UY=grow_y, UX=grow_x, FACTOR=2 if call.pooled is None else 1,
-        RELU=call.relu, LAST=call.channels_last(), PRECISION=_precision(),
+        RELU=call.relu, LAST=call.layout() == torch.channels_last, PRECISION=_precision(),
     )  # fmt: skip
 
 
@@ -148,21 +145,16 @@ def _launch_depthwise(call: Call, spec: ConvSpec, out: Outputs) -> None:
         *_strides(call.high), *_strides(call.low), *call.weight.stride(),
         call.high.shape[2], call.high.shape[3], *pixels, *channels,
         KY=spec.kernel_size[0], KX=spec.kernel_size[1], DY=spec.dilation[0], DX=spec.dilation[1],
-        SY=spec.stride[0], SX=spec.stride[1], RELU=call.relu, LAST=call.channels_last(),
+        SY=spec.stride[0], SX=spec.stride[1], RELU=call.relu, LAST=call.layout() == torch.channels_last,
     )  # fmt: skip
 
 
 def _residuals(call: Call) -> list[Tensor | None]:
     """In the layout of the outputs, beside which they are read."""
-    layout = torch.channels_last if call.channels_last() else torch.contiguous_format
     return [
-        None if part is None else part.contiguous(memory_format=layout)
+        None if part is None else part.contiguous(memory_format=call.layout())
         for part in (call.residual_high, call.residual_low)
     ]
-
-
-def _present(part: Tensor) -> Tensor | None:
-    return part if part.shape[1] else None
 
 
 def _strides(part: Tensor | None) -> tuple[int, ...]:

@@ -57,6 +57,10 @@ class Settings:
     dense: str | None = None
     rivals: tuple[str, ...] = ()
 
+    def tried(self, dense: bool) -> list[str]:
+        """The runtimes that a network is given to."""
+        return list(dict.fromkeys((*(self.runtimes or RUNTIMES[self.mode]), *(self.rivals if dense else ()))))
+
     def checked(self) -> Settings:
         """Return these settings with the alphas filled in; UsageError if they ask for what does not exist."""
         known = RUNTIMES[self.mode]

@@ -162,10 +162,10 @@ def _onnxruntime(task: Task) -> Prepared:
 
 
 def _exported(task: Task, form: str, file: str) -> Prepared:
-    dtypes = {"openvino": ("fp32", "bf16"), "onnx": ("fp32",)}[form]
-    if task.settings.device != "cpu" or task.settings.dtype not in dtypes:
-        raise CannotRun(f"it is measured on the CPU in {' and '.join(dtypes)} only")
-    from ..export import export, load
+    from ..export import PRECISIONS, export, load
+
+    if task.settings.device != "cpu" or task.settings.dtype not in PRECISIONS[form]:
+        raise CannotRun(f"it is measured on the CPU in {' and '.join(PRECISIONS[form])} only")
 
     if not (task.folder / file).exists():  # for another batch size
         export(task.model, task.x, task.folder / file, form)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import env
-from .cases import RUNTIMES, SEED, Network, Settings, images, networks
+from .cases import SEED, Network, Settings, images, networks
 from .measure import PAUSE, WARM, cuda_events, interleaved, peak_bytes, wall_clock
 from .ratios import Candidate, best_dense, finalists, ratios
 from .roofline import counts, rates, shares
@@ -72,7 +72,7 @@ def run(settings: Settings, log: Log = lambda line: None) -> dict[str, Any]:
         del own[name]
     return {
         "kind": "bench", **own,
-        "runtimes": list(dict.fromkeys((*(settings.runtimes or RUNTIMES[settings.mode]), *settings.rivals))),
+        "runtimes": settings.tried(dense=True),
         "pause_s": PAUSE, "warm_s": WARM, "weights": f"random, seed {SEED}", "env": _facts(), "rates": rate,
         "batches": batches,
     }  # fmt: skip
@@ -116,15 +116,14 @@ def _candidates(
     exact = replace(settings, dtype="fp32")
     for number, net in enumerate(compared):
         reference = prepare("eager", Task(net.model, x, "contiguous", exact, folder)).call()
-        asked = dict.fromkeys((*settings.runtimes, *(() if net.alpha else settings.rivals)))
-        for runtime in dict.fromkeys((*(settings.runtimes or RUNTIMES[settings.mode]), *asked)):
+        dense = not net.alpha
+        asked = (*settings.runtimes, *(settings.rivals if dense else ()))
+        for runtime in settings.tried(dense):
             for layout in layouts(runtime, settings.device):
                 place = folder / f"{number}-{runtime}"
                 place.mkdir(exist_ok=True)
                 try:
-                    one = _candidate(
-                        net, runtime, Task(net.model, x, layout, settings, place, not net.alpha), reference
-                    )
+                    one = _candidate(net, runtime, Task(net.model, x, layout, settings, place, dense), reference)
                 except WrongOutput:
                     raise
                 except Exception as error:  # a runtime is foreign code: it may raise anything

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .._modes import eval_mode
 from ..nn.norm import OctBatchNormNd
 from ..octave import merge_tensor, split_tensor
 from ..resolution import OCTAVE
@@ -18,7 +19,6 @@ from ._rewrite import oct_conv
 from ._roles import Role
 from ._spaces import Net
 from ._splits import Splits
-from ._trace import in_evaluation
 
 _NORMS = (*NORMS, nn.SyncBatchNorm, OctBatchNormNd)
 Batch = tuple[Any, ...]
@@ -144,7 +144,7 @@ def run(net: Net, batches: Sequence[Batch], watch: Callable[[fx.Node, tuple[Any,
             return result
 
     module = fx.GraphModule(net.model, net.graph)
-    with in_evaluation(module):
+    with eval_mode(module), torch.no_grad():
         for batch in batches:
             Watched(module, graph=net.graph).run(*batch)
 
@@ -154,7 +154,7 @@ def reestimate_norms(model: nn.Module, batches: Sequence[Batch]) -> None:
     norms = [part for part in model.modules() if isinstance(part, _NORMS) and part.running_mean is not None]
     momenta = {norm: norm.momentum for norm in norms}
     try:
-        with in_evaluation(model):
+        with eval_mode(model), torch.no_grad():
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum, norm.training = None, True  # the plain average over the batches

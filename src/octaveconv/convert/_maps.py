@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..resolution import OCTAVE, Sizes
+from ..resolution import OCTAVE, Sizes, pooled_size
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # of one, two and three axes
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -44,7 +44,7 @@ def halved_size(node: fx.Node) -> Sizes:
 
 def low_size(size: Sizes) -> Sizes:
     """Pixels of the low maps beside high ones of this ``size``."""
-    return tuple(-(-pixels // factor) for pixels, factor in zip(size, OCTAVE[len(size)]))
+    return pooled_size(size, OCTAVE[len(size)])
 
 
 def is_plain_conv(module: nn.Module) -> bool:

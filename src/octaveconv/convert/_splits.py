@@ -10,6 +10,7 @@ from torch import fx
 
 from ..cost import path_macs
 from ..octave import ChannelSplit
+from ..resolution import pooled_size
 from ..spec import conv_spec
 from ._maps import axes_of, is_map, low_size, shape_of, size_of
 from ._roles import Role
@@ -79,7 +80,7 @@ class Splits:
             conv.dilation, conv.groups, conv.padding_mode, *self.cuts(node), None, None,
         )  # fmt: skip
         size, low_in = size_of(node), low_size(size_of(step.inputs[0]))
-        low, pooled = prod(low_size(size)), prod(-(-n // s) for n, s in zip(low_in, spec.remaining_stride))
+        low, pooled = prod(low_size(size)), prod(pooled_size(low_in, spec.remaining_stride))
         paths = path_macs(spec, {"hh": prod(size), "hl": low, "lh": pooled, "ll": low})
         return (shape_of(node) or (0,))[0] * sum(paths.values())
 

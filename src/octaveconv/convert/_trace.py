@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from .._modes import eval_mode
 from ..nn import Merge, OctMap, OctSqueezeExcite, Split
 from ..nn.conv import OctConvNd
 from ._maps import axes_of, is_plain_conv, map_axes
@@ -57,19 +57,6 @@ class _Tracer(fx.Tracer):
         return self._entered[-1] if self._entered else ""
 
 
-@contextmanager
-def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, without gradients; each module has its own mode again behind it."""
-    flags = {part: part.training for part in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, flag in flags.items():
-            part.training = flag
-
-
 def list_lengths(model: nn.Module, inputs: tuple[Any, ...]) -> dict[nn.Module, int]:
     """Run the model itself: of each of its modules that returns lists or tuples, how many items they have.
 
@@ -83,7 +70,7 @@ def list_lengths(model: nn.Module, inputs: tuple[Any, ...]) -> dict[nn.Module, i
 
     hooks = [part.register_forward_hook(note) for part in model.modules()]
     try:
-        with in_evaluation(model):
+        with eval_mode(model), torch.no_grad():
             model(*inputs)
     except Exception as error:  # its code may fail in any way
         given = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
@@ -111,12 +98,8 @@ def trace(model: nn.Module, kept: Collection[str], lengths: Mapping[nn.Module, i
     Raises:
         ValueError: what the model does depends on values; the message names the module and the cure.
     """
-    flags = {module: module.training for module in model.modules()}
-    try:
+    with eval_mode(model):
         (graph, constants), (in_training, others) = (_trace(model.train(mode), kept, lengths) for mode in (False, True))
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
     for name, constant in constants.items():
         model.register_buffer(name, constant, persistent=False)  # it moves with the network, and adds no key
     notes = []
@@ -233,7 +216,7 @@ def drop_expansions(graph: fx.Graph) -> None:
 def add_shapes(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> None:
     """Run the graph once, in evaluation mode, noting ``shape``, ``macs`` and ``axes`` in the ``meta`` of each node."""
     module = fx.GraphModule(model, graph)
-    with in_evaluation(module):
+    with eval_mode(module), torch.no_grad():
         _Shapes(module, graph=graph).run(*inputs)
     axes = map_axes(graph, model)
     for node in graph.nodes:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from .._modes import eval_mode
 from ..errors import BackendUnavailable, UsageError
 
 __all__ = ["deploy"]
@@ -55,9 +56,7 @@ def deploy(model: nn.Module, example_input: Tensor, engine: str | None = None) -
             f"deploy takes images [N, C, H, W], got an example of shape {list(example_input.shape)}: run a network of "
             f"series or volumes as it is, or through torch.compile"
         )
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with eval_mode(model):
         if engine is not None:
             return engines[engine](model, example_input)
         first = "cuda" if next(model.parameters(), example_input).is_cuda else "native"
@@ -67,9 +66,6 @@ def deploy(model: nn.Module, example_input: Tensor, engine: str | None = None) -
             deployed = _inductor(model, example_input)
             deployed.reason = f"not the {first} engine: {error}"  # type: ignore[assignment]
             return deployed
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _native(model: nn.Module, example_input: Tensor) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -152,3 +153,15 @@ class Network:
     layers: list[Layer]
     outputs: list[list[Ref]]
     shapes: list[tuple[Any, ...]]  # of the outputs
+
+    def last_uses(self, parts: Sequence[Iterable[Layer]]) -> dict[Map, int]:
+        """Of each map in memory, in which of the ``parts`` that the layers run in it is used last.
+
+        What is put out is used after all of them.
+        """
+        last: dict[Map, int] = {}
+        for i, layers in enumerate(parts):
+            for layer in layers:
+                last.update({target.whole: i for target in layer.targets})
+                last.update({ref.map.whole: i for ref in layer.sources})
+        return last | {ref.map.whole: len(parts) for refs in self.outputs for ref in refs}

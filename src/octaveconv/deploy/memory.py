@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .ir import Layer, Map, Network, Pair, Ref
+from .pack import grain
 
 Array = np.ndarray[Any, Any]
 SLACK = 64  # numbers behind a map's end that whole vectors may read
@@ -91,7 +92,8 @@ class Memory:
 
         A sum takes the place of a map that is only added to it and not read any more, which saves a pass over memory.
         """
-        last = self._last_phases(network)
+        last = network.last_uses(self.phases)
+        last[network.input] = len(self.phases)  # kept for itself: the zeros beside its channels must stay
         places: dict[Map, Place] = {}
         free: dict[Any, list[Place]] = defaultdict(list)
         self.shared: set[Map] = set()  # maps of all images that passes over single ones write
@@ -127,16 +129,6 @@ class Memory:
                 free[shape(home)].append(places[home])
         return places
 
-    def _last_phases(self, network: Network) -> dict[Map, int]:
-        """Of each map in memory, the phase after which it is not needed."""
-        last = {network.input: 0}
-        for i, layers in enumerate(self.phases):
-            for layer in layers:
-                last.update({target.whole: max(i, last.get(target.whole, 0)) for target in layer.targets})
-                last.update({ref.map.whole: i for ref in layer.sources})
-        kept = [network.input, *(ref.map.whole for refs in network.outputs for ref in refs)]
-        return last | dict.fromkeys(kept, len(self.phases))
-
     def _place(self, images: int, height: int, width: int, halo: int, stride: int) -> Place:
         count = images * (height + 2 * halo) * (width + 2 * halo) * stride
         if count >= 2**31:
@@ -146,8 +138,8 @@ class Memory:
     def _stride(self, home: Map, network: Network) -> int:
         """Numbers per pixel: whole vectors, and no multiple of 1 KiB, whose pixels would meet in the same cache."""
         if home is network.input:
-            grain = 4 // self.dtype.itemsize
-            return -(-home.channels // grain) * grain
+            together = grain(self.dtype)
+            return -(-home.channels // together) * together
         count = -(-home.channels // 16) * 16
         return count + 16 if count * self.dtype.itemsize % 1024 == 0 else count
 

@@ -23,7 +23,12 @@ class Format(NamedTuple):
     @property
     def grain(self) -> int:
         """Input channels that lie side by side in the weights."""
-        return 4 // self.dtype.itemsize
+        return grain(self.dtype)
+
+
+def grain(dtype: torch.dtype) -> int:
+    """How many numbers the engine multiplies as one: as many as make up 32 bits."""
+    return 4 // dtype.itemsize
 
 
 class Slice(NamedTuple):

@@ -33,12 +33,7 @@ class Program:
     def __init__(self, captured: Captured) -> None:
         self.network, self.out_spec = lower(captured), captured.out_spec
         self.steps = [Step(group) for group in groups(self.network)]
-        last: dict[Map, int] = {}
-        for i, step in enumerate(self.steps):
-            last.update({target.whole: i for target in step.targets})
-            last.update({ref.map.whole: i for ref in step.sources})
-        for refs in self.network.outputs:
-            last.update({ref.map.whole: len(self.steps) for ref in refs})
+        last = self.network.last_uses([step.group.layers for step in self.steps])
         self.dead = [[home for home, end in last.items() if end == i] for i in range(len(self.steps))]
 
     def run(self, x: Tensor, sizes: Mapping[Any, int], choose: Choose) -> Any:

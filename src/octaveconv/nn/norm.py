@@ -58,7 +58,7 @@ class OctBatchNormNd(_NormBase):
         With it comes what `backends.octconv_of_norm` takes, without residual.
         """
         octave, factor = self._check(x), self._count_batch()
-        weight, bias = (self._high_first(parameter) for parameter in (self.weight, self.bias))
+        weight, bias = (self.split.high_first(parameter) for parameter in (self.weight, self.bias))
         y, pooled, statistics = backends.batch_norm(
             octave, weight, bias, self.eps, residual=residual, relu=True, with_pooled=with_pooled
         )
@@ -68,9 +68,6 @@ class OctBatchNormNd(_NormBase):
                     batch = self.split.join(*batch.split(self.split[:2]))
                 running.lerp_(batch.to(running.dtype), factor)  # type: ignore[union-attr]
         return y, dict(pooled=pooled, origin=(*octave, weight, bias, statistics))
-
-    def _high_first(self, array: Tensor) -> Tensor:
-        return array if self.split.contiguous else torch.cat(self.split.split(array))
 
     def _check(self, x: Tensor | Octave) -> Octave:
         octave = as_octave(x)

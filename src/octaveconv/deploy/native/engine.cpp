@@ -102,7 +102,6 @@ double since(Clock::time_point start) { return std::chrono::duration<double>(Clo
 extern "C" {
 
 int lanes() { return LANES; }
-int tile_pixels() { return TILE; }
 int panel_vectors() { return PANEL; }
 
 // Run the program `passes` times, each on the next part of the outside tensors. `seconds`, if there is one, gets what
