@@ -7,7 +7,8 @@ import timm
 import torch
 import torchvision
 from helpers import assert_close
-from test_octavify import PARTS, Part, conv, layer, norm
+from octavify_parts import PARTS, Part, conv, norm
+from test_octavify import layer
 from torch import fx, nn
 
 import octaveconv as oc
@@ -33,10 +34,11 @@ def shuffled_spaces(net):
     found = {}
     for node in net.steps:
         space, shape = net.spaces.of(node), node.meta.get("shape")
-        cuts = net.cuts.get(space, {1})
-        if shape and len(shape) > 1 and space not in net.fixed and not net.cats.get(space) and len(cuts) == 1:
-            size = net.channels(space) // max(cuts)
-            found[space] = torch.cat([i * size + torch.randperm(size) for i in range(max(cuts))])
+        if shape and len(shape) > 1 and (found_blocks := net.blocks(space)):
+            blocks, movable = found_blocks
+            size = net.channels(space) // blocks
+            order = torch.randperm(blocks) if movable else torch.arange(blocks)
+            found[space] = torch.cat([i * size + torch.randperm(size) for i in order])
     return found
 
 
@@ -108,6 +110,38 @@ def test_the_energy_above_half_the_nyquist_frequency():
     for images in (quarter, quarter.transpose(2, 3)):
         shares = {str(node.target): share for node, share in high_shares(net, [(images,)]).items()}
         assert_close(shares["stem"].float(), torch.tensor([0.0, 0, 1, 1] * 2))
+
+
+class Grouped(Part):
+    def build(self):
+        self.norm, self.middle = nn.GroupNorm(4, 16), conv(16, 16)
+
+    def part(self, x):
+        return self.middle(self.norm(x))
+
+
+def test_the_groups_of_a_norm_stay_together():
+    net, _ = _prepare(Grouped(), (torch.zeros(1, 3, 16, 16),), [], 8, False)
+    node = next(node for node in net.steps if node.target == "first")
+    share = torch.tensor([0, 1, 2, 3, 23, 22, 21, 20, 12, 13, 10, 11, 31, 30, 33, 32])
+    (order,) = orders(net, {node: share / 40}).values()
+    assert order.tolist() == [14, 15, 12, 13, 4, 5, 6, 7, 9, 8, 11, 10, 3, 2, 1, 0]
+
+
+def test_groups_that_a_concatenation_mixes_keep_their_order():
+    class Mixed(Part):
+        def build(self):
+            self.side, self.norm, self.out = conv(16, 8), nn.GroupNorm(2, 24), conv(24, 16)
+
+        def part(self, x):
+            return self.out(self.norm(torch.cat([x, self.side(x)], 1)))
+
+    model = Mixed().double()
+    sample = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    net, _ = _prepare(copy.deepcopy(model), (sample,), [], 8, False)
+    assert not {"first", "side"} & {str(node.target) for node in high_shares(net, [(sample,)])}
+    plan = oc.octavify(model, 0.25, sample, calibrate=[sample])[1]
+    assert {one.name for one in plan.layers if one.octave} >= {"first", "side", "out", "norm"}
 
 
 def test_the_smoothest_channels_become_the_low_ones():

@@ -105,6 +105,13 @@ def test_a_network_with_transposed_octave_convolutions_is_captured(size):
     fold(with_statistics(model), 2, 3, *size)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_network_with_group_norms_is_captured(groups):
+    """A group of both resolutions too, where torch.export asserts the dtype of what it converts."""
+    model = nn.Sequential(*octave_block()[:-1], oc.OctGroupNorm(groups, 8, alpha=0.5), oc.Merge())
+    fold(with_statistics(model), 2, 3, 12, 10)
+
+
 @pytest.mark.parametrize("affine", [True, False])
 def test_norms_are_folded_into_every_kind_of_convolution(affine):
     norm = nn.BatchNorm2d(6, affine=affine)

@@ -6,7 +6,7 @@ multiply-accumulates, by PyTorch's own counter watching what is really executed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from math import prod
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ._modes import eval_mode
 from ._text import text_table
 from .nn.conv import OctConvNd
+from .nn.group_norm import OctGroupNorm
 from .nn.norm import OctBatchNormNd
 from .octave import Octave, as_octave
 from .resolution import Sizes, pooled_size
@@ -193,8 +194,8 @@ def _layer_cost(name: str, module: nn.Module, params: int, x: Any, y: Any) -> La
     kind = type(module).__name__
     if isinstance(module, OctConvNd):
         return _octconv_cost(name, module, params, as_octave(x), y)
-    if isinstance(module, OctBatchNormNd):
-        high = params * module.split.high // module.num_features
+    if isinstance(module, (OctBatchNormNd, OctGroupNorm)):
+        high = params * module.split.high // sum(module.split[:2])
         return LayerCost(name, kind, Cost(high), Cost(params - high), Cost(params))
     whole = Cost(params)
     if isinstance(module, _CONVS):
@@ -206,8 +207,21 @@ def _layer_cost(name: str, module: nn.Module, params: int, x: Any, y: Any) -> La
     return LayerCost(name, kind, whole, Cost(), whole)
 
 
-def path_macs(spec: ConvSpec, pixels: Mapping[str, int]) -> dict[str, int]:
-    """MACs of a path = output channels x input channels per group x kernel area x pixels that it convolves."""
+def path_macs(spec: ConvSpec, size: Sizes, out_size: Sizes) -> dict[str, int]:
+    """MACs of a path = output channels x input channels per group x kernel area x pixels that it convolves.
+
+    Those are of the output, but of the input where the convolution is transposed, or comes before upsampling.
+
+    Args:
+        spec: the convolution.
+        size, out_size: pixels of the high input and the high output on each axis, whether or not they have channels.
+    """
+    low = pooled_size(size, spec.octave)
+    if spec.transposed:
+        pixels = dict(hh=prod(size), hl=prod(low), lh=prod(low), ll=prod(low))
+    else:
+        out_low = prod(pooled_size(out_size, spec.octave))
+        pixels = dict(hh=prod(out_size), hl=out_low, lh=prod(pooled_size(low, spec.remaining_stride)), ll=out_low)
     inputs, outputs, area = spec.inputs, spec.outputs, prod(spec.kernel_size)
     if spec.depthwise:
         return {"hh": outputs.high * area * pixels["hh"], "ll": outputs.low * area * pixels["ll"]}
@@ -220,36 +234,20 @@ def path_macs(spec: ConvSpec, pixels: Mapping[str, int]) -> dict[str, int]:
 
 def _octconv_cost(name: str, module: OctConvNd, params: int, x: Octave, y: Octave) -> LayerCost:
     spec, outputs = module.spec, module.spec.outputs
-    paths = path_macs(spec, _path_pixels(spec, x, y))
+    size, out_size = spec.high_size(x), _out_size(spec, x, y)
+    paths = path_macs(spec, size, out_size)
     high = Cost(params * outputs.high // sum(outputs[:2]), paths["hh"] + paths.get("lh", 0), _bytes(y.high))
     low = Cost(params - high.params, paths["ll"] + paths.get("hl", 0), _bytes(y.low))
-    dense_in, dense_out = _dense_pixels(spec, x, y)
-    written = sum(outputs[:2]) * dense_out * module.weight.element_size()
-    dense = Cost(params, module.weight.numel() * (dense_in if spec.transposed else dense_out), written)
+    written = sum(outputs[:2]) * prod(out_size) * module.weight.element_size()
+    dense = Cost(params, module.weight.numel() * prod(size if spec.transposed else out_size), written)
     return LayerCost(name, type(module).__name__, high, low, dense, paths)
 
 
-def _path_pixels(spec: ConvSpec, x: Octave, y: Octave) -> dict[str, int]:
-    """Those of the output, but of the input where the convolution is transposed, or comes before upsampling."""
-    if spec.transposed:
-        high, low = x
-        return dict(hh=_pixels(high), hl=_pixels(high, spec.octave), lh=_pixels(low), ll=_pixels(low))
-    return dict(hh=_pixels(y.high), hl=_pixels(y.low), lh=_pixels(x.low, spec.remaining_stride), ll=_pixels(y.low))
-
-
-def _dense_pixels(spec: ConvSpec, x: Octave, y: Octave) -> tuple[int, int]:
-    """Pixels of the dense twin's input and output."""
-    size = spec.high_size(x)
+def _out_size(spec: ConvSpec, x: Octave, y: Octave) -> Sizes:
+    """Pixels of the dense twin's output on each axis."""
     if y.high is not None:
-        return prod(size), _pixels(y.high)
-    if spec.transposed:
-        return prod(size), prod(spec.transposed_sizes(x)[0])
-    return prod(size), prod(pooled_size(size, spec.stride))
-
-
-def _pixels(x: Tensor | None, divisor: Sizes = (1, 1, 1)) -> int:
-    """Pixels of a map, if any, after pooling."""
-    return 0 if x is None else prod(pooled_size(x.shape[2:], divisor))
+        return y.high.shape[2:]
+    return spec.transposed_sizes(x)[0] if spec.transposed else pooled_size(spec.high_size(x), spec.stride)
 
 
 def _bytes(x: Tensor | None) -> int:

@@ -14,8 +14,8 @@ from .._modes import eval_mode
 from ..nn.norm import OctBatchNormNd
 from ..octave import merge_tensor, split_tensor
 from ..resolution import OCTAVE
-from ._maps import CONVS, NORMS
-from ._rewrite import oct_conv
+from ._layers import oct_conv
+from ._maps import ANY_CONV, NORMS
 from ._roles import Role
 from ._spaces import Net
 from ._splits import Splits
@@ -55,7 +55,7 @@ def high_shares(net: Net, batches: Sequence[Batch]) -> dict[fx.Node, Tensor]:
     wanted = {
         node
         for node, space in ((node, net.spaces.of(node)) for node in net.steps if _is_conv(net, node))
-        if net.runs.of(node) not in net.pinned and space not in net.fixed and not net.cats.get(space)
+        if net.runs.of(node) not in net.pinned and net.blocks(space)
     }
     high: dict[fx.Node, Any] = defaultdict(float)
     total: dict[fx.Node, Any] = defaultdict(float)
@@ -95,18 +95,19 @@ def _power(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def orders(net: Net, shares: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
-    """For each space that may be reordered its channels from rough to smooth, inside each group of a convolution."""
+    """For each space that may be reordered its channels from rough to smooth, in its blocks, and these if they may."""
     found: dict[fx.Node, list[Tensor]] = defaultdict(list)
     for node, share in shares.items():
         found[net.spaces.of(node)].append(share)
     result = {}
     for space, all_shares in found.items():
-        cuts = net.cuts.get(space, {1})
-        if len(cuts) == 1:
-            share = torch.stack(all_shares).mean(0).view(max(cuts), -1)  # [groups, C / groups]
-            order = share.argsort(dim=1, descending=True, stable=True)
-            first = torch.arange(len(order), device=order.device)[:, None] * order.shape[1]
-            result[space] = (first + order).flatten()
+        blocks, movable = net.blocks(space) or (1, False)
+        share = torch.stack(all_shares).mean(0).view(blocks, -1)  # [blocks, C / blocks]
+        order = share.argsort(dim=1, descending=True, stable=True)
+        rows = torch.arange(blocks, device=order.device)[:, None] * order.shape[1] + order
+        if movable:
+            rows = rows[share.mean(1).argsort(descending=True, stable=True)]
+        result[space] = rows.flatten()
     return result
 
 
@@ -167,4 +168,4 @@ def reestimate_norms(model: nn.Module, batches: Sequence[Batch]) -> None:
 
 def _is_conv(net: Net, node: fx.Node) -> bool:
     roles = (Role.CONV, Role.SAME)
-    return net.steps[node].role in roles and node.op == "call_module" and isinstance(net.module(node), CONVS)
+    return net.steps[node].role in roles and node.op == "call_module" and isinstance(net.module(node), ANY_CONV)

@@ -11,7 +11,9 @@ from torch import fx, nn
 from ..resolution import OCTAVE, Sizes, pooled_size
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # of one, two and three axes
+ANY_CONV = (*CONVS, nn.ConvTranspose2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def shape_of(value: Any) -> Sizes | None:
@@ -55,6 +57,14 @@ def is_plain_conv(module: nn.Module) -> bool:
         and type(module)._conv_forward is kind._conv_forward  # type: ignore[attr-defined]
         and module._parameters.keys() == {"weight", "bias"}  # else it is parametrized
     )  # fmt: skip
+
+
+def is_group_norm(module: nn.Module) -> bool:
+    """PyTorch's group normalisation, or timm's, some of which have an activation behind it."""
+    return type(module) is nn.GroupNorm or (
+        isinstance(module, nn.GroupNorm)
+        and type(module).__name__ in ("GroupNorm", "GroupNorm1", "GroupNormAct", "GroupNorm1Act")
+    )
 
 
 def conv_axes(module: nn.Module) -> int:

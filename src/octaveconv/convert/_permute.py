@@ -53,15 +53,16 @@ def order_of(net: Net, node: fx.Node, orders: Mapping[fx.Node, Tensor]) -> Tenso
 
 
 def _permute_conv(conv: Any, inputs: Tensor | None, outputs: Tensor | None) -> None:
-    if inputs is not None:
+    rows, columns = (inputs, outputs) if conv.transposed else (outputs, inputs)
+    if columns is not None:
         weight, groups = conv.weight.detach(), conv.groups
-        columns = inputs.to(weight.device).view(groups, -1)  # [groups, in / groups]
-        columns = columns - columns.min(1, keepdim=True).values
-        rows = weight.unflatten(0, (groups, -1))  # [groups, out / groups, in / groups, k, k]
-        taken = [row.index_select(1, column) for row, column in zip(rows, columns)]
-        _set(conv, "weight", torch.cat(taken))
+        order = columns.to(weight.device).view(groups, -1)  # [groups, columns]
+        order = order - order.min(1, keepdim=True).values
+        groups_rows = weight.unflatten(0, (groups, -1))  # [groups, rows / groups, columns, k, k]
+        _set(conv, "weight", torch.cat([row.index_select(1, column) for row, column in zip(groups_rows, order)]))
+    if rows is not None:
+        _take(conv, "weight", rows, 0)
     if outputs is not None:
-        _take(conv, "weight", outputs, 0)
         _take(conv, "bias", outputs, 0)
 
 

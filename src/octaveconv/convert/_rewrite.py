@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..nn import Merge, OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d, OctConv1d, OctConv2d, OctConv3d, Split
-from ..nn.conv import OctConvNd
-from ..nn.norm import OctBatchNormNd
+from ..nn import Merge, Split
 from ..octave import ChannelSplit, Octave
 from ..resolution import crop, pool
-from ._maps import CONVS, NORMS, axes_of, is_map, low_size, shape_of
-from ._roles import Role
+from ._layers import SampleDrop, oct_conv, oct_norm
+from ._maps import ANY_CONV, axes_of, is_map, low_size, shape_of
+from ._roles import Role, is_norm
 from ._splits import Splits
 from ._trace import DROPPED_BY_SAMPLE
 
@@ -59,22 +58,6 @@ class OctavifiedModule(fx.GraphModule):
             "an octavified network is not pickled whole: save its state_dict(), and load it into a network that was "
             "octavified with the same arguments"
         )
-
-
-class SampleDrop(nn.Module):
-    """A module that drops whole samples (stochastic depth), dropping both parts of an octave or neither."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Octave) -> Octave:
-        if not self.training:
-            return x
-        assert x.high is not None
-        assert x.low is not None
-        mask = self.module(x.high.new_ones(len(x.high), *[1] * (x.high.dim() - 1)))
-        return Octave(x.high * mask, x.low * mask)
 
 
 def fit(low: Tensor, high: Tensor) -> Tensor:
@@ -175,10 +158,10 @@ class Rewriter:
     def _same(self, node: fx.Node, x: fx.Node) -> Parts:
         value, split = self._octave(x), self.splits.of(node)
         module = self.net.module(node) if node.op == "call_module" else None
-        if isinstance(module, CONVS):
+        if isinstance(module, ANY_CONV):
             self._replace(node, oct_conv(module, split, split))
             return self._call(node, value)  # type: ignore[no-any-return]
-        if isinstance(module, NORMS):
+        if module is not None and is_norm(module, axes_of(node)):
             self._replace(node, oct_norm(module, split))
             parts: Parts = self._call(node, value)
             for name in ("drop", "act"):
@@ -267,27 +250,3 @@ class Rewriter:
 def _argument(value: Any) -> Any:
     """A value as a module's argument."""
     return Octave._make(value) if isinstance(value, Parts) else value
-
-
-def oct_conv(conv: nn.Module, inputs: ChannelSplit, outputs: ChannelSplit) -> OctConvNd:
-    """The octave convolution with the very parameters of a plain one."""
-    assert isinstance(conv, CONVS)
-    made = (OctConv1d, OctConv2d, OctConv3d)[len(conv.kernel_size) - 1](
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,  # type: ignore[arg-type]
-        conv.bias is not None, conv.padding_mode, device="meta", alpha_in=inputs, alpha_out=outputs,
-    )  # fmt: skip
-    made.weight, made.bias = conv.weight, conv.bias
-    return made
-
-
-def oct_norm(norm: nn.Module, split: ChannelSplit) -> OctBatchNormNd:
-    """The octave norm with the very parameters and statistics of a plain one, and with what timm puts behind it."""
-    assert isinstance(norm, NORMS)
-    axes = next(axes for axes, kind in enumerate(NORMS) if isinstance(norm, kind))
-    made = (OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d)[axes](
-        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta", alpha=split
-    )
-    made._parameters, made._buffers = norm._parameters, norm._buffers
-    for name, child in norm.named_children():
-        made.add_module(name, child)
-    return made

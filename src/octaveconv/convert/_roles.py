@@ -11,9 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from ..resolution import Sizes
-from ._maps import CONVS, NORMS, axes_of, is_plain_conv, shape_of
+from ..spec import conv_spec
+from ._maps import ANY_CONV, CONVS, INSTANCE_NORMS, NORMS, axes_of, is_group_norm, is_plain_conv, shape_of
 from ._trace import DROPPED_BY_SAMPLE
 
 
@@ -79,13 +81,14 @@ _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 
 
 def is_norm(module: nn.Module, axes: int) -> bool:
-    """PyTorch's batch normalisation of maps of so many axes, or timm's, which has an activation behind it."""
-    if type(module) is NORMS[axes - 1]:
+    """PyTorch's normalisation of maps of so many axes, or timm's, some of which have an activation behind it."""
+    if type(module) in (NORMS[axes - 1], nn.GroupNorm):
         return True
-    return (
-        type(module).__name__ == "BatchNormAct2d" and isinstance(module, NORMS[axes - 1])
-        and is_by_pixel(module.act) and is_by_pixel(module.drop)
-    )  # fmt: skip
+    if type(module) is INSTANCE_NORMS[axes - 1]:
+        return not module.track_running_stats
+    is_batch_norm = type(module).__name__ == "BatchNormAct2d" and isinstance(module, NORMS[axes - 1])
+    behind = [child for child in (getattr(module, name, None) for name in ("drop", "act")) if child is not None]
+    return (is_batch_norm or is_group_norm(module)) and all(map(is_by_pixel, behind))
 
 
 def is_by_pixel(module: Any) -> bool:
@@ -127,7 +130,9 @@ def _module_step(node: fx.Node, module: nn.Module, kept: bool) -> Step:
     if _has_hooks(module):
         return Step(Role.OTHER, refusal="has hooks")
     axes = axes_of(node)
-    if isinstance(module, CONVS[axes - 1]) and is_plain_conv(module):
+    is_transposed = axes == 2 and type(module) is nn.ConvTranspose2d and not parametrize.is_parametrized(module)
+    if is_transposed or (isinstance(module, CONVS[axes - 1]) and is_plain_conv(module)):
+        assert isinstance(module, ANY_CONV)
         refusal = "kept" if kept else _conv_refusal(module)
         is_depthwise = module.groups > 1 and module.groups == module.in_channels == module.out_channels
         return Step(Role.SAME if is_depthwise else Role.CONV, (x,), refusal)
@@ -150,11 +155,24 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _conv_refusal(conv: Any) -> str:
+    if isinstance(conv, nn.ConvTranspose2d):
+        return _transposed_refusal(conv)
     if any(stride not in (1, 2) for stride in conv.stride):
         return f"stride {max(conv.stride)}"
     keeping = tuple(d * (k - 1) / 2 for d, k in zip(conv.dilation, conv.kernel_size))
     if (conv.padding != "same" and keeping != conv.padding) or any(p != int(p) for p in keeping):
         return f"padding {conv.padding} with kernel {conv.kernel_size} does not keep the map's size"
+    return ""
+
+
+def _transposed_refusal(conv: nn.ConvTranspose2d) -> str:
+    try:
+        conv_spec(
+            2, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
+            conv.groups, conv.padding_mode, 0.5, 0.5, None, None, None, conv.output_padding,
+        )  # fmt: skip
+    except ValueError:
+        return f"padding {conv.padding} with kernel {conv.kernel_size} does not make the map larger by its stride"
     return ""
 
 

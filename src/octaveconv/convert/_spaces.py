@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx, nn
 
@@ -54,6 +55,11 @@ class Net:
             if self.groups(node) > 1:
                 for value in (node, *self.steps[node].inputs):
                     self.cuts[self.spaces.of(value)].add(self.groups(node))
+        self.norm_groups: dict[fx.Node, set[int]] = defaultdict(set)  # of a space, those of its group normalisations
+        for node in self.nodes(Role.SAME):
+            groups = getattr(self.module(node), "num_groups", 1) if node.op == "call_module" else 1
+            if 1 < groups < self.channels(node):
+                self.norm_groups[self.spaces.of(node)].add(groups)
         self.pinned = self._pinned()
         self.fixed = self._fixed()
 
@@ -73,8 +79,19 @@ class Net:
         return int(self.module(node).groups)  # type: ignore[arg-type]
 
     def strided(self, node: fx.Node) -> bool:
-        """Whether the convolution that a node calls has a stride."""
-        return any(stride > 1 for stride in self.module(node).stride)  # type: ignore[union-attr]
+        """Whether the convolution that a node calls makes maps smaller."""
+        conv: Any = self.module(node)
+        return not conv.transposed and any(stride > 1 for stride in conv.stride)
+
+    def blocks(self, space: fx.Node) -> tuple[int, bool] | None:
+        """Blocks of a space's channels, inside which they may change places, and whether the blocks may, too.
+
+        None if all must stay where they are, and of a concatenation, whose order follows from its parts'.
+        """
+        sizes = self.cuts.get(space, set()) | self.norm_groups.get(space, set())
+        if space in self.fixed or self.cats.get(space) or len(sizes) > 1:
+            return None
+        return max(sizes, default=1), not self.cuts.get(space)
 
     def nodes(self, *roles: Role) -> list[fx.Node]:
         """The nodes that have one of these roles, in order."""
@@ -119,7 +136,7 @@ class Net:
             self._fix_parts(space, fixed)
         for space, cats in self.cats.items():
             parts = [[self.spaces.of(x) for x in self.steps[cat].inputs] for cat in cats]
-            if any(other != parts[0] for other in parts) or space in self.cuts:
+            if any(other != parts[0] for other in parts) or space in self.cuts or space in self.norm_groups:
                 fixed.add(space)
                 self._fix_parts(space, fixed)
         return fixed

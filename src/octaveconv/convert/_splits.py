@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
-from typing import Any
 
 from torch import fx
 
 from ..cost import path_macs
 from ..octave import ChannelSplit
-from ..resolution import pooled_size
-from ..spec import conv_spec
-from ._maps import axes_of, is_map, low_size, shape_of, size_of
+from ._layers import oct_conv
+from ._maps import is_map, shape_of, size_of
 from ._roles import Role
 from ._spaces import Net
 
@@ -74,14 +71,8 @@ class Splits:
         octave = self.converted(node) if step.role is Role.CONV else step.role is Role.SAME and self.is_octave(node)
         if not before or not octave:
             return before
-        conv: Any = self.net.module(node)
-        spec = conv_spec(
-            axes_of(node), conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
-            conv.dilation, conv.groups, conv.padding_mode, *self.cuts(node), None, None,
-        )  # fmt: skip
-        size, low_in = size_of(node), low_size(size_of(step.inputs[0]))
-        low, pooled = prod(low_size(size)), prod(pooled_size(low_in, spec.remaining_stride))
-        paths = path_macs(spec, {"hh": prod(size), "hl": low, "lh": pooled, "ll": low})
+        spec = oct_conv(self.net.module(node), *self.cuts(node)).spec
+        paths = path_macs(spec, size_of(step.inputs[0]), size_of(node))
         return (shape_of(node) or (0,))[0] * sum(paths.values())
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
@@ -13,7 +14,7 @@ from torch import Tensor, fx, nn
 from .._modes import eval_mode
 from ..nn import Merge, OctMap, OctSqueezeExcite, Split
 from ..nn.conv import OctConvNd
-from ._maps import axes_of, is_plain_conv, map_axes
+from ._maps import axes_of, is_group_norm, is_plain_conv, map_axes
 
 _OCTAVE_LAYERS = (OctConvNd, OctMap, OctSqueezeExcite, Merge, Split)
 _IN_PLACE = {
@@ -23,15 +24,27 @@ DROPPED_BY_SAMPLE = ("DropPath", "StochasticDepth")  # of timm, torchvision and 
 
 
 class _Tracer(fx.Tracer):
-    """Enters containers only: PyTorch's layers, timm's own list, octave layers and what is to be kept are leaves."""
+    """Enters containers only: PyTorch's layers, timm's own list, octave layers and what is to be kept are leaves.
 
-    def __init__(self, kept: Collection[str], lengths: Mapping[nn.Module, int]) -> None:
+    Arguments of ``forward`` beyond the first ``given`` have their defaults.
+    """
+
+    def __init__(self, kept: Collection[str], lengths: Mapping[nn.Module, int], given: int) -> None:
         from timm.layers import get_notrace_functions, get_notrace_modules
 
         super().__init__(autowrap_functions=tuple(f for f in get_notrace_functions() if callable(f)))
         self._leaves = tuple(get_notrace_modules())
-        self._kept, self._lengths = kept, lengths
+        self._kept, self._lengths, self._given = kept, lengths, given
         self._entered: list[str] = []
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        parameters = list(inspect.signature(root_fn).parameters.values())
+        for i, parameter in list(enumerate(parameters))[1 + self._given :]:
+            if parameter.default is not parameter.empty:  # of a proxy, `if mask is not None` would be true
+                self.graph.erase_node(args[i].node)
+                args[i] = parameter.default
+        return fn, args
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
@@ -39,6 +52,7 @@ class _Tracer(fx.Tracer):
             or isinstance(m, self._leaves)
             or type(m).__name__ in DROPPED_BY_SAMPLE
             or is_plain_conv(m)
+            or is_group_norm(m)
             or any(isinstance(part, _OCTAVE_LAYERS) for part in m.modules())
             or super().is_leaf_module(m, module_qualified_name)
         )
@@ -84,13 +98,16 @@ def list_lengths(model: nn.Module, inputs: tuple[Any, ...]) -> dict[nn.Module, i
     return {module: max(lengths) for module, lengths in found.items() if len(lengths) == 1 and max(lengths)}
 
 
-def trace(model: nn.Module, kept: Collection[str], lengths: Mapping[nn.Module, int]) -> tuple[fx.Graph, list[str]]:
+def trace(
+    model: nn.Module, kept: Collection[str], lengths: Mapping[nn.Module, int], given: int
+) -> tuple[fx.Graph, list[str]]:
     """Trace ``model`` in evaluation mode; flags that follow the mode, as dropout's, are read when the graph runs.
 
     Args:
         model: it gets the constants that it makes as it runs.
         kept: names of the modules that are not to be entered.
         lengths: of what modules return, see `list_lengths`.
+        given: how many inputs the model is given; its other arguments are taken by their defaults.
 
     Returns:
         The graph, and notes about what the model does in training mode only, which is not in it.
@@ -99,7 +116,9 @@ def trace(model: nn.Module, kept: Collection[str], lengths: Mapping[nn.Module, i
         ValueError: what the model does depends on values; the message names the module and the cure.
     """
     with eval_mode(model):
-        (graph, constants), (in_training, others) = (_trace(model.train(mode), kept, lengths) for mode in (False, True))
+        (graph, constants), (in_training, others) = (
+            _trace(model.train(mode), _Tracer(kept, lengths, given)) for mode in (False, True)
+        )
     for name, constant in constants.items():
         model.register_buffer(name, constant, persistent=False)  # it moves with the network, and adds no key
     notes = []
@@ -110,11 +129,8 @@ def trace(model: nn.Module, kept: Collection[str], lengths: Mapping[nn.Module, i
     return graph, notes
 
 
-def _trace(
-    model: nn.Module, kept: Collection[str], lengths: Mapping[nn.Module, int]
-) -> tuple[fx.Graph, dict[str, Tensor]]:
+def _trace(model: nn.Module, tracer: _Tracer) -> tuple[fx.Graph, dict[str, Tensor]]:
     """The graph, and the constants that the model makes as it runs, which the tracer has left in the model."""
-    tracer = _Tracer(kept, lengths)
     try:
         graph = tracer.trace(model)
         return graph, {name: vars(model).pop(name) for name in [*vars(model)] if name.startswith("_tensor_constant")}

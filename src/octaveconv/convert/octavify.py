@@ -129,7 +129,7 @@ def _prepare(
         if not found:
             raise ValueError(f"keep names {pattern!r}, but no layer matches{did_you_mean(pattern, names)}")
         kept |= found
-    graph, notes = trace(model, kept, list_lengths(model, inputs))
+    graph, notes = trace(model, kept, list_lengths(model, inputs), len(inputs))
     add_shapes(model, graph, inputs)
     drop_expansions(graph)
     return Net(graph, model, steps_of(graph, model, kept), stem, min_size), notes

@@ -36,6 +36,8 @@ class Captured:
                 self.constants[node] = state[names[node.name]].detach()
             elif node.op == "placeholder":
                 self.input: fx.Node = node
+            elif node.target is torch.ops.aten._assert_tensor_metadata.default:
+                continue  # what torch.export asserts of a conversion's input was so when it captured
             elif node.op == "output":
                 self.outputs: list[fx.Node] = list(pytree.tree_leaves(node.args[0]))
             elif all(argument in self.constants for argument in node.all_input_nodes):

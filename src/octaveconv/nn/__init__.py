@@ -3,6 +3,7 @@
 from .attention import OctSqueezeExcite
 from .border import Merge, OctMap, Split
 from .conv import OctConv1d, OctConv2d, OctConv3d, OctConvTranspose2d
+from .group_norm import OctGroupNorm
 from .norm import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "OctConv2d",
     "OctConv3d",
     "OctConvTranspose2d",
+    "OctGroupNorm",
     "OctMap",
     "OctSqueezeExcite",
     "Split",

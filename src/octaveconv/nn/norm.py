@@ -70,16 +70,13 @@ class OctBatchNormNd(_NormBase):
         return y, dict(pooled=pooled, origin=(*octave, weight, bias, statistics))
 
     def _check(self, x: Tensor | Octave) -> Octave:
-        octave = as_octave(x)
-        for name, part, channels in zip(("high", "low"), octave, self.split[:2]):
+        octave = check_channels(self, x, self.split)
+        for name, part in zip(("high", "low"), octave):
             if part is not None and part.dim() != self.axes + 2:
                 raise ValueError(
                     f"{self} got an octave whose {name} part has {part.dim()} dimensions, expected {self.axes + 2}: "
                     f"use OctBatchNorm1d, 2d or 3d for maps of as many axes"
                 )
-            if (0 if part is None else part.shape[1]) != channels:
-                got = "is absent" if part is None else f"has {part.shape[1]} channels"
-                raise ValueError(f"{self} got an octave whose {name} part {got}: give it the alpha of the layer before")
         return octave
 
     def _states(self) -> tuple[State, State]:
@@ -177,6 +174,16 @@ class OctBatchNorm3d(OctBatchNormNd):
     """
 
     axes = 3
+
+
+def check_channels(norm: nn.Module, x: Tensor | Octave, split: ChannelSplit) -> Octave:
+    """``x`` as an octave, or ValueError saying which part has other channels than the ``norm``."""
+    octave = as_octave(x)
+    for name, part, channels in zip(("high", "low"), octave, split[:2]):
+        if (0 if part is None else part.shape[1]) != channels:
+            got = "is absent" if part is None else f"has {part.shape[1]} channels"
+            raise ValueError(f"{norm} got an octave whose {name} part {got}: give it the alpha of the layer before")
+    return octave
 
 
 class _SyncMarker(_BatchNorm):

@@ -1,0 +1,108 @@
+"""The octave group normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..octave import ChannelSplit, Octave, split_channels
+from .norm import check_channels
+
+
+class OctGroupNorm(nn.GroupNorm):
+    """``nn.GroupNorm`` on an octave: a group is normalised over its high and low channels together.
+
+    It holds exactly the parameters of the ``nn.GroupNorm`` it replaces. The groups are those of the dense layer, in
+    dense order, and may have channels of both resolutions. Each channel counts the same in the statistics of its
+    group: a low pixel as much as the pixels that it stands for. As many groups as channels: instance normalisation.
+
+    Args:
+        num_groups, num_channels, eps, affine, device, dtype: as in ``nn.GroupNorm``.
+        alpha: low-frequency share of the channels, in [0, 1], or the `ChannelSplit` of concatenated ones.
+        cut: as ``cut_in`` and ``cut_out`` of the `OctConv2d` beside it.
+
+    Shape:
+        ``Octave([N, C_high, *], [N, C_low, *])`` to the same; a tensor ``[N, C, *]`` if alpha is 0.
+
+    Raises:
+        ValueError: alpha outside [0, 1], or an input with other channels.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> oc.OctGroupNorm(2, 8, alpha=0.25)(oc.Octave(torch.randn(2, 6, 4, 4), torch.randn(2, 2, 2, 2))).low.shape
+        torch.Size([2, 2, 2, 2])
+    """
+
+    def __init__(
+        self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True, device: Any = None,
+        dtype: Any = None, *, alpha: float | ChannelSplit = 0.0, cut: int = 1,
+    ) -> None:  # fmt: skip
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype)
+        self.split = split_channels(num_channels, alpha, cut)
+        self.alpha = self.split.alpha if isinstance(alpha, ChannelSplit) else alpha
+        self._groups = _whole_groups(num_groups, self.split)
+
+    def forward(self, x: Tensor | Octave) -> Octave:  # type: ignore[override]  # it takes and returns octaves
+        octave = check_channels(self, x, self.split)
+        if self._groups is not None:
+            return Octave(*map(self._normalise, octave, self._groups, *map(self._cut, (self.weight, self.bias))))
+        assert octave.high is not None
+        assert octave.low is not None
+        scale, shift = map(self._cut, self._scale_and_shift(octave.high, octave.low))
+        return Octave(*map(_affine, octave, scale, shift))
+
+    def _cut(self, parameter: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The numbers of the high and of the low channels, which are the last dimension."""
+        return (None, None) if parameter is None else self.split.split(parameter, parameter.dim() - 1)
+
+    def _normalise(self, x: Tensor | None, groups: int, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
+        return None if x is None else F.group_norm(x, groups, weight, bias, self.eps)
+
+    def _scale_and_shift(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        """What each channel is to be multiplied by, and then what is to be added, in dense order: ``[N, C]``."""
+        moments = map(_moments, (high, low))
+        mean, var = (
+            self.split.join(of_high, of_low, 1).unflatten(1, (self.num_groups, -1)) for of_high, of_low in zip(*moments)
+        )  # [N, groups, C / groups]
+        whole = mean.mean(2, keepdim=True)
+        within = (var + (mean - whole).square()).mean(2, keepdim=True)
+        scale = (within + self.eps).rsqrt().expand_as(mean).flatten(1)
+        shift = -whole.expand_as(mean).flatten(1) * scale
+        if self.weight is not None:
+            scale, shift = scale * self.weight, shift * self.weight
+        return scale, shift if self.bias is None else shift + self.bias
+
+    def extra_repr(self) -> str:
+        """The arguments of ``nn.GroupNorm``, then alpha and the channels it makes."""
+        return f"{super().extra_repr()}, alpha={self.alpha:g} ({self.split.high}+{self.split.low})"
+
+
+def _whole_groups(groups: int, split: ChannelSplit) -> tuple[int, int] | None:
+    """How many groups are of high channels and how many of low ones; None if one has channels of both."""
+    size = (split.high + split.low) // groups
+    if size == 1 or (split.contiguous and split.high % size == 0):
+        return split.high // size, split.low // size
+    return None
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of each sample: ``[N, C]``. ``torch.var_mean`` takes ten times as long."""
+    values = _exact(x).flatten(2)
+    mean = values.mean(2, keepdim=True)
+    return mean[..., 0], (values - mean).square().mean(2)
+
+
+def _affine(x: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """``x * scale + shift`` by channel of each sample: ``[N, C]``."""
+    assert x is not None
+    assert scale is not None
+    assert shift is not None
+    per_channel = (..., *[None] * (x.dim() - 2))
+    return torch.addcmul(shift[per_channel], _exact(x), scale[per_channel]).to(x.dtype)

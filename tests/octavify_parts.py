@@ -1,0 +1,256 @@
+"""Small networks, each with something that octavify has to do right."""
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def conv(ins, outs, kernel=3, **kwargs):
+    """Keeps the size, and constant maps constant."""
+    return nn.Conv2d(
+        ins, outs, kernel, padding=kernel // 2, padding_mode="replicate" if kernel > 1 else "zeros", **kwargs
+    )
+
+
+def norm(channels):
+    made = nn.BatchNorm2d(channels)
+    made.running_mean.normal_()
+    made.running_var.uniform_(0.5, 2)
+    nn.init.uniform_(made.weight, 0.5, 2)
+    nn.init.normal_(made.bias)
+    return made
+
+
+class Part(nn.Module):
+    """A stem, 16 channels to 16 channels of octave-able maps by what the subclass does, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 12)
+        self.first = conv(12, 16)
+        self.last = conv(16, 16)
+        self.head = nn.Linear(16, 5)
+        self.build()
+
+    def build(self):
+        pass
+
+    def forward(self, x):
+        x = self.last(self.part(self.first(self.stem(x))))
+        return self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+class Plain(Part):
+    def part(self, x):
+        return F.relu(x, inplace=True)
+
+
+class Residual(Part):
+    def build(self):
+        self.bn0, self.conv1, self.bn1, self.act = norm(16), conv(16, 16), norm(16), nn.ReLU(inplace=True)
+
+    def part(self, x):
+        x = self.bn0(x)
+        y = self.bn1(self.conv1(self.act(x)))
+        y += x  # sees what the in-place activation did
+        return y.mul_(0.5)
+
+
+class Grouped(Part):
+    def build(self):
+        self.grouped, self.bn, self.after = conv(16, 32, groups=4), norm(32), conv(32, 16, 1)
+
+    def part(self, x):
+        return self.after(self.bn(self.grouped(x)))
+
+
+class Depthwise(Part):
+    def build(self):
+        self.dw, self.bn = conv(16, 16, stride=2, groups=16), norm(16)
+
+    def part(self, x):
+        return F.silu(self.bn(self.dw(x)))
+
+
+class Strided(Part):
+    def build(self):
+        self.down, self.more, self.pool = conv(16, 16, stride=2), conv(16, 16, stride=2), nn.MaxPool2d(2)
+
+    def part(self, x):
+        return self.pool(self.more(self.down(x)))
+
+
+class Dense(Part):
+    """Concatenations of concatenations, with a norm over all their pieces."""
+
+    def build(self):
+        self.conv1, self.conv2 = conv(16, 8), conv(24, 8)
+        self.bn, self.out = norm(32), conv(32, 16, 1)
+
+    def part(self, x):
+        x = torch.cat([x, self.conv1(x)], 1)
+        x = torch.cat((x, self.conv2(x)), dim=1)
+        return self.out(F.relu(self.bn(x)))
+
+
+class Squeeze(Part):
+    """Gates from the mean of both parts, as in squeeze-and-excitation and ECA, and a learned scale."""
+
+    def build(self):
+        self.fc1, self.fc2, self.eca = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1), nn.Conv1d(1, 1, 3, padding=1)
+        self.scale = nn.Parameter(torch.rand(16, 1, 1) + 0.5)
+        self.middle = conv(16, 16)
+
+    def part(self, x):
+        gate = self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True))))
+        x = self.middle(x * torch.sigmoid(gate)) * self.scale
+        eca = self.eca(x.mean((2, 3)).unsqueeze(1)).sigmoid().view(x.size(0), x.size(dim=1), 1, 1)
+        return x * eca.expand_as(x)
+
+
+class SpatialGate(Part):
+    """A gate for each pixel, the same for all channels."""
+
+    def build(self):
+        self.gate, self.middle = conv(16, 1, 1), conv(16, 16)
+
+    def part(self, x):
+        return self.middle(x * torch.sigmoid(self.gate(x)))
+
+
+class GatedPieces(Part):
+    """Squeeze-and-excitation of concatenated channels, and an index that takes all of them, as in GhostNet."""
+
+    def build(self):
+        self.more, self.fc, self.out = conv(16, 8), nn.Conv2d(24, 24, 1), conv(24, 16)
+
+    def part(self, x):
+        x = torch.cat([x, self.more(x)], 1)[:, :24, :, :]
+        return self.out(x * torch.sigmoid(self.fc(x.mean((2, 3), keepdim=True))))
+
+
+class ChannelPool(Part):
+    """A pooling of volumes takes the channels of maps for an axis."""
+
+    def build(self):
+        self.more, self.pool, self.again = conv(16, 32), nn.MaxPool3d((2, 1, 1)), conv(16, 32)
+
+    def part(self, x):
+        return F.avg_pool3d(self.again(self.pool(self.more(x))), (2, 1, 1))
+
+
+class Unknown(Part):
+    """Operations that take plain tensors only, between layers that take octaves."""
+
+    def build(self):
+        self.inner, self.twice = conv(8, 8), conv(16, 16)
+        self.end = conv(16, 16)
+
+    def part(self, x):
+        left, right = x.chunk(2, dim=1)
+        x = torch.cat([self.inner(F.relu(self.inner_of(right))), left], 1).flip(1)
+        x = self.twice(self.twice(x))
+        return self.end(x.reshape(-1, 16, x.shape[2], x.size(3)))
+
+    def inner_of(self, x):
+        return x - 1
+
+
+class Merged(Part):
+    """Octaves that are cut inside groups and pieces, and merged."""
+
+    def build(self):
+        self.grouped, self.after, self.side = conv(16, 32, groups=4), conv(48, 16, 1), conv(48, 16, 1)
+
+    def part(self, x):
+        x = torch.cat([self.grouped(x), x], 1)
+        return self.after(x) + self.side(x.flip(1))
+
+
+class NormAndActivation(Part):
+    """timm's norm with its activation in one module."""
+
+    def build(self):
+        self.bn, self.middle = timm.layers.BatchNormAct2d(16, act_layer=nn.SiLU), conv(16, 16)
+        self.bn.load_state_dict(norm(16).state_dict())
+
+    def part(self, x):
+        return self.middle(self.bn(x))
+
+
+class GroupNorms(Part):
+    """Norms over groups of channels, which may be of both resolutions, over all of them, and over each by itself."""
+
+    def build(self):
+        self.groups, self.whole = timm.layers.GroupNormAct(16, 8, act_layer=nn.SiLU), nn.GroupNorm(1, 16)
+        self.each, self.middle = nn.InstanceNorm2d(16, 1.0, affine=True), conv(16, 16)
+        self.more, self.again = conv(16, 16), conv(16, 16)
+        for module in (self.groups, self.whole, self.each):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias)
+
+    def part(self, x):
+        return self.each(self.again(x) + self.whole(self.more(self.middle(self.groups(x)))))
+
+
+class Upward(Part):
+    """Transposed convolutions, as in a U-Net, of constant kernels: they keep constant maps constant."""
+
+    def build(self):
+        self.down, self.down_again = conv(16, 16, stride=2), conv(16, 12, stride=2)
+        self.up, self.side = nn.ConvTranspose2d(12, 16, 2, stride=2), nn.ConvTranspose2d(16, 8, 2, 2, groups=4)
+        self.deep, self.out = nn.ConvTranspose2d(16, 8, 2, 2, bias=False), conv(32, 16)
+        for module in (self.up, self.side, self.deep):
+            module.weight.data = module.weight.data.mean((2, 3), keepdim=True).expand_as(module.weight).contiguous()
+
+    def part(self, x):
+        y = self.down(x)
+        deep = F.interpolate(self.up(self.down_again(y)), size=y.shape[-2:]) + y
+        upper = (F.interpolate(maps, size=x.shape[-2:]) for maps in (self.side(y), self.deep(deep)))
+        return self.out(torch.cat([x, *upper], 1))
+
+
+class InPlace(Part):
+    """An operation that takes plain tensors only, in place: what comes after it sees its result."""
+
+    def build(self):
+        self.conv1, self.conv2 = conv(16, 16), conv(16, 16)
+
+    def part(self, x):
+        x = self.conv1(x)
+        x.cos_()
+        return self.conv2(x)
+
+
+class Pyramid(Part):
+    """Two outputs of different sizes, one of them brought to the other's, as in a feature pyramid; and larger maps."""
+
+    def build(self):
+        self.down, self.deep, self.side = conv(16, 16, stride=2), conv(16, 16), conv(16, 16, 1)
+        self.up, self.large = nn.Upsample(scale_factor=1.5, mode="bilinear", align_corners=True), conv(16, 16)
+
+    def part(self, x):
+        y = self.deep(self.down(x))
+        return self.large(self.up(self.side(x) + F.interpolate(y, size=x.shape[-2:])))
+
+
+PARTS = [
+    Plain,
+    Residual,
+    Grouped,
+    Depthwise,
+    Strided,
+    Dense,
+    Squeeze,
+    SpatialGate,
+    GatedPieces,
+    ChannelPool,
+    Unknown,
+    Merged,
+    NormAndActivation,
+    GroupNorms,
+    Upward,
+    InPlace,
+    Pyramid,
+]
