@@ -194,6 +194,20 @@ class GroupNorms(Part):
         return self.each(self.again(x) + self.whole(self.more(self.middle(self.groups(x)))))
 
 
+class Standardized(Part):
+    """timm's convolutions by standardised weights, with and without a gain, and a product in place as in NFNets."""
+
+    def build(self):
+        self.std, self.scaled = timm.layers.StdConv2d(16, 16, 1, bias=True), timm.layers.ScaledStdConv2d(16, 16, 1)
+        nn.init.uniform_(self.scaled.gain, 0.5, 2)
+        self.skipinit_gain = nn.Parameter(torch.tensor(0.5))
+
+    def part(self, x):
+        y = self.std(F.relu(self.scaled(x)))
+        y.mul_(self.skipinit_gain)
+        return y + x
+
+
 class Upward(Part):
     """Transposed convolutions, as in a U-Net, of constant kernels: they keep constant maps constant."""
 
@@ -250,6 +264,7 @@ PARTS = [
     Merged,
     NormAndActivation,
     GroupNorms,
+    Standardized,
     Upward,
     InPlace,
     Pyramid,

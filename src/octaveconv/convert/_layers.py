@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from .. import functional
 from ..nn import (
     OctBatchNorm1d,
     OctBatchNorm2d,
@@ -16,7 +18,7 @@ from ..nn import (
 )
 from ..nn.conv import OctConvNd
 from ..octave import ChannelSplit, Octave
-from ._maps import ANY_CONV, INSTANCE_NORMS, NORMS
+from ._maps import ANY_CONV, INSTANCE_NORMS, NORMS, is_standardized
 
 
 def oct_conv(conv: nn.Module, inputs: ChannelSplit, outputs: ChannelSplit) -> OctConvNd:
@@ -29,11 +31,14 @@ def oct_conv(conv: nn.Module, inputs: ChannelSplit, outputs: ChannelSplit) -> Oc
             conv.groups, conv.bias is not None, conv.dilation, device="meta", alpha_in=inputs, alpha_out=outputs,
         )  # fmt: skip
     else:
-        made = (OctConv1d, OctConv2d, OctConv3d)[len(conv.kernel_size) - 1](
+        kinds = OctConv1d, StandardizedOctConv2d if is_standardized(conv) else OctConv2d, OctConv3d
+        made = kinds[len(conv.kernel_size) - 1](
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
             conv.groups, conv.bias is not None, conv.padding_mode, device="meta", alpha_in=inputs, alpha_out=outputs,
         )  # fmt: skip
-    made.weight, made.bias = conv.weight, conv.bias
+    made._parameters = dict(conv._parameters)
+    if isinstance(made, StandardizedOctConv2d):
+        made.eps, made.scale = conv.eps, getattr(conv, "scale", 1.0)  # type: ignore[assignment]
     return made
 
 
@@ -55,6 +60,20 @@ def oct_norm(norm: nn.Module, split: ChannelSplit) -> nn.Module:
     for name, child in norm.named_children():
         made.add_module(name, child)
     return made
+
+
+class StandardizedOctConv2d(OctConv2d):
+    """timm's convolution, by weights that have mean 0 and variance 1 for each output channel, then perhaps a gain."""
+
+    eps: float
+    scale: float
+
+    def forward(self, x: Tensor | Octave) -> Octave:  # type: ignore[override]
+        gain = self._parameters.get("gain")
+        scale = None if gain is None else (gain * self.scale).flatten()
+        rows = self.weight.flatten(1)[None]
+        weight = F.batch_norm(rows, None, None, scale, None, True, 0.0, self.eps).view_as(self.weight)
+        return functional.run(x, weight, self.bias, self.spec)
 
 
 class SampleDrop(nn.Module):

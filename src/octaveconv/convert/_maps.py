@@ -50,13 +50,21 @@ def low_size(size: Sizes) -> Sizes:
 
 
 def is_plain_conv(module: nn.Module) -> bool:
-    """Whether it computes what PyTorch's convolution does: that itself, or a subclass that only builds it otherwise."""
+    """Whether it is PyTorch's convolution, a subclass that only builds it otherwise, or one of standardised weights."""
+    if is_standardized(module):
+        return True
     kind = next((kind for kind in CONVS if isinstance(module, kind)), None)
     return (
         kind is not None and type(module).forward is kind.forward
         and type(module)._conv_forward is kind._conv_forward  # type: ignore[attr-defined]
         and module._parameters.keys() == {"weight", "bias"}  # else it is parametrized
     )  # fmt: skip
+
+
+def is_standardized(module: nn.Module) -> bool:
+    """Whether it is timm's convolution by standardised weights, with the same padding on both sides."""
+    is_timms = type(module).__name__ in ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
+    return is_timms and isinstance(module, nn.Conv2d) and not getattr(module, "same_pad", False)
 
 
 def is_group_norm(module: nn.Module) -> bool:

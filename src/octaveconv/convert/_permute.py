@@ -64,6 +64,7 @@ def _permute_conv(conv: Any, inputs: Tensor | None, outputs: Tensor | None) -> N
         _take(conv, "weight", rows, 0)
     if outputs is not None:
         _take(conv, "bias", outputs, 0)
+        _take(conv, "gain", outputs, 0)
 
 
 def _permute_linear(linear: nn.Module, inputs: Tensor | None, outputs: Tensor | None) -> None:

@@ -33,7 +33,8 @@ class _Tracer(fx.Tracer):
         from timm.layers import get_notrace_functions, get_notrace_modules
 
         super().__init__(autowrap_functions=tuple(f for f in get_notrace_functions() if callable(f)))
-        self._leaves = tuple(get_notrace_modules())
+        # timm keeps tracers out of NFNet's block for a product in place, whose result we do read.
+        self._leaves = tuple(module for module in get_notrace_modules() if module.__name__ != "NormFreeBlock")
         self._kept, self._lengths, self._given = kept, lengths, given
         self._entered: list[str] = []
 
