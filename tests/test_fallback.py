@@ -210,6 +210,14 @@ def test_without_a_compiler_it_runs_eagerly_and_says_so():
 
 
 @pytest.mark.usefixtures("eager")
+def test_an_octave_may_lack_a_part():
+    model = oc.OctConv2d(3, 4, 1).eval()
+    high, low = fallback(model, image(1, 3, 8, 8))(image(2, 3, 8, 8))
+    assert_same(high, model(image(2, 3, 8, 8)).high.detach())
+    assert low is None
+
+
+@pytest.mark.usefixtures("eager")
 def test_the_network_is_not_changed_and_taken_in_evaluation_mode():
     model = octave_block()
     expected = model(image(2, 3, 9, 9)).detach()

@@ -91,6 +91,11 @@ def test_an_unknown_operation_is_named_with_its_place():
         oc.deploy(strange(), image(1, 3, 8, 8), engine="native")
 
 
+def test_an_absent_part_of_an_octave_is_refused():
+    with pytest.raises(BackendUnavailable, match="an output that does not depend on the input"):
+        oc.deploy(oc.OctConv2d(3, 4, 1).eval(), image(1, 3, 8, 8), engine="native")
+
+
 @pytest.mark.slow
 def test_the_fallback_takes_over_and_says_why():
     model = strange()

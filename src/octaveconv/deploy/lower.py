@@ -45,6 +45,8 @@ class _Walk:
             self.values[node] = self.visit(node)
 
     def network(self) -> Network:
+        if not all(node in self.values for node in self.captured.outputs):
+            raise Unsupported("an output that does not depend on the input, as the absent part of an octave")
         refs = [self.out.refs(self.values[node], node.name) for node in self.captured.outputs]
         shapes = [tuple(node.meta["val"].shape) for node in self.captured.outputs]
         return Network(self.input, self.out.live_layers(refs), refs, shapes)
