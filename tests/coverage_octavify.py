@@ -83,8 +83,9 @@ def outcome(build):
     except Exception as error:
         text = str(error).partition("\n")[0]
         return {"outcome": "refused", "why": f"{type(error).__name__}: {text}"[:300]}
-    convs = [layer for layer in plan.layers if "Conv" in layer.kind]
-    share = conv_macs(model, x) / max(plan.macs_before, 1)
+    convs = [layer for layer in plan.layers if layer.convolves]
+    linear = sum(layer.macs_before for layer in convs if layer.kind == "Linear")
+    share = (conv_macs(model, x) + linear) / max(plan.macs_before, 1)
     if share < 0.5:
         return {"outcome": "no CNN", "conv_share": share}
     count = sum(layer.octave for layer in convs)

@@ -194,6 +194,25 @@ class GroupNorms(Part):
         return self.each(self.again(x) + self.whole(self.more(self.middle(self.groups(x)))))
 
 
+class ChannelsLast(Part):
+    """Linear layers on maps whose channels are in the last dimension, as in ConvNeXt, and what is unknown there."""
+
+    def build(self):
+        self.norm, self.fc1, self.drop = nn.LayerNorm(16), nn.Linear(16, 24), nn.Dropout(0.5)
+        self.fc2, self.side = nn.Linear(24, 16), nn.Linear(24, 16)
+        self.after, self.norm2d = conv(32, 16, 1), timm.layers.LayerNorm2d(16)
+        self.gamma = nn.Parameter(torch.rand(16) + 0.5)
+        for module in (self.norm, self.norm2d):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias)
+
+    def part(self, x):
+        y = F.gelu(self.fc1(self.norm(x.permute(0, 2, 3, 1))))
+        side = self.side(y.flip(3)) * 0.5
+        y = self.fc2(self.drop(y)).permute(0, 3, 1, 2) * self.gamma.reshape(1, -1, 1, 1)
+        return self.norm2d(self.after(torch.cat([x + y, torch.permute(side, (0, 3, 1, 2))], 1)))
+
+
 class Standardized(Part):
     """timm's convolutions by standardised weights, with and without a gain, and a product in place as in NFNets."""
 
@@ -264,6 +283,7 @@ PARTS = [
     Merged,
     NormAndActivation,
     GroupNorms,
+    ChannelsLast,
     Standardized,
     Upward,
     InPlace,

@@ -25,6 +25,7 @@ NETWORKS = {
     "mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(),
     "shufflenet": lambda: torchvision.models.shufflenet_v2_x0_5(),
     "dla": lambda: timm.create_model("dla46_c"),
+    "convnext": lambda: timm.models.convnext.ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 16, 16), ls_init_value=0.5),
     "dpn": lambda: timm.create_model("dpn48b", num_classes=3),
 }
 

@@ -10,7 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import assert_close
+from helpers import assert_close, random_octave
 from octavify_parts import (
     PARTS,
     GatedPieces,
@@ -27,10 +27,12 @@ from octavify_parts import (
 from torch import nn
 
 import octaveconv as oc
+from octaveconv.convert._layers import oct_norm
 from octaveconv.convert._trace import list_lengths
 from octaveconv.models.oct_densenet import OctDenseNet
 from octaveconv.models.oct_resnet import Bottleneck, OctResNet
 from octaveconv.models.oct_resnetv2 import OctResNetV2
+from octaveconv.octave import split_channels
 
 
 def constant_images(size=32, dtype=torch.float64):
@@ -59,6 +61,34 @@ def test_at_alpha_0_nothing_changes_at_all(part):
     assert torch.equal(octave(x), model(x))
     assert plan.macs_before == plan.macs_after
     assert not plan.borders
+
+
+@pytest.mark.parametrize("make", [
+    lambda: timm.models.convnext.ConvNeXt(depths=(2, 1, 1, 1), dims=(8, 8, 8, 8), ls_init_value=0.5),
+    lambda: torchvision.models.convnext.ConvNeXt([torchvision.models.convnext.CNBlockConfig(8, None, 2)]),
+])  # fmt: skip
+def test_a_convnext_has_no_borders_in_its_blocks(make):
+    model = make().eval()
+    _, plan = oc.octavify(model, 0.25, torch.zeros(1, 3, 64, 64))
+    layers = [layer for layer in plan.layers if layer.octave]
+    assert [layer.kind for layer in layers[:6]] == ["Linear", "Linear", "Conv2d", "LayerNorm", "Linear", "Linear"]
+    assert [kind for kind, _ in plan.borders] in (["split"], ["split", "merge"])
+    assert plan.summary().startswith(f"{sum(layer.convolves for layer in layers)} of ")
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+def test_a_layer_norm_normalises_high_pixels_as_in_the_merged_maps(size):
+    split = split_channels(8, 0.25)
+    plain = nn.LayerNorm(8).double()
+    nn.init.normal_(plain.weight)
+    nn.init.normal_(plain.bias)
+    norm, x = oct_norm(plain, split), random_octave(8, 0.25, size, dtype=torch.float64)
+    expected = plain(oc.Merge()(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    high, low = norm(x)
+    assert_close(high, expected[:, :6])
+    assert low.shape == x.low.shape
+    constant = oc.octave_map(lambda part: part[:, :, :1, :1].expand_as(part), x)
+    assert_close(oc.Merge()(norm(constant)), plain(oc.Merge()(constant).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)

@@ -15,7 +15,8 @@ from ..nn.norm import OctBatchNormNd
 from ..octave import merge_tensor, split_tensor
 from ..resolution import OCTAVE
 from ._layers import oct_conv
-from ._maps import ANY_CONV, NORMS
+from ._maps import is_channels_last
+from ._operations import ANY_CONV, FROM_CHANNELS_LAST, NORMS
 from ._roles import Role
 from ._spaces import Net
 from ._splits import Splits
@@ -141,13 +142,18 @@ def run(net: Net, batches: Sequence[Batch], watch: Callable[[fx.Node, tuple[Any,
         def run_node(self, n: fx.Node) -> Any:
             inputs, _ = self.fetch_args_kwargs_from_env(n)
             result = super().run_node(n)
-            watch(n, inputs, result)
+            watch(n, tuple(map(_channels_second, n.args, inputs)), _channels_second(n, result))
             return result
 
     module = fx.GraphModule(net.model, net.graph)
     with eval_mode(module), torch.no_grad():
         for batch in batches:
             Watched(module, graph=net.graph).run(*batch)
+
+
+def _channels_second(node: Any, value: Any) -> Any:
+    is_last = isinstance(node, fx.Node) and is_channels_last(node)
+    return value.permute(FROM_CHANNELS_LAST) if is_last else value
 
 
 def reestimate_norms(model: nn.Module, batches: Sequence[Batch]) -> None:
@@ -167,5 +173,7 @@ def reestimate_norms(model: nn.Module, batches: Sequence[Batch]) -> None:
 
 
 def _is_conv(net: Net, node: fx.Node) -> bool:
-    roles = (Role.CONV, Role.SAME)
-    return net.steps[node].role in roles and node.op == "call_module" and isinstance(net.module(node), ANY_CONV)
+    if node.op != "call_module":
+        return False
+    role = net.steps[node].role
+    return role is Role.CONV or (role is Role.SAME and isinstance(net.module(node), ANY_CONV))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,13 +19,21 @@ from ..nn import (
 )
 from ..nn.conv import OctConvNd
 from ..octave import ChannelSplit, Octave
-from ._maps import ANY_CONV, INSTANCE_NORMS, NORMS, is_standardized
+from ..resolution import pool, upsample
+from ._operations import ANY_CONV, INSTANCE_NORMS, NORMS, is_standardized
 
 
 def oct_conv(conv: nn.Module, inputs: ChannelSplit, outputs: ChannelSplit) -> OctConvNd:
     """The octave convolution with the very parameters of a plain one."""
-    assert isinstance(conv, ANY_CONV)
     made: OctConvNd
+    if isinstance(conv, nn.Linear):
+        made = PixelwiseOctLinear(
+            conv.in_features, conv.out_features, 1, bias=conv.bias is not None, device="meta", alpha_in=inputs,
+            alpha_out=outputs,
+        )  # fmt: skip
+        made._parameters = dict(conv._parameters)
+        return made
+    assert isinstance(conv, ANY_CONV)
     if isinstance(conv, nn.ConvTranspose2d):
         made = OctConvTranspose2d(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.output_padding,  # type: ignore[arg-type]
@@ -47,6 +56,9 @@ def oct_norm(norm: nn.Module, split: ChannelSplit) -> nn.Module:
     made: nn.Module
     if isinstance(norm, nn.GroupNorm):
         made = OctGroupNorm(norm.num_groups, norm.num_channels, norm.eps, norm.affine, device="meta", alpha=split)
+    elif isinstance(norm, nn.LayerNorm):
+        made = OctLayerNorm(norm.normalized_shape, norm.eps, norm.elementwise_affine, device="meta")
+        made.split = split  # type: ignore[assignment]
     elif isinstance(norm, INSTANCE_NORMS):
         made = OctGroupNorm(norm.num_features, norm.num_features, norm.eps, norm.affine, device="meta", alpha=split)
     else:
@@ -60,6 +72,45 @@ def oct_norm(norm: nn.Module, split: ChannelSplit) -> nn.Module:
     for name, child in norm.named_children():
         made.add_module(name, child)
     return made
+
+
+class PixelwiseOctLinear(OctConv2d):
+    """``nn.Linear`` over the channels of each pixel, on octaves: a 1x1 convolution whose weight is ``[out, in]``."""
+
+    def forward(self, x: Tensor | Octave) -> Octave:  # type: ignore[override]
+        return functional.run(x, self.weight[..., None, None], self.bias, self.spec)
+
+
+class OctLayerNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of each pixel. A low one takes the statistics of those it stands for."""
+
+    split: ChannelSplit
+
+    def forward(self, x: Octave) -> Octave:  # type: ignore[override]
+        assert x.high is not None
+        assert x.low is not None
+        high, low = _moments(x.high), [upsample(map_, (2, 2), x.high.shape[2:]) for map_ in _moments(x.low)]
+        share = self.split.alpha
+        mean = torch.lerp(high[0], low[0], share)
+        var = torch.lerp(high[1] + (high[0] - mean).square(), low[1] + (low[0] - mean).square(), share)
+        parameters = [(None, None) if p is None else self.split.split(p) for p in (self.weight, self.bias)]
+        return Octave(
+            self._normalise(x.high, mean, var, *(of_high for of_high, _ in parameters)),
+            self._normalise(x.low, pool(mean), pool(var), *(of_low for _, of_low in parameters)),
+        )
+
+    def _normalise(self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        y = (x - mean) * (var + self.eps).rsqrt()
+        if weight is not None:
+            y = y * weight[:, None, None]
+        return (y if bias is None else y + bias[:, None, None]).to(x.dtype)
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over the channels of each pixel: ``[N, 1, H, W]``."""
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    mean = x.mean(1, keepdim=True)
+    return mean, (x - mean).square().mean(1, keepdim=True)
 
 
 class StandardizedOctConv2d(OctConv2d):

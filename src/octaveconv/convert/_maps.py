@@ -9,11 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..resolution import OCTAVE, Sizes, pooled_size
-
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # of one, two and three axes
-ANY_CONV = (*CONVS, nn.ConvTranspose2d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+from ._operations import CONVS
 
 
 def shape_of(value: Any) -> Sizes | None:
@@ -24,6 +20,11 @@ def shape_of(value: Any) -> Sizes | None:
 def axes_of(node: fx.Node) -> int:
     """How many axes the feature maps of the node's network have."""
     return int(node.meta["axes"])
+
+
+def is_channels_last(node: fx.Node) -> bool:
+    """Whether its value has the channels in the last dimension; the shape noted is that with them in the second."""
+    return bool(node.meta.get("channels_last", False))
 
 
 def is_map(node: fx.Node) -> bool:
@@ -49,30 +50,15 @@ def low_size(size: Sizes) -> Sizes:
     return pooled_size(size, OCTAVE[len(size)])
 
 
-def is_plain_conv(module: nn.Module) -> bool:
-    """Whether it is PyTorch's convolution, a subclass that only builds it otherwise, or one of standardised weights."""
-    if is_standardized(module):
-        return True
-    kind = next((kind for kind in CONVS if isinstance(module, kind)), None)
-    return (
-        kind is not None and type(module).forward is kind.forward
-        and type(module)._conv_forward is kind._conv_forward  # type: ignore[attr-defined]
-        and module._parameters.keys() == {"weight", "bias"}  # else it is parametrized
-    )  # fmt: skip
-
-
-def is_standardized(module: nn.Module) -> bool:
-    """Whether it is timm's convolution by standardised weights, with the same padding on both sides."""
-    is_timms = type(module).__name__ in ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
-    return is_timms and isinstance(module, nn.Conv2d) and not getattr(module, "same_pad", False)
-
-
-def is_group_norm(module: nn.Module) -> bool:
-    """PyTorch's group normalisation, or timm's, some of which have an activation behind it."""
-    return type(module) is nn.GroupNorm or (
-        isinstance(module, nn.GroupNorm)
-        and type(module).__name__ in ("GroupNorm", "GroupNorm1", "GroupNormAct", "GroupNorm1Act")
-    )
+def scale_of(node: fx.Node) -> fx.Node | None:
+    """The parameter that it is, or of which it is the numbers, one for each channel, in a shape that maps can take."""
+    if node.op == "get_attr":
+        return node
+    x = node.args[0] if node.args else None
+    if node.op != "call_method" or node.target not in ("reshape", "view") or not isinstance(x, fx.Node):
+        return None
+    is_vector = x.op == "get_attr" and len(shape_of(x) or ()) == 1 and len(x.users) == 1
+    return x if is_vector and max(shape_of(node) or ()) == (shape_of(x) or ())[0] else None
 
 
 def conv_axes(module: nn.Module) -> int:

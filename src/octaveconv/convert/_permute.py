@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ._maps import axes_of, shape_of
+from ._maps import axes_of, scale_of, shape_of
 from ._roles import Role
 from ._spaces import Net
 
@@ -21,10 +21,10 @@ def permute(net: Net, orders: Mapping[fx.Node, Tensor]) -> None:
         orders: of a space, its channels in their new order, ``[C]``; inside each group of a grouped convolution.
     """
     for node, step in net.steps.items():
-        if step.role is Role.CONV:
-            _permute_conv(net.module(node), order_of(net, step.inputs[0], orders), order_of(net, node, orders))
-        elif step.role is Role.LINEAR:
-            _permute_linear(net.module(node), order_of(net, step.inputs[0], orders), order_of(net, node, orders))
+        if step.role in (Role.CONV, Role.LINEAR):
+            module = net.module(node)
+            permute_layer = _permute_linear if isinstance(module, nn.Linear) else _permute_conv
+            permute_layer(module, order_of(net, step.inputs[0], orders), order_of(net, node, orders))
         elif step.role is Role.SAME and node.op == "call_module":
             order = order_of(net, node, orders)
             if order is not None:
@@ -33,9 +33,11 @@ def permute(net: Net, orders: Mapping[fx.Node, Tensor]) -> None:
         elif step.role is Role.JOIN:
             order = order_of(net, node, orders)
             for x in step.inputs:
-                if x.op == "get_attr" and order is not None:
-                    path, _, name = str(x.target).rpartition(".")
-                    _take(net.model.get_submodule(path), name, order, len(shape_of(x) or ()) - 1 - axes_of(x))
+                scale = scale_of(x)
+                if scale is not None and order is not None:
+                    path, _, name = str(scale.target).rpartition(".")
+                    axis = len(shape_of(x) or ()) - 1 - axes_of(x) if scale is x else 0
+                    _take(net.model.get_submodule(path), name, order, axis)
 
 
 def order_of(net: Net, node: fx.Node, orders: Mapping[fx.Node, Tensor]) -> Tensor | None:

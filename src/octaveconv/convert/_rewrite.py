@@ -7,17 +7,18 @@ import json
 import operator
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..nn import Merge, Split
 from ..octave import ChannelSplit, Octave
-from ..resolution import crop, pool
+from ..resolution import Sizes, crop, pool
 from ._layers import SampleDrop, oct_conv, oct_norm
-from ._maps import ANY_CONV, axes_of, is_map, low_size, shape_of
-from ._roles import Role, is_norm
+from ._maps import axes_of, is_channels_last, is_map, low_size, shape_of
+from ._operations import ANY_CONV, DROPPED_BY_SAMPLE, FROM_CHANNELS_LAST, TO_CHANNELS_LAST, is_layer_norm, is_norm
+from ._roles import Role
 from ._splits import Splits
-from ._trace import DROPPED_BY_SAMPLE
 
 _STATE = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 # What timm, torchvision and our verbs ask a network, and how to make it again.
@@ -153,7 +154,15 @@ class Rewriter:
     def _conv(self, node: fx.Node, x: fx.Node) -> Any:
         inputs, outputs = self.splits.cuts(node)
         self._replace(node, oct_conv(self.net.module(node), inputs, outputs))
-        return self._call(node, self._values[x], has_low=outputs.low > 0)
+        value = self._values[x] if inputs.low else self._moved(x, self._values[x], FROM_CHANNELS_LAST)
+        result = self._call(node, value, has_low=outputs.low > 0)
+        return result if outputs.low else self._moved(node, result, TO_CHANNELS_LAST)
+
+    def _moved(self, node: fx.Node, value: fx.Node, permutation: Sizes) -> fx.Node:
+        """A plain value of a node whose channels are in the last dimension, brought from there or there."""
+        if not is_channels_last(node):
+            return value
+        return self.graph.call_function(torch.permute, (value, permutation))
 
     def _same(self, node: fx.Node, x: fx.Node) -> Parts:
         value, split = self._octave(x), self.splits.of(node)
@@ -161,7 +170,7 @@ class Rewriter:
         if isinstance(module, ANY_CONV):
             self._replace(node, oct_conv(module, split, split))
             return self._call(node, value)  # type: ignore[no-any-return]
-        if module is not None and is_norm(module, axes_of(node)):
+        if module is not None and (is_norm(module, axes_of(node)) or is_layer_norm(module)):
             self._replace(node, oct_norm(module, split))
             parts: Parts = self._call(node, value)
             for name in ("drop", "act"):
@@ -169,6 +178,8 @@ class Rewriter:
                 if child is not None and not isinstance(child, nn.Identity):
                     parts = Parts(*(self.graph.call_module(f"{node.target}.{name}", (part,)) for part in parts))
             return parts
+        if is_channels_last(node) != is_channels_last(x):
+            return value  # type: ignore[no-any-return]  # of an octave the channels are always in the second
         if type(module).__name__ in DROPPED_BY_SAMPLE:
             self._replace(node, SampleDrop(module))  # type: ignore[arg-type]
             return self._call(node, value)  # type: ignore[no-any-return]
@@ -223,7 +234,9 @@ class Rewriter:
 
     def _dense(self, node: fx.Node) -> fx.Node:
         value = self._values[node]
-        return self._cross(node, "merge", Merge(split=self.splits.of(node))) if isinstance(value, Parts) else value  # type: ignore[no-any-return]
+        if isinstance(value, Parts):
+            return self._moved(node, self._cross(node, "merge", Merge(split=self.splits.of(node))), TO_CHANNELS_LAST)
+        return value  # type: ignore[no-any-return]
 
     def _octave(self, node: fx.Node) -> Any:
         value = self._values[node]
@@ -238,6 +251,8 @@ class Rewriter:
             self.net.model.add_module(name, border)
             self.borders.append((kind, str(node.target if node.op == "call_module" else node.name)))
             value = self._values[node]
+            if kind == "split":
+                value = self._moved(node, value, FROM_CHANNELS_LAST)
             crossed: Any = self.graph.call_module(name, (_argument(value),))
             self._crossed[node, kind] = self._items(crossed) if kind == "split" else crossed
         return self._crossed[node, kind]

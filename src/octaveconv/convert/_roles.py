@@ -15,8 +15,27 @@ from torch.nn.utils import parametrize
 
 from ..resolution import Sizes
 from ..spec import conv_spec
-from ._maps import ANY_CONV, CONVS, INSTANCE_NORMS, NORMS, axes_of, is_group_norm, is_plain_conv, shape_of
-from ._trace import DROPPED_BY_SAMPLE
+from ._maps import axes_of, is_channels_last, shape_of
+from ._operations import (
+    ANY_CONV,
+    BY_PIXEL,
+    CONVS,
+    DROPPED_BY_SAMPLE,
+    FROM_CHANNELS_LAST,
+    GLOBAL_POOL_LAYERS,
+    GLOBAL_POOLS,
+    JOIN_METHODS,
+    JOINS,
+    METHODS_BY_PIXEL,
+    POOL_LAYERS,
+    POOLS,
+    is_by_pixel,
+    is_layer_norm_2d,
+    is_norm,
+    is_plain_conv,
+    modes_read,
+    permutation_of,
+)
 
 
 class Role(Enum):
@@ -39,64 +58,6 @@ class Step:
     role: Role
     inputs: tuple[fx.Node, ...] = ()
     refusal: str = ""
-
-
-_BY_PIXEL = {
-    F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus, F.hardswish,
-    F.hardsigmoid, F.hardtanh, F.logsigmoid, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
-    torch.relu, torch.sigmoid, F.sigmoid, torch.tanh, F.tanh, torch.clamp, torch.abs, torch.neg, torch.square,
-    operator.neg,
-}  # fmt: skip
-_METHODS_BY_PIXEL = {
-    "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_", "contiguous", "clone", "detach",
-    "abs", "neg", "square", "float", "half", "bfloat16",
-}  # fmt: skip
-# Of one, two and three axes: given maps of fewer, a pooling takes the channels for an axis.
-_POOLS = (
-    {F.max_pool1d, F.avg_pool1d, torch.max_pool1d},
-    {F.max_pool2d, F.avg_pool2d, torch.max_pool2d},
-    {F.max_pool3d, F.avg_pool3d, torch.max_pool3d},
-)
-_POOL_LAYERS = ((nn.MaxPool1d, nn.AvgPool1d), (nn.MaxPool2d, nn.AvgPool2d), (nn.MaxPool3d, nn.AvgPool3d))
-_GLOBAL_POOLS = (
-    (F.adaptive_avg_pool1d, F.adaptive_max_pool1d),
-    (F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
-    (F.adaptive_avg_pool3d, F.adaptive_max_pool3d),
-)
-_GLOBAL_POOL_LAYERS = (
-    (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
-    (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-    (nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
-)
-_JOINS = {
-    operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
-    operator.itruediv, torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum,
-}  # fmt: skip
-_JOIN_METHODS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"}
-_SINGLE_LAYERS = (
-    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
-)  # fmt: skip
-_NOT_BY_PIXEL = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention, nn.GLU)
-_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
-
-
-def is_norm(module: nn.Module, axes: int) -> bool:
-    """PyTorch's normalisation of maps of so many axes, or timm's, some of which have an activation behind it."""
-    if type(module) in (NORMS[axes - 1], nn.GroupNorm):
-        return True
-    if type(module) is INSTANCE_NORMS[axes - 1]:
-        return not module.track_running_stats
-    is_batch_norm = type(module).__name__ == "BatchNormAct2d" and isinstance(module, NORMS[axes - 1])
-    behind = [child for child in (getattr(module, name, None) for name in ("drop", "act")) if child is not None]
-    return (is_batch_norm or is_group_norm(module)) and all(map(is_by_pixel, behind))
-
-
-def is_by_pixel(module: Any) -> bool:
-    """Whether it treats each number by itself."""
-    if isinstance(module, nn.PReLU):
-        return module.num_parameters == 1
-    known = isinstance(module, _SINGLE_LAYERS) or type(module).__module__.startswith(_ACTIVATIONS)
-    return known and not isinstance(module, _NOT_BY_PIXEL)
 
 
 def steps_of(graph: fx.Graph, model: nn.Module, kept: set[str]) -> dict[fx.Node, Step]:
@@ -130,6 +91,9 @@ def _module_step(node: fx.Node, module: nn.Module, kept: bool) -> Step:
     if _has_hooks(module):
         return Step(Role.OTHER, refusal="has hooks")
     axes = axes_of(node)
+    if is_channels_last(x):
+        role = Role.CONV if type(module) is nn.Linear else Role.SAME
+        return Step(role, (x,), "kept" if kept else "") if is_channels_last(node) else other
     is_transposed = axes == 2 and type(module) is nn.ConvTranspose2d and not parametrize.is_parametrized(module)
     if is_transposed or (isinstance(module, CONVS[axes - 1]) and is_plain_conv(module)):
         assert isinstance(module, ANY_CONV)
@@ -138,11 +102,12 @@ def _module_step(node: fx.Node, module: nn.Module, kept: bool) -> Step:
         return Step(Role.SAME if is_depthwise else Role.CONV, (x,), refusal)
     if type(module) is nn.Linear and len(shape_of(x) or ()) == 2:
         return Step(Role.LINEAR, (x,))
-    is_pool = isinstance(module, _POOL_LAYERS[axes - 1]) and not getattr(module, "return_indices", False)
+    is_pool = isinstance(module, POOL_LAYERS[axes - 1]) and not getattr(module, "return_indices", False)
     is_single = is_by_pixel(module) or is_pool or isinstance(module, nn.Upsample)
+    is_single |= is_layer_norm_2d(module)
     if is_norm(module, axes) or is_single or type(module).__name__ in DROPPED_BY_SAMPLE:
         return Step(Role.SAME, (x,), "kept" if kept else "")
-    if isinstance(module, _GLOBAL_POOL_LAYERS[axes - 1]) and _to_one_pixel(node, x):
+    if isinstance(module, GLOBAL_POOL_LAYERS[axes - 1]) and _to_one_pixel(node, x):
         return Step(Role.MEAN, (x,), "kept" if kept else "")
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
         return _flatten(x)
@@ -180,6 +145,9 @@ def _function_step(node: fx.Node) -> Step:
     other = Step(Role.OTHER, refusal=f"{_name(node)} takes plain tensors only")
     x = node.args[0] if node.args else None
     is_method = node.op == "call_method"
+    if is_channels_last(node) or any(map(is_channels_last, node.all_input_nodes)):
+        comes_back = permutation_of(node) == FROM_CHANNELS_LAST
+        return Step(Role.SAME, (x,)) if is_channels_last(node) or comes_back else other  # type: ignore[arg-type]
     reads_shape = node.target is getattr and node.args[1] == "shape"
     if reads_shape or (is_method and node.target == "size"):
         return Step(Role.SHAPE, (x,)) if shape_of(x) else other  # type: ignore[arg-type]
@@ -187,27 +155,22 @@ def _function_step(node: fx.Node) -> Step:
         return other
     if node.target in (torch.cat, torch.concat):
         return _cat(node) or other
-    if node.target in (_JOIN_METHODS if is_method else _JOINS):
+    if node.target in (JOIN_METHODS if is_method else JOINS):
         return _join(node) or other
     if node.target is F.interpolate and [n for n in node.all_input_nodes if shape_of(n) is not None] == [x]:
         return Step(Role.SAME, (x,))  # type: ignore[arg-type]  # its size may be another value's
-    if not isinstance(x, fx.Node) or shape_of(x) is None or node.all_input_nodes != [x, *_flags(node)]:
+    if not isinstance(x, fx.Node) or shape_of(x) is None or node.all_input_nodes != [x, *modes_read(node)]:
         return other
     axes = axes_of(node)
-    if node.target in (_METHODS_BY_PIXEL if is_method else _BY_PIXEL | _POOLS[axes - 1]):
+    if node.target in (METHODS_BY_PIXEL if is_method else BY_PIXEL | POOLS[axes - 1]):
         return Step(Role.SAME, (x,))
-    if node.target in (*_GLOBAL_POOLS[axes - 1], torch.mean, "mean") and _to_one_pixel(node, x):
+    if node.target in (*GLOBAL_POOLS[axes - 1], torch.mean, "mean") and _to_one_pixel(node, x):
         return Step(Role.MEAN, (x,))
     if node.target is operator.getitem and _takes_all(node.args[1], shape_of(x) or ()):
         return Step(Role.SAME, (x,))
     if node.target in (torch.flatten, "flatten") and (*node.args[1:], *node.kwargs.values()) in ((1,), (1, -1)):
         return _flatten(x)
     return other
-
-
-def _flags(node: fx.Node) -> list[fx.Node]:
-    """The mode, where a function reads it."""
-    return [n for n in node.all_input_nodes if n.target in ("training", operator.not_)]
 
 
 def _name(node: fx.Node) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from ._maps import axes_of, conv_axes, halved_size, is_map, shape_of
+from ._maps import axes_of, conv_axes, halved_size, is_map, scale_of, shape_of
 from ._roles import Role, Step
 
 
@@ -76,12 +76,12 @@ class Net:
 
     def groups(self, node: fx.Node) -> int:
         """Groups of the convolution that a node calls; each has its own high and low channels."""
-        return int(self.module(node).groups)  # type: ignore[arg-type]
+        return int(getattr(self.module(node), "groups", 1))
 
     def strided(self, node: fx.Node) -> bool:
         """Whether the convolution that a node calls makes maps smaller."""
         conv: Any = self.module(node)
-        return not conv.transposed and any(stride > 1 for stride in conv.stride)
+        return not getattr(conv, "transposed", False) and any(stride > 1 for stride in getattr(conv, "stride", ()))
 
     def blocks(self, space: fx.Node) -> tuple[int, bool] | None:
         """Blocks of a space's channels, inside which they may change places, and whether the blocks may, too.
@@ -129,8 +129,13 @@ class Net:
         fixed = set()
         reads = Counter(node.target for node in self.steps if node.op == "get_attr")
         for node, step in self.steps.items():
-            is_gate = node.op == "get_attr" and all(self.steps[user].role is Role.JOIN for user in node.users)
-            if step.role is Role.OTHER and not (is_gate and reads[node.target] == 1):  # a gate is reordered, too
+            scale = scale_of(node)
+            is_gate = (
+                scale is not None
+                and reads[scale.target] == 1
+                and all(self.steps[user].role is Role.JOIN or scale_of(user) for user in node.users)
+            )  # it is reordered, too
+            if step.role is Role.OTHER and not is_gate:
                 fixed |= {self.spaces.of(value) for value in (node, *node.all_input_nodes)}
         for space in fixed.copy():
             self._fix_parts(space, fixed)

@@ -14,13 +14,13 @@ from torch import Tensor, fx, nn
 from .._modes import eval_mode
 from ..nn import Merge, OctMap, OctSqueezeExcite, Split
 from ..nn.conv import OctConvNd
-from ._maps import axes_of, is_group_norm, is_plain_conv, map_axes
+from ._maps import axes_of, map_axes
+from ._operations import DROPPED_BY_SAMPLE, is_group_norm, is_layer_norm, is_plain_conv
 
 _OCTAVE_LAYERS = (OctConvNd, OctMap, OctSqueezeExcite, Merge, Split)
 _IN_PLACE = {
     getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "imatmul")
 }
-DROPPED_BY_SAMPLE = ("DropPath", "StochasticDepth")  # of timm, torchvision and many others: whole, or not at all
 
 
 class _Tracer(fx.Tracer):
@@ -54,6 +54,7 @@ class _Tracer(fx.Tracer):
             or type(m).__name__ in DROPPED_BY_SAMPLE
             or is_plain_conv(m)
             or is_group_norm(m)
+            or is_layer_norm(m)
             or any(isinstance(part, _OCTAVE_LAYERS) for part in m.modules())
             or super().is_leaf_module(m, module_qualified_name)
         )

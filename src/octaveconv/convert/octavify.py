@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from .._text import did_you_mean
 from ._allocate import LEVELS, allocate
 from ._calibrate import batches_of, high_shares, layer_errors, orders, reestimate_norms
+from ._channels_last import mark_channels_last
 from ._maps import conv_axes, halved_size, is_map, shape_of
 from ._permute import permute
 from ._rewrite import OctavifiedModule, Rewriter
@@ -132,6 +133,7 @@ def _prepare(
     graph, notes = trace(model, kept, list_lengths(model, inputs), len(inputs))
     add_shapes(model, graph, inputs)
     drop_expansions(graph)
+    mark_channels_last(graph, model)
     return Net(graph, model, steps_of(graph, model, kept), stem, min_size), notes
 
 

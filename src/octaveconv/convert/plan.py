@@ -35,6 +35,11 @@ class LayerPlan:
         """Whether it takes or returns an octave."""
         return bool(self.alpha_in or self.alpha_out)
 
+    @property
+    def convolves(self) -> bool:
+        """Whether it is a convolution, or became one: a linear layer over the channels of each pixel."""
+        return "Conv" in self.kind or (self.kind == "Linear" and self.octave)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -81,7 +86,7 @@ class Plan:
 
     def summary(self) -> str:
         """Costs and borders in a few lines."""
-        convs = [layer for layer in self.layers if "Conv" in layer.kind]
+        convs = [layer for layer in self.layers if layer.convolves]
         octave = sum(layer.octave for layer in convs)
         share = self.macs_after / self.macs_before if self.macs_before else 1.0
         counts = {kind: sum(kind == other for other, _ in self.borders) for kind in ("merge", "split")}
