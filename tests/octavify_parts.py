@@ -194,6 +194,37 @@ class GroupNorms(Part):
         return self.each(self.again(x) + self.whole(self.more(self.middle(self.groups(x)))))
 
 
+class Pieces(Part):
+    """Channels that are cut into pieces, equal ones or not, which go separate ways: as in YOLO's C2f and in Res2Net."""
+
+    def build(self):
+        self.wide, self.inner, self.out = conv(16, 24), conv(12, 12), conv(36, 16, 1)
+        self.again, self.halves, self.last_piece = conv(16, 32), conv(12, 24), conv(4, 8)
+        self.norm, self.end = norm(32), conv(32, 16, 1)
+
+    def part(self, x):
+        maps = list(F.relu(self.wide(x)).chunk(2, 1))
+        maps.append(self.inner(maps[-1]) + maps[-1])
+        x = F.silu(self.norm(self.again(self.out(torch.cat(maps, 1)))))
+        first, second, third = torch.split(x, [16, 12, 4], dim=1)
+        halves = self.halves(second).split(12, dim=1)
+        return self.end(torch.cat([first[:, :12] * 1.5, halves[0] * halves[1] + halves[-2], self.last_piece(third)], 1))
+
+
+class Recut(Part):
+    """Channels that are cut twice in the same way, as in a chain of residual blocks, and then in another."""
+
+    def build(self):
+        self.inner, self.more, self.end = nn.ModuleList([conv(8, 8), conv(8, 8)]), conv(16, 16), conv(16, 16)
+
+    def part(self, x):
+        for inner in self.inner:
+            a, b = x.chunk(2, 1)
+            x = x + torch.cat([a, inner(b)], 1)
+        a, b = torch.split(x, [4, 12], 1)
+        return self.end(self.more(torch.cat([F.relu(b), a], 1)))
+
+
 class ChannelsLast(Part):
     """Linear layers on maps whose channels are in the last dimension, as in ConvNeXt, and what is unknown there."""
 
@@ -283,6 +314,8 @@ PARTS = [
     Merged,
     NormAndActivation,
     GroupNorms,
+    Pieces,
+    Recut,
     ChannelsLast,
     Standardized,
     Upward,

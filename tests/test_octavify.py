@@ -18,6 +18,7 @@ from octavify_parts import (
     Part,
     Plain,
     Pyramid,
+    Recut,
     Residual,
     SpatialGate,
     Squeeze,
@@ -420,6 +421,34 @@ def test_what_is_done_in_training_only_is_noted():
     _, plan = oc.octavify(Auxiliary(), 0.25, torch.zeros(1, 3, 16, 16))
     assert "in training mode" in plan.notes[0]
     assert "in training mode" in str(plan)
+
+
+def test_a_cut_that_does_not_agree_with_others_takes_a_plain_tensor():
+    _, plan = oc.octavify(Recut(), 0.25, torch.zeros(1, 3, 32, 32))
+    assert all(layer.octave for layer in plan.layers if layer.name.startswith(("first", "inner")))
+    assert plan.borders == [("merge", "getitem_2"), ("merge", "add")]  # the last sum is cut in the other way
+
+
+class FewerPieces(Plain):
+    def part(self, x):
+        a, b, c = x[:, :5].chunk(4, 1)[:3]
+        return torch.cat([a, b, c, x[:, 5:]], 1)
+
+
+class OnePiece(Plain):
+    def part(self, x):
+        return torch.cat([x, x], 1).chunk(2, 1)[0]
+
+
+@pytest.mark.parametrize("part", [FewerPieces, OnePiece])
+def test_cuts_of_which_not_all_pieces_are_read_take_plain_tensors(part):
+    model, x = part().eval(), torch.randn(2, 3, 16, 16)
+    octave, plan = oc.octavify(model, 0, x)
+    assert torch.equal(octave(x), model(x))
+    octave, plan = oc.octavify(model, 0.5, x, min_size=4)
+    assert not layer(plan, "first").octave
+    images = constant_images(16, torch.float32)
+    assert_close(octave(images), model(images))
 
 
 class Optional(Plain):

@@ -48,15 +48,18 @@ def batches_of(sample: Iterable[Any], inputs: Batch) -> list[Batch]:
 
 
 def high_shares(net: Net, batches: Sequence[Batch]) -> dict[fx.Node, Tensor]:
-    """Of convolutions' outputs the share of each channel's energy above half the Nyquist frequency: ``[C]``.
+    """Of convolutions' outputs, and of the pieces that they are cut into, the share of each channel's energy above half
+    the Nyquist frequency: ``[C]``.
 
     Those are left out that stay dense or whose channels cannot be reordered. A channel's mean over the sample is left
     out of its energy: a norm removes it.
     """
     wanted = {
         node
-        for node, space in ((node, net.spaces.of(node)) for node in net.steps if _is_conv(net, node))
-        if net.runs.of(node) not in net.pinned and net.blocks(space)
+        for node, step in net.steps.items()
+        if (_is_conv(net, node) or step.role is Role.PIECE)
+        and net.runs.of(node) not in net.pinned
+        and net.blocks(net.spaces.of(node))
     }
     high: dict[fx.Node, Any] = defaultdict(float)
     total: dict[fx.Node, Any] = defaultdict(float)

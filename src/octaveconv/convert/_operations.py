@@ -14,6 +14,7 @@ ANY_CONV = (*CONVS, nn.ConvTranspose2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 TO_CHANNELS_LAST, FROM_CHANNELS_LAST = (0, 2, 3, 1), (0, 3, 1, 2)  # permutations
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+CUTS = {torch.chunk, torch.split, "chunk", "split"}  # into pieces, along a dimension
 DROPPED_BY_SAMPLE = ("DropPath", "StochasticDepth")  # of timm, torchvision and many others: whole, or not at all
 BY_PIXEL = {
     F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus, F.hardswish,

@@ -46,7 +46,7 @@ def order_of(net: Net, node: fx.Node, orders: Mapping[fx.Node, Tensor]) -> Tenso
     if not net.cats.get(space):
         return orders.get(space)
     parts, first, changed = [], 0, False
-    for x in net.steps[net.cats[space][0]].inputs:
+    for x in net.cats[space][0]:
         order = order_of(net, x, orders)
         changed |= order is not None
         parts.append(first + (torch.arange(net.channels(x)) if order is None else order.cpu()))

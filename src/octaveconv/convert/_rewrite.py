@@ -17,7 +17,7 @@ from ..resolution import Sizes, crop, pool
 from ._layers import SampleDrop, oct_conv, oct_norm
 from ._maps import axes_of, is_channels_last, is_map, low_size, shape_of
 from ._operations import ANY_CONV, DROPPED_BY_SAMPLE, FROM_CHANNELS_LAST, TO_CHANNELS_LAST, is_layer_norm, is_norm
-from ._roles import Role
+from ._roles import Role, pieces_of
 from ._splits import Splits
 
 _STATE = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
@@ -131,13 +131,17 @@ class Rewriter:
         step, splits = self.net.steps[node], self.splits
         if step.role is Role.CONV and splits.converted(node):
             return self._conv(node, step.inputs[0])
-        if splits.is_octave(node):
+        if splits.is_octave(node) and step.role is not Role.PIECE:
             if step.role is Role.SAME:
                 return self._same(node, step.inputs[0])
             if step.role is Role.JOIN:
                 return self._join(node)
             return self._cat(node)
         x = self._values[step.inputs[0]] if step.inputs else None
+        if step.role is Role.PIECES and isinstance(x, Parts):
+            return None  # each is taken from the octave itself
+        if step.role is Role.PIECE and isinstance(x, Parts):
+            return self._piece(node, x)
         if step.role is Role.MEAN and isinstance(x, Parts):
             parts = [self._copy(node, {step.inputs[0]: part}) for part in x]
             return self.graph.call_function(join_channels, (*parts, _constant(splits.of(step.inputs[0]))))
@@ -217,13 +221,28 @@ class Rewriter:
 
     def _cat(self, node: fx.Node) -> Parts:
         highs, lows = [], []
-        for x in self.net.steps[node].inputs:
-            value = self._values[x]
-            highs.append(value.high if isinstance(value, Parts) else value)
-            if isinstance(value, Parts):
+        for x, split in zip(self.net.steps[node].inputs, self.splits.parts(node)):
+            value = self._octave(x) if split.low else self._values[x]
+            highs.append(value.high if split.low else value)
+            if split.low:
                 lows.append(value.low)
         high, low = (self.graph.call_function(node.target, (parts, 1)) for parts in (highs, lows))  # type: ignore[arg-type]
         return Parts(high, low)
+
+    def _piece(self, node: fx.Node, whole: Parts) -> Any:
+        """The channels of one piece."""
+        x, pieces, splits = self.net.steps[node].inputs[0], pieces_of(node.args[0]), self.splits  # type: ignore[arg-type]
+        index = next(i for i, piece in enumerate(pieces) if node in piece)
+        before, split = splits.parts(x)[:index], splits.parts(x)[index]
+
+        def taken(part: fx.Node, first: int, count: int) -> fx.Node:
+            return self.graph.call_function(operator.getitem, (part, (slice(None), slice(first, first + count))))
+
+        high = taken(whole.high, sum(one.high for one in before), split.high)
+        if not split.low:
+            return high
+        self._values[node] = Parts(high, taken(whole.low, sum(one.low for one in before), split.low))
+        return self._values[node] if splits.is_octave(node) else self._cross(node, "merge", Merge(split=split))
 
     def _call(self, node: fx.Node, value: Any, has_low: bool = True) -> Any:
         result = self.graph.call_module(str(node.target), (_argument(value),))

@@ -15,11 +15,12 @@ from torch.nn.utils import parametrize
 
 from ..resolution import Sizes
 from ..spec import conv_spec
-from ._maps import axes_of, is_channels_last, shape_of
+from ._maps import axes_of, is_channels_last, is_map, shape_of
 from ._operations import (
     ANY_CONV,
     BY_PIXEL,
     CONVS,
+    CUTS,
     DROPPED_BY_SAMPLE,
     FROM_CHANNELS_LAST,
     GLOBAL_POOL_LAYERS,
@@ -46,6 +47,8 @@ class Role(Enum):
     SAME = auto()  # each stays by itself: activation, norm, pooling, resizing, dropout, depthwise convolution
     JOIN = auto()  # sum or product of values with the same channels, or of a value and its gates
     CAT = auto()  # one value's behind the other's
+    PIECES = auto()  # cuts one value's channels into a tuple of pieces
+    PIECE = auto()  # one of them
     MEAN = auto()  # each by itself, to one pixel
     SHAPE = auto()  # reads the shape only
     OTHER = auto()  # anything: it takes and returns plain tensors
@@ -151,6 +154,10 @@ def _function_step(node: fx.Node) -> Step:
     reads_shape = node.target is getattr and node.args[1] == "shape"
     if reads_shape or (is_method and node.target == "size"):
         return Step(Role.SHAPE, (x,)) if shape_of(x) else other  # type: ignore[arg-type]
+    if node.target in CUTS and pieces_of(node):
+        return Step(Role.PIECES, (x,))  # type: ignore[arg-type]
+    if node.target is operator.getitem and isinstance(x, fx.Node) and any(node in piece for piece in pieces_of(x)):
+        return Step(Role.PIECE, (x.args[0],))  # type: ignore[arg-type]
     if shape_of(node) is None:
         return other
     if node.target in (torch.cat, torch.concat):
@@ -216,6 +223,20 @@ def _cat(node: fx.Node) -> Step | None:
     if axis not in (1, 1 - dims) or any(len(shape_of(part) or ()) != dims for part in parts):
         return None
     return Step(Role.CAT, tuple(parts))
+
+
+def pieces_of(node: fx.Node) -> list[list[fx.Node]]:
+    """The nodes that are each of the pieces that a map's channels are cut into; none if one of them is not read."""
+    x, count = node.args[0] if node.args else None, node.meta.get("count")
+    if node.target not in CUTS or not count or not isinstance(x, fx.Node) or is_channels_last(x) or not is_map(x):
+        return []
+    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    pieces: list[list[fx.Node]] = [[] for _ in range(count)]
+    for user in node.users:
+        if user.target is not operator.getitem or not isinstance(user.args[1], int):
+            return []
+        pieces[user.args[1]].append(user)
+    return pieces if count > 1 and dim in (1, -1 - axes_of(node)) and all(pieces) else []
 
 
 def _join(node: fx.Node) -> Step | None:

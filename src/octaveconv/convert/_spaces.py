@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from ._maps import axes_of, conv_axes, halved_size, is_map, scale_of, shape_of
-from ._roles import Role, Step
+from ._roles import Role, Step, pieces_of
 
 
 class _Classes:
@@ -47,14 +47,11 @@ class Net:
         self.spaces, self.runs = _Classes(), _Classes()
         for node, step in self.steps.items():
             self._relate(node, step)
+        self.cats: dict[fx.Node, list[list[fx.Node]]] = defaultdict(list)  # of a space, the parts of what it is made of
+        self._collect_parts()
         self.cuts: dict[fx.Node, set[int]] = defaultdict(set)  # of a space, the groups of its grouped convolutions
-        self.cats: dict[fx.Node, list[fx.Node]] = defaultdict(list)  # of a space, the concatenations in it
-        for node in self.nodes(Role.CAT):
-            self.cats[self.spaces.of(node)].append(node)
-        for node in self.nodes(Role.CONV):
-            if self.groups(node) > 1:
-                for value in (node, *self.steps[node].inputs):
-                    self.cuts[self.spaces.of(value)].add(self.groups(node))
+        for value, groups in self._grouped():
+            self.cuts[self.spaces.of(value)].add(groups)
         self.norm_groups: dict[fx.Node, set[int]] = defaultdict(set)  # of a space, those of its group normalisations
         for node in self.nodes(Role.SAME):
             groups = getattr(self.module(node), "num_groups", 1) if node.op == "call_module" else 1
@@ -101,9 +98,45 @@ class Net:
         if step.role in (Role.SAME, Role.JOIN, Role.MEAN):
             for x in step.inputs:
                 self.spaces.join(x, node)
+        for piece, *others in pieces_of(node) if step.role is Role.PIECES else ():
+            for other in others:
+                self.spaces.join(piece, other)
+                self.runs.join(piece, other)
         maps = [x for x in step.inputs if is_map(x)]
         if step.role in (Role.SAME, Role.JOIN) and len(maps) == 1 and is_map(node):
             self.runs.join(maps[0], node)
+
+    def _grouped(self) -> list[tuple[fx.Node, int]]:
+        """What grouped convolutions read and make, and their groups."""
+        convs = [(node, self.groups(node)) for node in self.nodes(Role.CONV)]
+        return [(x, count) for node, count in convs if count > 1 for x in (node, *self.steps[node].inputs)]
+
+    def _collect_parts(self) -> None:
+        """Find what is concatenated and what is cut into pieces; a cut that does not agree with the rest is undone."""
+        for node in self.nodes(Role.CAT):
+            parts = list(self.steps[node].inputs)
+            self._agree(self.spaces.of(node), parts)
+            self.cats[self.spaces.of(node)].append(parts)
+        grouped = {self.spaces.of(x) for x, _ in self._grouped()}
+        for node in self.nodes(Role.PIECES):
+            whole, pieces = self.spaces.of(self.steps[node].inputs[0]), pieces_of(node)
+            parts = [piece for piece, *_ in pieces]
+            if whole not in grouped and self._agree(whole, parts):
+                self.cats[whole].append(parts)
+            else:
+                undone = Step(Role.OTHER, refusal="channels are cut into other pieces elsewhere")
+                self.steps.update(dict.fromkeys((node, *(x for piece in pieces for x in piece)), undone))
+
+    def _agree(self, whole: fx.Node, parts: list[fx.Node]) -> bool:
+        """Give parts of a space the spaces of those that it has already, if that can be done."""
+        for others in self.cats[whole]:
+            if list(map(self.channels, others)) != list(map(self.channels, parts)):
+                return False
+            for one, other in zip(map(self.spaces.of, others), map(self.spaces.of, parts)):
+                if one is not other and (one is whole or other is whole or self.cats.get(one) or self.cats.get(other)):
+                    return False
+                self.spaces.join(one, other)
+        return True
 
     def _pinned(self) -> dict[fx.Node, str]:
         """The runs that stay dense, and why."""
@@ -140,7 +173,7 @@ class Net:
         for space in fixed.copy():
             self._fix_parts(space, fixed)
         for space, cats in self.cats.items():
-            parts = [[self.spaces.of(x) for x in self.steps[cat].inputs] for cat in cats]
+            parts = [list(map(self.spaces.of, cat)) for cat in cats]
             if any(other != parts[0] for other in parts) or space in self.cuts or space in self.norm_groups:
                 fixed.add(space)
                 self._fix_parts(space, fixed)
@@ -148,7 +181,7 @@ class Net:
 
     def _fix_parts(self, space: fx.Node, fixed: set[fx.Node]) -> None:
         for cat in self.cats.get(space, []):
-            for part in map(self.spaces.of, self.steps[cat].inputs):
+            for part in map(self.spaces.of, cat):
                 if part not in fixed:
                     fixed.add(part)
                     self._fix_parts(part, fixed)

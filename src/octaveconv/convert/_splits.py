@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
+from functools import reduce
 
 from torch import fx
 
@@ -33,6 +35,7 @@ class Splits:
         self.reasons: dict[fx.Node, str] = {}  # of runs
         self._octaves = self._partnered()
         self._of_space: dict[fx.Node, ChannelSplit] = {}
+        self._parts: dict[fx.Node, list[ChannelSplit]] = defaultdict(list)
         for node in net.steps:
             space = net.spaces.of(node)
             if self.is_octave(node) and space not in self._of_space:
@@ -47,6 +50,10 @@ class Splits:
         if self.is_octave(node):
             return self._of_space[self.net.spaces.of(node)]
         return ChannelSplit(self.net.channels(node), 0)
+
+    def parts(self, node: fx.Node) -> list[ChannelSplit]:
+        """How the parts are cut that its value is a concatenation of, or is cut into."""
+        return self._parts[self.net.spaces.of(node)]
 
     def space_split(self, node: fx.Node) -> ChannelSplit:
         """How the octaves are cut that share the channels of its value."""
@@ -98,6 +105,10 @@ class Splits:
                     f"are added or share channels: give both the same, or keep one of them dense by keep=[{name!r}]"
                 )
             names.setdefault(space, name)
+        for node in net.nodes(Role.PIECE):
+            whole = net.spaces.of(net.steps[node].inputs[0])
+            if whole in alphas:
+                alphas.setdefault(net.spaces.of(node), alphas[whole])
         return alphas
 
     def _cut(self, space: fx.Node) -> int:
@@ -110,7 +121,7 @@ class Splits:
         if len(net.cuts.get(space, ())) > 1:
             return f"convolutions of {sorted(net.cuts[space])} groups share its channels"
         if net.cats.get(space):
-            parts = [[net.spaces.of(x) for x in net.steps[cat].inputs] for cat in net.cats[space]]
+            parts = [list(map(net.spaces.of, cat)) for cat in net.cats[space]]
             if any(other != parts[0] for other in parts) or net.cuts.get(space):
                 return "its channels are cut in two ways: it is a concatenation, and shares them with another"
             return "alpha 0" if space in self.alphas and not alpha else ""
@@ -146,7 +157,7 @@ class Splits:
                     read.update(inputs if run in found or not net.strided(node) else ())
                 elif step.role is Role.MEAN and not step.refusal:
                     read.update(inputs)
-                elif step.role is Role.CAT or (step.role is Role.JOIN and len(inputs) > 1):
+                elif step.role in (Role.CAT, Role.PIECE) or (step.role is Role.JOIN and len(inputs) > 1):
                     if run in found:
                         read.update(inputs)
                     if any(x in found for x in inputs):
@@ -161,11 +172,10 @@ class Splits:
         if not net.cats.get(space):
             low = self._low(space)
             return ChannelSplit(net.channels(space) - low, low, self._cut(space))
-        split: ChannelSplit | None = None
-        for x in net.steps[net.cats[space][0]].inputs:
-            part = self.net.spaces.of(x)
-            if self.is_octave(x) and part not in self._of_space:
+        for nodes in zip(*net.cats[space]):  # those that are one part, each of another concatenation or cut
+            octave = next(filter(self.is_octave, nodes), None)
+            if octave is not None and (part := net.spaces.of(octave)) not in self._of_space:
                 self._of_space[part] = self._split(part)
-            split = self.of(x) if split is None else split.then(self.of(x))
-        assert split is not None
-        return split
+            split = ChannelSplit(net.channels(nodes[0]), 0) if octave is None else self.of(octave)
+            self._parts[space].append(split)
+        return reduce(ChannelSplit.then, self._parts[space])

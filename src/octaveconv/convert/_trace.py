@@ -15,7 +15,7 @@ from .._modes import eval_mode
 from ..nn import Merge, OctMap, OctSqueezeExcite, Split
 from ..nn.conv import OctConvNd
 from ._maps import axes_of, map_axes
-from ._operations import DROPPED_BY_SAMPLE, is_group_norm, is_layer_norm, is_plain_conv
+from ._operations import CUTS, DROPPED_BY_SAMPLE, is_group_norm, is_layer_norm, is_plain_conv
 
 _OCTAVE_LAYERS = (OctConvNd, OctMap, OctSqueezeExcite, Merge, Split)
 _IN_PLACE = {
@@ -66,6 +66,11 @@ class _Tracer(fx.Tracer):
         if isinstance(result, fx.Proxy) and m in self._lengths:  # of a proxy the code behind could not take slices
             return [result[i] for i in range(self._lengths[m])]  # type: ignore[index]
         return result
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        chunks = [*args[1:2], kwargs.get("chunks")][0] if target in (torch.chunk, "chunk") else None
+        return [proxy[i] for i in range(chunks)] if isinstance(chunks, int) else proxy  # code may list them
 
     @property
     def where(self) -> str:
@@ -135,6 +140,9 @@ def _trace(model: nn.Module, tracer: _Tracer) -> tuple[fx.Graph, dict[str, Tenso
     """The graph, and the constants that the model makes as it runs, which the tracer has left in the model."""
     try:
         graph = tracer.trace(model)
+        for node in reversed(graph.nodes):
+            if node.target is operator.getitem and node.args[0].target in CUTS and not node.users:
+                graph.erase_node(node)  # there may be fewer pieces than asked for
         return graph, {name: vars(model).pop(name) for name in [*vars(model)] if name.startswith("_tensor_constant")}
     except Exception as error:  # a proxy makes Python code fail in any way
         where = tracer.where
@@ -205,6 +213,7 @@ class _Shapes(fx.Interpreter):
         before = self.counter.get_total_flops()
         result = super().run_node(n)
         n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
+        n.meta["count"] = len(result) if isinstance(result, (list, tuple)) else None
         n.meta["macs"] = (self.counter.get_total_flops() - before) // 2  # it takes a MAC as two operations
         return result
 
