@@ -211,6 +211,17 @@ class Pieces(Part):
         return self.end(torch.cat([first[:, :12] * 1.5, halves[0] * halves[1] + halves[-2], self.last_piece(third)], 1))
 
 
+class SmallPieces(Part):
+    """A convolution reads what is also cut into pieces that are too small to have low channels."""
+
+    def build(self):
+        self.whole, self.more = conv(16, 16), conv(16, 16)
+        self.pieces = nn.ModuleList([conv(2, 2) for _ in range(8)])
+
+    def part(self, x):
+        return self.more(self.whole(x)) + torch.cat([piece(y) for piece, y in zip(self.pieces, x.chunk(8, 1))], 1)
+
+
 class Recut(Part):
     """Channels that are cut twice in the same way, as in a chain of residual blocks, and then in another."""
 
@@ -315,6 +326,7 @@ PARTS = [
     NormAndActivation,
     GroupNorms,
     Pieces,
+    SmallPieces,
     Recut,
     ChannelsLast,
     Standardized,

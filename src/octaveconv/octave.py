@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -76,6 +77,8 @@ class ChannelSplit(NamedTuple):
             >>> ChannelSplit(64, 0).then(ChannelSplit(24, 8)).then(ChannelSplit(24, 8))[:2]
             (112, 16)
         """
+        if other.pieces:
+            return reduce(ChannelSplit.then, other.pieces, self)
         *before, last = self.pieces or (self,)
         high, low = last.high + other.high, last.low + other.low
         if not high or not low:  # one frequency: one piece

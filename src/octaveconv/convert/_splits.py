@@ -148,6 +148,10 @@ class Splits:
                     self.reasons[run] = reason
                 else:
                     found.add(run)
+        parts = {
+            run: {net.runs.of(x) for cat in net.cats[space] for x in cat}
+            for run, space in runs.items() if net.cats.get(space)
+        }  # of which one must have low channels  # fmt: skip
         while True:
             made, read = set[fx.Node](), set[fx.Node]()
             for node, step in net.steps.items():
@@ -162,7 +166,8 @@ class Splits:
                         read.update(inputs)
                     if any(x in found for x in inputs):
                         made.add(run)
-            lost = {run for run in found if run not in made or run not in read}
+            empty = {run for run in found if not any(x in found for x in parts.get(run, (run,)))}
+            lost = {run for run in found if run not in made or run not in read} | empty
             if not lost:
                 return found
             found -= lost
