@@ -22,6 +22,10 @@ def norm(channels):
     return made
 
 
+def constant_images(size=32, dtype=torch.float64):
+    return torch.randn(2, 3, 1, 1, dtype=dtype).expand(2, 3, size, size).contiguous()
+
+
 class Part(nn.Module):
     """A stem, 16 channels to 16 channels of octave-able maps by what the subclass does, and a head."""
 

@@ -23,6 +23,7 @@ from octavify_parts import (
     SpatialGate,
     Squeeze,
     Unknown,
+    constant_images,
     conv,
 )  # fmt: skip
 from torch import nn
@@ -34,10 +35,6 @@ from octaveconv.models.oct_densenet import OctDenseNet
 from octaveconv.models.oct_resnet import Bottleneck, OctResNet
 from octaveconv.models.oct_resnetv2 import OctResNetV2
 from octaveconv.octave import split_channels
-
-
-def constant_images(size=32, dtype=torch.float64):
-    return torch.randn(2, 3, 1, 1, dtype=dtype).expand(2, 3, size, size).contiguous()
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.5])
@@ -435,18 +432,24 @@ class FewerPieces(Plain):
         return torch.cat([a, b, c, x[:, 5:]], 1)
 
 
+class Named(Plain):
+    def part(self, x):
+        a, b = list(torch.chunk(x, dim=1, chunks=2))
+        return torch.cat([*b.split(dim=1, split_size=[6, 2]), a], 1)
+
+
 class OnePiece(Plain):
     def part(self, x):
         return torch.cat([x, x], 1).chunk(2, 1)[0]
 
 
-@pytest.mark.parametrize("part", [FewerPieces, OnePiece])
-def test_cuts_of_which_not_all_pieces_are_read_take_plain_tensors(part):
+@pytest.mark.parametrize("part", [FewerPieces, OnePiece, Named])
+def test_cuts_that_cannot_be_followed_take_plain_tensors(part):
     model, x = part().eval(), torch.randn(2, 3, 16, 16)
     octave, plan = oc.octavify(model, 0, x)
     assert torch.equal(octave(x), model(x))
     octave, plan = oc.octavify(model, 0.5, x, min_size=4)
-    assert not layer(plan, "first").octave
+    assert layer(plan, "first").octave == (part is Named)
     images = constant_images(16, torch.float32)
     assert_close(octave(images), model(images))
 

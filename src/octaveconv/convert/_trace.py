@@ -69,8 +69,12 @@ class _Tracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **more)
-        chunks = [*args[1:2], kwargs.get("chunks")][0] if target in (torch.chunk, "chunk") else None
-        return [proxy[i] for i in range(chunks)] if isinstance(chunks, int) else proxy  # code may list them
+        if target not in CUTS:
+            return proxy
+        names = ("chunks", "split_size", "split_size_or_sections")
+        into = next((x for x in (*args[1:2], *map(kwargs.get, names)) if x is not None), None)
+        count = len(into) if isinstance(into, (list, tuple)) else into if target in (torch.chunk, "chunk") else None
+        return [proxy[i] for i in range(count)] if isinstance(count, int) else proxy  # code may list them
 
     @property
     def where(self) -> str:
