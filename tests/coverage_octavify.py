@@ -18,6 +18,7 @@ import timm
 import torch
 import torchvision
 from torch.nn.modules.conv import _ConvNd
+from torch.utils.flop_counter import FlopCounterMode
 
 import octaveconv as oc
 from octaveconv import env
@@ -76,16 +77,17 @@ def first(output):
 def outcome(build):
     """What became of one network."""
     torch.manual_seed(0)
+    model = build().eval()
+    x = image(model)
     try:
-        model = build().eval()
-        x = image(model)
         octave, plan = oc.octavify(model, ALPHA, x)
     except Exception as error:
         text = str(error).partition("\n")[0]
-        return {"outcome": "refused", "why": f"{type(error).__name__}: {text}"[:300]}
+        kind = "refused" if conv_share(model, x) >= 0.5 else "no CNN"
+        return {"outcome": kind, "why": f"{type(error).__name__}: {text}"[:300]}
     convs = [layer for layer in plan.layers if layer.convolves]
     linear = sum(layer.macs_before for layer in convs if layer.kind == "Linear")
-    share = (conv_macs(model, x) + linear) / max(plan.macs_before, 1)
+    share = conv_share(model, x) + linear / max(plan.macs_before, 1)
     if share < 0.5:
         return {"outcome": "no CNN", "conv_share": share}
     count = sum(layer.octave for layer in convs)
@@ -103,19 +105,19 @@ def outcome(build):
     return row
 
 
-def conv_macs(model, x):
-    """Multiply-adds of all its convolutions, those in modules that octavify does not enter, too."""
+def conv_share(model, x):
+    """Of all its multiply-adds those in convolutions, those in modules that octavify does not enter, too."""
     macs = []
 
     def count(conv, inputs, y):
         macs.append(y.numel() * conv.weight[0].numel())
 
     hooks = [part.register_forward_hook(count) for part in model.modules() if isinstance(part, _ConvNd)]
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(x)
     for hook in hooks:
         hook.remove()
-    return sum(macs)
+    return 2 * sum(macs) / max(counter.get_total_flops(), 1)
 
 
 def checks(octave, x):
