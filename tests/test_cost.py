@@ -1,5 +1,6 @@
 """Cost: the formula, the count, and an actual dense twin must agree."""
 
+import functools
 import json
 
 import pytest
@@ -13,6 +14,7 @@ import octaveconv.models
 NAMES = list(octaveconv.models.COSTS)
 
 
+@functools.lru_cache(maxsize=8)
 def report_of(name, alpha, size=224):
     with torch.device("meta"):
         return oc.cost(timm.create_model(name, alpha=alpha), size)
