@@ -102,6 +102,8 @@ def test_parameters_are_kept_and_the_plan_counts_what_is_executed(axes):
     again = rebuild(model, plan.recipe).eval()
     again.load_state_dict(octave.state_dict())
     assert torch.equal(again(x), octave.eval()(x))
+    with pytest.raises(ValueError, match=r"layers become octave, but 1 were: octavify it again, or use the version"):
+        rebuild(model, plan.recipe | {"octave": 1})
 
 
 class Layers(nn.Module):

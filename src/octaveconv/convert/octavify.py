@@ -87,7 +87,7 @@ def octavify(
     octave.recipe = {
         "alphas": {str(n.target): splits.alphas.get(net.spaces.of(n), 0.0) for n in net.nodes(Role.CONV)},
         "input_size": next((list(x.shape[1:]) for x in inputs if isinstance(x, Tensor)), []),
-        "keep": keep, "min_size": min_size, "stem": stem,
+        "keep": keep, "min_size": min_size, "stem": stem, "octave": sum(layer.octave for layer in layers),
     }  # fmt: skip
     return octave, Plan(layers, rewriter.borders, octave.recipe, notes)
 
@@ -101,7 +101,13 @@ def rebuild(model: nn.Module, recipe: Mapping[str, Any]) -> OctavifiedModule:
     try:
         image = torch.zeros(1, *recipe["input_size"])
         rest = {key: recipe[key] for key in ("keep", "min_size", "stem")}
-        return octavify(model, dict(recipe["alphas"]), image, **rest)[0]
+        octave, _ = octavify(model, dict(recipe["alphas"]), image, **rest)
+        if octave.recipe["octave"] != recipe["octave"]:
+            raise ValueError(
+                f"{octave.recipe['octave']} layers become octave, but {recipe['octave']} were: octavify it again, or "
+                f"use the version of octaveconv that wrote them"
+            )
+        return octave
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"this network cannot be octavified as these weights were: {error}") from error
 

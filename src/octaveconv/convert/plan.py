@@ -49,7 +49,8 @@ class Plan:
         layers: every layer that has parameters or takes multiply-accumulates, in the order of their calls.
         borders: of each border placed, ``"merge"`` or ``"split"`` and the layer or operation behind which it stands.
         recipe: what `rebuild` makes this network from the dense one with: ``alphas``, the alpha asked for of each
-            convolution, and the other arguments that decide, ``input_size``, ``keep``, ``min_size``, ``stem``.
+            convolution, and the other arguments that decide, ``input_size``, ``keep``, ``min_size``, ``stem``; and
+            ``octave``, how many layers became so.
         notes: what else the caller must know.
     """
 
