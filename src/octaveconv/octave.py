@@ -107,6 +107,10 @@ class ChannelSplit(NamedTuple):
         parts = grouped.split([self.high // self.cut, self.low // self.cut], dim + 1)
         return parts[0].flatten(dim, dim + 1), parts[1].flatten(dim, dim + 1)
 
+    def split_any(self, x: Tensor | None, dim: int = 0) -> tuple[Tensor | None, Tensor | None]:
+        """`split`, or two absent parts of what is absent, as a bias may be."""
+        return (None, None) if x is None else self.split(x, dim)
+
     def high_first(self, x: Tensor, dim: int = 0) -> Tensor:
         """Dimension ``dim`` is in dense order: all its high channels before the low ones, ``x`` itself if they are."""
         return x if self.contiguous else torch.cat(self.split(x, dim), dim)

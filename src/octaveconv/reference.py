@@ -45,7 +45,7 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
         if ll is not None:
             to_low.append(spec.conv(pool(low, spec.stride), ll))
 
-    bias_high, bias_low = (None, None) if bias is None else spec.outputs.split(bias)
+    bias_high, bias_low = spec.outputs.split_any(bias)
     return Octave(_total(to_high, bias_high), _total(to_low, bias_low))
 
 
@@ -71,7 +71,7 @@ def octconv_transpose(x: Octave, weight: Tensor, bias: Tensor | None, spec: Conv
         if ll is not None:
             to_low.append(spec.conv_low(low, ll, low_size))
 
-    bias_high, bias_low = (None, None) if bias is None else spec.outputs.split(bias)
+    bias_high, bias_low = spec.outputs.split_any(bias)
     return Octave(_total(to_high, bias_high), _total(to_low, bias_low))
 
 

@@ -20,7 +20,7 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
     if spec.transposed:
         return _transposed(x, weight, bias, spec)
     weight_high, weight_low = spec.outputs.split(_high_columns_first(weight, spec))
-    bias_high, bias_low = (None, None) if bias is None else spec.outputs.split(bias)
+    bias_high, bias_low = spec.outputs.split_any(bias)
     high = None if x.high is None else pool(x.high, spec.stride)
     low = None if x.low is None else pool(x.low, spec.remaining_stride)
 
@@ -52,7 +52,7 @@ def _high_output(
 
 def _transposed(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Octave:
     hh, hl, lh, ll = spec.paths(weight)
-    bias_high, bias_low = (None, None) if bias is None else spec.outputs.split(bias)
+    bias_high, bias_low = spec.outputs.split_any(bias)
     high_size, low_size = spec.transposed_sizes(x)
     out_high = out_low = None
     if x.high is not None and hh is not None:

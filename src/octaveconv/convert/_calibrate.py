@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._modes import eval_mode
-from ..nn.norm import OctBatchNormNd
+from ..nn.norm import OctBatchNormNd, at_least_single
 from ..octave import merge_tensor, split_tensor
 from ..resolution import OCTAVE
 from ._layers import oct_conv
@@ -86,7 +86,7 @@ def _power(y: Tensor) -> tuple[Tensor, Tensor]:
 
     Frequencies are those of the axes that an octave halves: of a video not those in time.
     """
-    y = y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
+    y = at_least_single(y)
     factors = OCTAVE[y.dim() - 2]
     halved = [dim for dim, factor in enumerate(factors, 2) if factor > 1]
     is_high = torch.zeros((), dtype=torch.bool, device=y.device)

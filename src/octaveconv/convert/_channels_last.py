@@ -7,7 +7,8 @@ from torch import fx, nn
 from ._maps import axes_of, is_channels_last, shape_of
 from ._operations import (
     BY_PIXEL,
-    DROP_CHANNELS,
+    CHANNEL_DROPOUT_LAYERS,
+    CHANNEL_DROPOUTS,
     METHODS_BY_PIXEL,
     TO_CHANNELS_LAST,
     is_by_pixel,
@@ -36,7 +37,7 @@ def mark_channels_last(graph: fx.Graph, model: nn.Module) -> None:
 def _is_by_pixel(node: fx.Node, model: nn.Module) -> bool:
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
-        by_number = is_by_pixel(module) and type(module) not in DROP_CHANNELS
+        by_number = is_by_pixel(module) and not isinstance(module, CHANNEL_DROPOUT_LAYERS)
         return type(module) is nn.Linear or is_layer_norm(module) or by_number
-    known = METHODS_BY_PIXEL if node.op == "call_method" else BY_PIXEL - DROP_CHANNELS
+    known = METHODS_BY_PIXEL if node.op == "call_method" else BY_PIXEL - CHANNEL_DROPOUTS
     return node.target in known and node.all_input_nodes == [node.args[0], *modes_read(node)]

@@ -18,9 +18,25 @@ from ..nn import (
     OctGroupNorm,
 )
 from ..nn.conv import OctConvNd
+from ..nn.norm import moments
 from ..octave import ChannelSplit, Octave
 from ..resolution import pool, upsample
-from ._operations import ANY_CONV, INSTANCE_NORMS, NORMS, is_standardized
+from ..spec import ConvSpec, conv_spec
+from ._operations import ANY_CONV, CONVS, INSTANCE_NORMS, NORMS, is_standardized
+
+
+def spec_of(conv: nn.Module, alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit) -> ConvSpec:
+    """What `oct_conv` of a plain convolution would be asked to do; ValueError if two frequencies cannot."""
+    if isinstance(conv, nn.Linear):
+        return conv_spec(
+            2, conv.in_features, conv.out_features, 1, 1, 0, 1, 1, "zeros", alpha_in, alpha_out, None, None
+        )
+    assert isinstance(conv, ANY_CONV)
+    return conv_spec(
+        len(conv.kernel_size), conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,  # type: ignore[arg-type]
+        conv.dilation, conv.groups, conv.padding_mode, alpha_in, alpha_out, None, None, None,
+        conv.output_padding if conv.transposed else None,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def oct_conv(conv: nn.Module, inputs: ChannelSplit, outputs: ChannelSplit) -> OctConvNd:
@@ -31,15 +47,13 @@ def oct_conv(conv: nn.Module, inputs: ChannelSplit, outputs: ChannelSplit) -> Oc
             conv.in_features, conv.out_features, 1, bias=conv.bias is not None, device="meta", alpha_in=inputs,
             alpha_out=outputs,
         )  # fmt: skip
-        made._parameters = dict(conv._parameters)
-        return made
-    assert isinstance(conv, ANY_CONV)
-    if isinstance(conv, nn.ConvTranspose2d):
+    elif isinstance(conv, nn.ConvTranspose2d):
         made = OctConvTranspose2d(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.output_padding,  # type: ignore[arg-type]
             conv.groups, conv.bias is not None, conv.dilation, device="meta", alpha_in=inputs, alpha_out=outputs,
         )  # fmt: skip
     else:
+        assert isinstance(conv, CONVS)
         kinds = OctConv1d, StandardizedOctConv2d if is_standardized(conv) else OctConv2d, OctConv3d
         made = kinds[len(conv.kernel_size) - 1](
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
@@ -89,11 +103,11 @@ class OctLayerNorm(nn.LayerNorm):
     def forward(self, x: Octave) -> Octave:  # type: ignore[override]
         assert x.high is not None
         assert x.low is not None
-        high, low = _moments(x.high), [upsample(map_, (2, 2), x.high.shape[2:]) for map_ in _moments(x.low)]
+        high, low = moments(x.high, 1), [upsample(map_, (2, 2), x.high.shape[2:]) for map_ in moments(x.low, 1)]
         share = self.split.alpha
         mean = torch.lerp(high[0], low[0], share)
         var = torch.lerp(high[1] + (high[0] - mean).square(), low[1] + (low[0] - mean).square(), share)
-        parameters = [(None, None) if p is None else self.split.split(p) for p in (self.weight, self.bias)]
+        parameters = [self.split.split_any(parameter) for parameter in (self.weight, self.bias)]
         return Octave(
             self._normalise(x.high, mean, var, *(of_high for of_high, _ in parameters)),
             self._normalise(x.low, pool(mean), pool(var), *(of_low for _, of_low in parameters)),
@@ -104,13 +118,6 @@ class OctLayerNorm(nn.LayerNorm):
         if weight is not None:
             y = y * weight[:, None, None]
         return (y if bias is None else y + bias[:, None, None]).to(x.dtype)
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the channels of each pixel: ``[N, 1, H, W]``."""
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    mean = x.mean(1, keepdim=True)
-    return mean, (x - mean).square().mean(1, keepdim=True)
 
 
 class StandardizedOctConv2d(OctConv2d):

@@ -16,9 +16,10 @@ TO_CHANNELS_LAST, FROM_CHANNELS_LAST = (0, 2, 3, 1), (0, 3, 1, 2)  # permutation
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 CUTS = {torch.chunk, torch.split, "chunk", "split"}  # into pieces, along a dimension
 DROPPED_BY_SAMPLE = ("DropPath", "StochasticDepth")  # of timm, torchvision and many others: whole, or not at all
-BY_PIXEL = {
+CHANNEL_DROPOUTS = {F.dropout1d, F.dropout2d, F.dropout3d}
+BY_PIXEL = CHANNEL_DROPOUTS | {
     F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus, F.hardswish,
-    F.hardsigmoid, F.hardtanh, F.logsigmoid, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
+    F.hardsigmoid, F.hardtanh, F.logsigmoid, F.dropout, F.alpha_dropout,
     torch.relu, torch.sigmoid, F.sigmoid, torch.tanh, F.tanh, torch.clamp, torch.abs, torch.neg, torch.square,
     operator.neg,
 }  # fmt: skip
@@ -48,12 +49,8 @@ JOINS = {
     operator.itruediv, torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum,
 }  # fmt: skip
 JOIN_METHODS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"}
-_SINGLE_LAYERS = (
-    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
-)  # fmt: skip
-DROP_CHANNELS = {
-    nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout, F.dropout1d, F.dropout2d, F.dropout3d,
-}  # fmt: skip
+CHANNEL_DROPOUT_LAYERS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
+_SINGLE_LAYERS = (nn.Identity, nn.Dropout, nn.AlphaDropout, *CHANNEL_DROPOUT_LAYERS)
 _NOT_BY_PIXEL = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention, nn.GLU)
 _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 

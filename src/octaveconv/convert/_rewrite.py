@@ -17,7 +17,7 @@ from ..resolution import Sizes, crop, pool
 from ._layers import SampleDrop, oct_conv, oct_norm
 from ._maps import axes_of, is_channels_last, is_map, low_size, shape_of
 from ._operations import ANY_CONV, DROPPED_BY_SAMPLE, FROM_CHANNELS_LAST, TO_CHANNELS_LAST, is_layer_norm, is_norm
-from ._roles import Role, pieces_of
+from ._roles import Role
 from ._splits import Splits
 
 _STATE = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
@@ -131,17 +131,17 @@ class Rewriter:
         step, splits = self.net.steps[node], self.splits
         if step.role is Role.CONV and splits.converted(node):
             return self._conv(node, step.inputs[0])
-        if splits.is_octave(node) and step.role is not Role.PIECE:
-            if step.role is Role.SAME:
-                return self._same(node, step.inputs[0])
-            if step.role is Role.JOIN:
-                return self._join(node)
-            return self._cat(node)
         x = self._values[step.inputs[0]] if step.inputs else None
         if step.role is Role.PIECES and isinstance(x, Parts):
             return None  # each is taken from the octave itself
         if step.role is Role.PIECE and isinstance(x, Parts):
             return self._piece(node, x)
+        if splits.is_octave(node):
+            if step.role is Role.SAME:
+                return self._same(node, step.inputs[0])
+            if step.role is Role.JOIN:
+                return self._join(node)
+            return self._cat(node)
         if step.role is Role.MEAN and isinstance(x, Parts):
             parts = [self._copy(node, {step.inputs[0]: part}) for part in x]
             return self.graph.call_function(join_channels, (*parts, _constant(splits.of(step.inputs[0]))))
@@ -231,9 +231,8 @@ class Rewriter:
 
     def _piece(self, node: fx.Node, whole: Parts) -> Any:
         """The channels of one piece."""
-        x, pieces, splits = self.net.steps[node].inputs[0], pieces_of(node.args[0]), self.splits  # type: ignore[arg-type]
-        index = next(i for i, piece in enumerate(pieces) if node in piece)
-        before, split = splits.parts(x)[:index], splits.parts(x)[index]
+        parts, index = self.splits.parts(self.net.steps[node].inputs[0]), int(node.args[1])  # type: ignore[arg-type]
+        before, split = parts[:index], parts[index]
 
         def taken(part: fx.Node, first: int, count: int) -> fx.Node:
             return self.graph.call_function(operator.getitem, (part, (slice(None), slice(first, first + count))))
@@ -242,7 +241,7 @@ class Rewriter:
         if not split.low:
             return high
         self._values[node] = Parts(high, taken(whole.low, sum(one.low for one in before), split.low))
-        return self._values[node] if splits.is_octave(node) else self._cross(node, "merge", Merge(split=split))
+        return self._values[node] if self.splits.is_octave(node) else self._cross(node, "merge", Merge(split=split))
 
     def _call(self, node: fx.Node, value: Any, has_low: bool = True) -> Any:
         result = self.graph.call_module(str(node.target), (_argument(value),))
@@ -253,9 +252,7 @@ class Rewriter:
 
     def _dense(self, node: fx.Node) -> fx.Node:
         value = self._values[node]
-        if isinstance(value, Parts):
-            return self._moved(node, self._cross(node, "merge", Merge(split=self.splits.of(node))), TO_CHANNELS_LAST)
-        return value  # type: ignore[no-any-return]
+        return self._cross(node, "merge", Merge(split=self.splits.of(node))) if isinstance(value, Parts) else value  # type: ignore[no-any-return]
 
     def _octave(self, node: fx.Node) -> Any:
         value = self._values[node]
@@ -273,7 +270,9 @@ class Rewriter:
             if kind == "split":
                 value = self._moved(node, value, FROM_CHANNELS_LAST)
             crossed: Any = self.graph.call_module(name, (_argument(value),))
-            self._crossed[node, kind] = self._items(crossed) if kind == "split" else crossed
+            self._crossed[node, kind] = (
+                self._items(crossed) if kind == "split" else self._moved(node, crossed, TO_CHANNELS_LAST)
+            )
         return self._crossed[node, kind]
 
     def _replace(self, node: fx.Node, module: nn.Module) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.utils import parametrize
 
 from ..resolution import Sizes
-from ..spec import conv_spec
+from ._layers import spec_of
 from ._maps import axes_of, is_channels_last, is_map, shape_of
 from ._operations import (
     ANY_CONV,
@@ -97,7 +96,7 @@ def _module_step(node: fx.Node, module: nn.Module, kept: bool) -> Step:
     if is_channels_last(x):
         role = Role.CONV if type(module) is nn.Linear else Role.SAME
         return Step(role, (x,), "kept" if kept else "") if is_channels_last(node) else other
-    is_transposed = axes == 2 and type(module) is nn.ConvTranspose2d and not parametrize.is_parametrized(module)
+    is_transposed = axes == 2 and type(module) is nn.ConvTranspose2d
     if is_transposed or (isinstance(module, CONVS[axes - 1]) and is_plain_conv(module)):
         assert isinstance(module, ANY_CONV)
         refusal = "kept" if kept else _conv_refusal(module)
@@ -135,10 +134,7 @@ def _conv_refusal(conv: Any) -> str:
 
 def _transposed_refusal(conv: nn.ConvTranspose2d) -> str:
     try:
-        conv_spec(
-            2, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
-            conv.groups, conv.padding_mode, 0.5, 0.5, None, None, None, conv.output_padding,
-        )  # fmt: skip
+        spec_of(conv, 0.5, 0.5)
     except ValueError:
         return f"padding {conv.padding} with kernel {conv.kernel_size} does not make the map larger by its stride"
     return ""

@@ -10,7 +10,7 @@ from torch import fx
 
 from ..cost import path_macs
 from ..octave import ChannelSplit
-from ._layers import oct_conv
+from ._layers import spec_of
 from ._maps import is_map, shape_of, size_of
 from ._roles import Role
 from ._spaces import Net
@@ -78,7 +78,7 @@ class Splits:
         octave = self.converted(node) if step.role is Role.CONV else step.role is Role.SAME and self.is_octave(node)
         if not before or not octave:
             return before
-        spec = oct_conv(self.net.module(node), *self.cuts(node)).spec
+        spec = spec_of(self.net.module(node), *self.cuts(node))
         paths = path_macs(spec, size_of(step.inputs[0]), size_of(node))
         return (shape_of(node) or (0,))[0] * sum(paths.values())
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..octave import ChannelSplit, Octave, split_channels
-from .norm import check_channels
+from .norm import at_least_single, check_channels, moments
 
 
 class OctGroupNorm(nn.GroupNorm):
@@ -48,24 +48,23 @@ class OctGroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor | Octave) -> Octave:  # type: ignore[override]  # it takes and returns octaves
         octave = check_channels(self, x, self.split)
         if self._groups is not None:
-            return Octave(*map(self._normalise, octave, self._groups, *map(self._cut, (self.weight, self.bias))))
+            return Octave(
+                *map(self._normalise, octave, self._groups, *map(self.split.split_any, (self.weight, self.bias)))
+            )
         assert octave.high is not None
         assert octave.low is not None
-        scale, shift = map(self._cut, self._scale_and_shift(octave.high, octave.low))
+        scale, shift = (self.split.split(each, 1) for each in self._scale_and_shift(octave.high, octave.low))
         return Octave(*map(_affine, octave, scale, shift))
-
-    def _cut(self, parameter: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """The numbers of the high and of the low channels, which are the last dimension."""
-        return (None, None) if parameter is None else self.split.split(parameter, parameter.dim() - 1)
 
     def _normalise(self, x: Tensor | None, groups: int, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
         return None if x is None else F.group_norm(x, groups, weight, bias, self.eps)
 
     def _scale_and_shift(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """What each channel is to be multiplied by, and then what is to be added, in dense order: ``[N, C]``."""
-        moments = map(_moments, (high, low))
+        pairs = zip(*(moments(part.flatten(2), 2) for part in (high, low)))  # of [N, C_high, 1] and [N, C_low, 1]
         mean, var = (
-            self.split.join(of_high, of_low, 1).unflatten(1, (self.num_groups, -1)) for of_high, of_low in zip(*moments)
+            self.split.join(of_high, of_low, 1).flatten(1).unflatten(1, (self.num_groups, -1))
+            for of_high, of_low in pairs
         )  # [N, groups, C / groups]
         whole = mean.mean(2, keepdim=True)
         within = (var + (mean - whole).square()).mean(2, keepdim=True)
@@ -88,21 +87,10 @@ def _whole_groups(groups: int, split: ChannelSplit) -> tuple[int, int] | None:
     return None
 
 
-def _exact(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel of each sample: ``[N, C]``. ``torch.var_mean`` takes ten times as long."""
-    values = _exact(x).flatten(2)
-    mean = values.mean(2, keepdim=True)
-    return mean[..., 0], (values - mean).square().mean(2)
-
-
 def _affine(x: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> Tensor:
     """``x * scale + shift`` by channel of each sample: ``[N, C]``."""
     assert x is not None
     assert scale is not None
     assert shift is not None
     per_channel = (..., *[None] * (x.dim() - 2))
-    return torch.addcmul(shift[per_channel], _exact(x), scale[per_channel]).to(x.dtype)
+    return torch.addcmul(shift[per_channel], at_least_single(x), scale[per_channel]).to(x.dtype)
