@@ -23,8 +23,8 @@ import octaveconv as oc
 import octaveconv.models  # registers the networks
 from octaveconv import env
 from octaveconv.bench.measure import interleaved
-from octaveconv.recipe import Recipe, read_yaml
-from octaveconv.train import Training
+from octaveconv.train.loop import Training
+from octaveconv.train.recipe import Recipe, read_yaml
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "cifar10.yaml"
 

@@ -22,7 +22,7 @@ from test_data import make_folder
 from test_train import options
 
 from octaveconv import env
-from octaveconv.runlog import RunFolder
+from octaveconv.train.folder import RunFolder
 
 NAME = "oct_resnetv2_26-0.5"
 CHANGES = dict(epochs=30, save_steps=1, ema=0.9, mixup=0.2, color_jitter=0.4)

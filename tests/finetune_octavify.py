@@ -20,12 +20,12 @@ import torch
 
 import octaveconv as oc
 from octaveconv import env
-from octaveconv.convert import weights
-from octaveconv.convert._calibrate import reestimate_norms
-from octaveconv.data import open_dataset, preprocessing
+from octaveconv.data.datasets import open_dataset, preprocessing
 from octaveconv.evaluate import Settings, evaluate
-from octaveconv.network import metadata_of
-from octaveconv.recipe import Recipe, read_yaml
+from octaveconv.octavify.calibrate import reestimate_norms
+from octaveconv.train.network import metadata_of
+from octaveconv.train.recipe import Recipe, read_yaml
+from octaveconv.weights import files as weights
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 
@@ -68,7 +68,7 @@ def of_seed(args, recipe, seed):
         row = dict(seed=seed, network="octavified", alpha=alpha, macs=plan.macs_after, dense_macs=plan.macs_before)
         row |= stages(args, recipe, plain, sample, f"plain-{alpha:g}-{seed}", seed, tenth)
         yield row | dict(calibrated=False)
-        with patch("octaveconv.convert.octavify.reestimate_norms"):  # that is a stage of its own here
+        with patch("octaveconv.octavify.octavify.reestimate_norms"):  # that is a stage of its own here
             ordered, plan = oc.octavify(model, alpha, sample[0][:1], calibrate=sample)
         errors = {layer.name: layer.error for layer in plan.layers if layer.error is not None}
         row = dict(seed=seed, network="octavified", alpha=alpha, macs=plan.macs_after, dense_macs=plan.macs_before)

@@ -32,8 +32,8 @@ def seeds(reader):
     import mxnet_writer as writer
     import torch
 
-    from octaveconv.convert.mxnet import DTYPES
-    from octaveconv.convert.recordio import Record
+    from octaveconv.mxnet.params import DTYPES
+    from octaveconv.mxnet.recordio import Record
 
     if reader == "records":
         records = [Record((3.0,), 7, b"JPEG"), Record((1.0, 2.0), 8, b"abcd" + writer.RECORD_MAGIC + b"e" * 9)]
@@ -55,9 +55,9 @@ def seeds(reader):
 
 def open_params(form, body, shared):
     """Eight ways to the parameter reader: half of the cases straight, the others through a path or a container."""
-    from octaveconv.convert._container import contents
-    from octaveconv.convert._fields import Fields
-    from octaveconv.convert.mxnet import load_mxnet, read_list
+    from octaveconv.mxnet.container import contents
+    from octaveconv.mxnet.fields import Fields
+    from octaveconv.mxnet.params import load_mxnet, read_list
 
     if form == 4:
         os.ftruncate(shared, 0)
@@ -87,7 +87,7 @@ def params(data, shared):
 
 
 def records(data, shared):
-    from octaveconv.convert.recordio import RecordFile
+    from octaveconv.mxnet.recordio import RecordFile
 
     index = int.from_bytes(data[:2], "little")
     for file, part in zip(shared, (data[2 + index :], data[2 : 2 + index])):
@@ -110,9 +110,9 @@ def child(reader, counts, arguments):
     import atheris
     import torch
 
-    with atheris.instrument_imports(include=["octaveconv.convert"]):
-        import octaveconv.convert.mxnet
-        import octaveconv.convert.recordio  # noqa: F401
+    with atheris.instrument_imports(include=["octaveconv.mxnet"]):
+        import octaveconv.mxnet.params
+        import octaveconv.mxnet.recordio  # noqa: F401
     from octaveconv.errors import MXNetFormatError
 
     _BYTES = torch.uint8

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from oracle.rule import rule
 
-from octaveconv.convert.mxnet import DTYPES, V1, V2, V3
+from octaveconv.mxnet.params import DTYPES, V1, V2, V3
 
 ORACLE = Path(__file__).parent / "oracle"
 RECORD_MAGIC = struct.pack("<I", 0xCED7230A)

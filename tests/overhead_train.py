@@ -15,12 +15,12 @@ from timm.optim import create_optimizer_v2
 from torchvision.datasets import ImageFolder
 
 from octaveconv import env
-from octaveconv._progress import Progress
-from octaveconv.augment import train_transform
 from octaveconv.bench.measure import interleaved
-from octaveconv.data import preprocessing
-from octaveconv.recipe import Recipe, read_yaml
-from octaveconv.train import Training, _train_epoch
+from octaveconv.data.augment import train_transform
+from octaveconv.data.datasets import preprocessing
+from octaveconv.train.loop import Training, _train_epoch
+from octaveconv.train.progress import Progress
+from octaveconv.train.recipe import Recipe, read_yaml
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "cifar10.yaml"
 STEPS = 8

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import octaveconv as oc
-from octaveconv.deploy import native
-from octaveconv.deploy.engine import NativeNetwork
+from octaveconv.deploy.native import library as native
+from octaveconv.deploy.native.engine import NativeNetwork
 
 BFLOAT16 = torch.bfloat16
 

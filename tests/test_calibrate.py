@@ -13,10 +13,10 @@ from torch import fx, nn
 
 import octaveconv as oc
 from octaveconv import reference
-from octaveconv.convert._calibrate import high_shares, orders
-from octaveconv.convert._permute import permute
-from octaveconv.convert.octavify import _prepare
 from octaveconv.octave import merge_tensor, split_tensor
+from octaveconv.octavify.calibrate import high_shares, orders
+from octaveconv.octavify.octavify import _prepare
+from octaveconv.octavify.permute import permute
 from octaveconv.spec import conv_spec
 
 NETWORKS = {

@@ -19,12 +19,13 @@ from test_triton import passed_interpreted
 from torch import nn
 
 import octaveconv as oc
-from octaveconv.deploy import choices, cuda
 from octaveconv.deploy.capture import Captures
-from octaveconv.deploy.choices import Choices
-from octaveconv.deploy.groups import groups
+from octaveconv.deploy.cuda import choices
+from octaveconv.deploy.cuda import engine as cuda
+from octaveconv.deploy.cuda.choices import Choices
+from octaveconv.deploy.cuda.groups import groups
+from octaveconv.deploy.cuda.program import Program
 from octaveconv.deploy.lower import lower
-from octaveconv.deploy.program import Program
 from octaveconv.errors import BackendUnavailable
 from octaveconv.models import OctResNet, OctResNetV2
 from octaveconv.models._build import Layers
@@ -364,7 +365,7 @@ def test_processes_keep_what_others_found(stopwatch):
 def test_processes_at_the_same_time(cache):
     code = """
 import sys, torch
-from octaveconv.deploy.choices import Choices
+from octaveconv.deploy.cuda.choices import Choices
 chosen = Choices(torch.device("cpu"))
 for i in range(20):
     chosen.fastest(sys.argv[1] + str(i), {"a": lambda: lambda: 1, "b": lambda: lambda: 1})

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 import octaveconv.models  # noqa: F401  # registers
-from octaveconv import data, loading
-from octaveconv.data import CorruptImage, Images, Stream, open_dataset, preprocessing
+from octaveconv.data import datasets as data
+from octaveconv.data import loading
+from octaveconv.data.datasets import CorruptImage, Images, Stream, open_dataset, preprocessing
 from octaveconv.errors import MissingExtra, UsageError
 
 CLASSES = ("cat", "dog10", "dog2")  # in natural order dog2 comes before dog10

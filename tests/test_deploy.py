@@ -9,8 +9,9 @@ from torch import nn
 
 import octaveconv as oc
 import octaveconv.models
-from octaveconv.deploy import native, tune
-from octaveconv.deploy.engine import NativeNetwork
+from octaveconv.deploy.native import library as native
+from octaveconv.deploy.native import tune
+from octaveconv.deploy.native.engine import NativeNetwork
 
 LIMIT = 1e-5  # of the largest output; float32 in another order of summation
 

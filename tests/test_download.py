@@ -17,8 +17,8 @@ from collections import namedtuple
 import pytest
 from http_server import FileServer, Reply
 
-from octaveconv.convert import download
-from octaveconv.convert.download import DownloadError, fetch
+from octaveconv.weights import download
+from octaveconv.weights.download import DownloadError, fetch
 
 BODY = random.Random(0).randbytes(1_000_000)
 OTHER = random.Random(1).randbytes(900_000)

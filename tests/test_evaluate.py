@@ -17,7 +17,7 @@ from torch import nn
 import octaveconv.models  # noqa: F401  # registers
 from octaveconv import _csv, cli, env, evaluate, processes
 from octaveconv._text import text_table
-from octaveconv.data import CorruptImage, Images, Stream, open_dataset, preprocessing
+from octaveconv.data.datasets import CorruptImage, Images, Stream, open_dataset, preprocessing
 from octaveconv.errors import UsageError
 from octaveconv.evaluate import Settings
 

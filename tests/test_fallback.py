@@ -7,8 +7,8 @@ from torch import nn
 
 import octaveconv as oc
 from octaveconv.deploy import fallback as module
-from octaveconv.deploy._folded import folded
 from octaveconv.deploy.fallback import fallback
+from octaveconv.deploy.fold import folded
 from octaveconv.errors import UsageError
 
 LIMIT = 1e-5  # of the largest number in the answer

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaveconv.convert.mxnet import DTYPES, load_mxnet
 from octaveconv.errors import MXNetFormatError
+from octaveconv.mxnet.params import DTYPES, load_mxnet
 
 # The files that MXNet 1.9.1 wrote; they are 80 MB, so the tests write them again.
 MXNET_WROTE = {

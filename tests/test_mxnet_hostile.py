@@ -12,11 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaveconv.convert import mxnet
-from octaveconv.convert._container import contents
-from octaveconv.convert._fields import Fields
-from octaveconv.convert.mxnet import V1, V2, V3, load_mxnet, read_list
 from octaveconv.errors import MXNetFormatError
+from octaveconv.mxnet import params as mxnet
+from octaveconv.mxnet.container import contents
+from octaveconv.mxnet.fields import Fields
+from octaveconv.mxnet.params import V1, V2, V3, load_mxnet, read_list
 
 SMALL = writer.params(
     {"a": torch.ones(2, 1), "é": torch.tensor([True, False]), "c": torch.tensor(5), "d": torch.zeros(1).half()},

@@ -9,7 +9,7 @@ import mxnet_writer as writer
 import pytest
 import torch
 
-from octaveconv.convert import mxnet
+from octaveconv.mxnet import params as mxnet
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,7 +19,7 @@ MIB = 2**20
 PROBE = """
 import re, sys
 import torch
-from octaveconv.convert.mxnet import load_mxnet
+from octaveconv.mxnet.params import load_mxnet
 from octaveconv.errors import MXNetFormatError
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) * 1024
 torch.frombuffer(bytearray(8), dtype=torch.uint8).clone().max(); torch.ones(8).amax()

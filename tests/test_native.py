@@ -13,8 +13,8 @@ from test_models import image, shallow
 from torch import nn
 
 import octaveconv as oc
-from octaveconv.deploy import native
-from octaveconv.deploy.engine import NativeNetwork
+from octaveconv.deploy.native import library as native
+from octaveconv.deploy.native.engine import NativeNetwork
 from octaveconv.errors import BackendUnavailable, UsageError
 
 
@@ -176,7 +176,7 @@ def test_calls_from_several_threads_take_turns():
 SANITIZED = """
 import torch
 from octaveconv.deploy import native, tune
-from octaveconv.deploy.engine import NativeNetwork
+from octaveconv.deploy.native.engine import NativeNetwork
 from test_deploy import GRAPHS, settle
 from test_models import image, shallow
 tune.SECONDS = 0

@@ -29,12 +29,12 @@ from octavify_parts import (
 from torch import nn
 
 import octaveconv as oc
-from octaveconv.convert._layers import oct_norm
-from octaveconv.convert._trace import list_lengths
 from octaveconv.models.oct_densenet import OctDenseNet
 from octaveconv.models.oct_resnet import Bottleneck, OctResNet
 from octaveconv.models.oct_resnetv2 import OctResNetV2
 from octaveconv.octave import split_channels
+from octaveconv.octavify.layers import oct_norm
+from octaveconv.octavify.trace import list_lengths
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.5])

@@ -10,10 +10,10 @@ from test_cli import run
 from test_data import make_folder
 
 import octaveconv as oc
-from octaveconv import network
-from octaveconv.checkpoint import create
-from octaveconv.convert import weights
-from octaveconv.recipe import Recipe
+from octaveconv.models.create import create
+from octaveconv.train import network
+from octaveconv.train.recipe import Recipe
+from octaveconv.weights import files as weights
 
 MODEL = "test_resnet"  # a tiny one of timm's
 
@@ -54,7 +54,7 @@ def test_the_file_makes_the_network_again(octave, dense, tmp_path):
 
 
 def test_timm_does_not_take_octave_weights_for_dense_ones(octave):
-    with pytest.raises(ValueError, match=r"octavified.*octaveconv.checkpoint.create\('test_resnet'"):
+    with pytest.raises(ValueError, match=r"octavified.*octaveconv.models.create\('test_resnet'"):
         timm.create_model(MODEL, num_classes=3, checkpoint_path=str(octave))
 
 

@@ -13,9 +13,9 @@ from torch import fx, nn
 from torchvision.models.video import resnet as video
 
 import octaveconv as oc
-from octaveconv.convert._calibrate import high_shares
-from octaveconv.convert._permute import permute
-from octaveconv.convert.octavify import _prepare, rebuild
+from octaveconv.octavify.calibrate import high_shares
+from octaveconv.octavify.octavify import _prepare, rebuild
+from octaveconv.octavify.permute import permute
 
 SIZES = {1: (29,), 3: (3, 21, 23)}
 CONV = {1: nn.Conv1d, 3: nn.Conv3d}

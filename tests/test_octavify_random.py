@@ -12,8 +12,8 @@ from test_calibrate import shuffled_spaces
 from torch import fx, nn
 
 import octaveconv as oc
-from octaveconv.convert._permute import permute
-from octaveconv.convert.octavify import _prepare
+from octaveconv.octavify.octavify import _prepare
+from octaveconv.octavify.permute import permute
 
 # Layers of one input: what each is of so many channels, and its output's channels.
 LAYERS = {

@@ -15,7 +15,7 @@ from oracle.rule import image, rule
 import octaveconv as oc
 import octaveconv.models
 from octaveconv import cli, env
-from octaveconv.convert import keymaps
+from octaveconv.weights import keymaps
 
 ORACLE = Path(__file__).parent / "oracle"
 LIMIT = 1e-4  # of the logits' standard deviation; a wrong eps shows at 8e-4, the original's own noise is 5e-6

@@ -13,8 +13,8 @@ from oracle.rule import image
 from test_parity import LIMIT, ORACLE
 
 import octaveconv.models
-from octaveconv.convert import download
 from octaveconv.models import PUBLISHED, _published, published
+from octaveconv.weights import download
 
 NAME, FILE = "oct_mobilenetv1_075_a375", "others/mobilenet_v1_075_alpha-0.375.params"
 GOLDEN = "gluon_mobilenet_v1_075_alpha-0.375"

@@ -15,28 +15,13 @@ import octaveconv as oc
 
 SOURCE = Path(oc.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-# Imports point downwards: a module may import from lines above its own, and from its own.
-LAYERS = [
-    {"errors", "octave", "resolution", "_atomic", "_modes", "_text", "env", "recipe"},
-    {"spec"},
-    {"reference"},
-    {"backends"},
-    {"functional"},
-    {"nn"},
-    {"cost", "models", "convert"},
-    {"shards", "_csv", "_curves", "_lock", "_progress", "_state"},
-    {"checkpoint", "data", "processes"},
-    {"deploy"},
-    {"export"},
-    {"bench"},
-    {"loading", "augment", "network", "runlog"},
-    {"evaluate"},
-    {"train"},
-    {"quickstart"},
-    {"verbs"},
-    {"cli"},
-    {"__main__"},
-]
+# Imports point downwards: a room, a folder or a file of its own, imports from rooms named before it.
+ROOMS = [
+    "errors", "_atomic", "_csv", "_modes", "_text", "env", "processes",
+    "resolution", "octave", "spec", "reference", "backends", "functional", "nn", "cost",
+    "octavify", "mxnet", "weights", "models", "data", "evaluate", "train", "deploy", "export", "bench", "quickstart",
+    "verbs", "cli", "__main__",
+]  # fmt: skip
 
 
 def test_the_public_names():
@@ -64,32 +49,32 @@ print(json.dumps([sorted({name.split(".")[0] for name in set(sys.modules) - befo
     assert done.stderr == ""
 
 
-def layer_of(module):
-    for rank, names in enumerate(LAYERS):
-        if module in names:
-            return rank
-    raise AssertionError(f"{module} is in no layer: add it to LAYERS")
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_point_downwards(path):
-    parts = path.relative_to(SOURCE).with_suffix("").parts
-    if parts == ("__init__",):
+    room, *rest = path.relative_to(SOURCE).with_suffix("").parts
+    if room == "__init__":
         return
     for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.ImportFrom) or node.level == 0:
-            continue
-        base = parts[: len(parts) - node.level]
-        targets = [*base, *(node.module or "").split(".")] if node.module else [*base]
-        names = [targets[0]] if targets and targets[0] else [alias.name for alias in node.names]
+        if not isinstance(node, ast.ImportFrom) or node.level <= len(rest):
+            continue  # of another library, or of its own room
+        names = [node.module.partition(".")[0]] if node.module else [alias.name for alias in node.names]
         for name in names:
-            assert layer_of(name) <= layer_of(parts[0]), f"{path.name} imports {name}"
+            assert ROOMS.index(name) < ROOMS.index(room), f"{path.name} imports {name}"
+
+
+def test_every_room_has_its_place_and_its_line_in_the_contributors_guide():
+    rooms = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in FILES}
+    assert rooms - {"__init__"} == set(ROOMS)
+    guide = (SOURCE.parent.parent / "CONTRIBUTING.md").read_text()
+    for path in FILES:
+        room = path.relative_to(SOURCE).parts[0]
+        assert f"`{room}`" in guide or f"`{room}/" in guide, room
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_a_file_is_one_idea_and_a_function_one_screen(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[1:] or node.body  # the docstring is not counted

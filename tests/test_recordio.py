@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from octaveconv.convert.recordio import MAX_LABELS, Record, RecordFile
 from octaveconv.errors import MXNetFormatError
+from octaveconv.mxnet.recordio import MAX_LABELS, Record, RecordFile
 
 SAMPLE = writer.ORACLE / "files" / "sample.rec"
 MAGIC = writer.RECORD_MAGIC

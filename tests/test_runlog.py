@@ -21,9 +21,10 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 
-from octaveconv import _lock, _progress
 from octaveconv.errors import MissingExtra, UsageError
-from octaveconv.runlog import RunFolder
+from octaveconv.train import lock as _lock
+from octaveconv.train import progress as _progress
+from octaveconv.train.folder import RunFolder
 
 SAVE = torch.save
 
@@ -121,7 +122,7 @@ def test_a_folder_is_held_by_one(run):
 HOLDS = """
 import os, sys, time
 from pathlib import Path
-from octaveconv.runlog import RunFolder
+from octaveconv.train.folder import RunFolder
 with RunFolder(Path(sys.argv[1])).alone():
     if os.fork():  # as the loading workers are
         print("held", flush=True)
@@ -295,7 +296,7 @@ SAVES = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from octaveconv.runlog import RunFolder
+from octaveconv.train.folder import RunFolder
 torch.set_num_threads(1)
 run = RunFolder.new(Path(sys.argv[1]), "run")
 run.write_config({})

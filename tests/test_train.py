@@ -17,13 +17,14 @@ import yaml
 from test_data import encoded, make_folder, make_records, make_tar, webdataset_shards
 
 import octaveconv.models  # noqa: F401  # registers
-from octaveconv import _lock, cli
-from octaveconv.augment import generators_kept, mix_seed, seed_generators, training_batches
-from octaveconv.data import open_dataset
+from octaveconv import cli
+from octaveconv.data.augment import generators_kept, mix_seed, seed_generators, training_batches
+from octaveconv.data.datasets import open_dataset
 from octaveconv.errors import Stopped, UsageError
 from octaveconv.nn import OctBatchNorm2d
-from octaveconv.recipe import Recipe, read_yaml
-from octaveconv.train import Training, train
+from octaveconv.train import lock as _lock
+from octaveconv.train.loop import Training, train
+from octaveconv.train.recipe import Recipe, read_yaml
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 SMALL = dict(

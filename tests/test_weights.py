@@ -18,10 +18,11 @@ from torch import nn
 
 import octaveconv.models
 from octaveconv import cli
-from octaveconv.checkpoint import create
-from octaveconv.convert import keymaps, weights
 from octaveconv.errors import MXNetFormatError, UsageError
+from octaveconv.models.create import create
 from octaveconv.models.oct_resnet import Bottleneck
+from octaveconv.weights import files as weights
+from octaveconv.weights import keymaps
 
 SMALL = dict(layers=(1, 1, 1, 1), width=16, num_classes=7)
 

@@ -2,11 +2,10 @@
 
 from . import functional
 from .backends import backend
-from .convert.mxnet import load_mxnet
-from .convert.octavify import octavify
 from .cost import cost
 from .deploy import deploy
 from .errors import BackendUnavailable, MXNetFormatError
+from .mxnet.params import load_mxnet
 from .nn import (
     Merge,
     OctBatchNorm1d,
@@ -22,6 +21,7 @@ from .nn import (
     Split,
 )
 from .octave import Octave, octave_map
+from .octavify.octavify import octavify
 
 __version__ = "0.1.0"
 

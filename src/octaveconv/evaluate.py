@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import loading, processes
+from . import processes
 from ._modes import eval_mode
-from .data import Images, Preprocessing, Stream, Transform, preprocessing
+from .data import loading
+from .data.datasets import Images, Preprocessing, Stream, Transform, preprocessing
 from .errors import MissingExtra, UsageError, require
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -97,7 +98,7 @@ def evaluate(
     Args:
         model: a classifier ``[N, 3, H, W] -> [N, classes]``. It is moved to the device and the layout, and its modules'
             training flags are restored.
-        dataset: of `octaveconv.data.open_dataset`; its own transform is not used.
+        dataset: of `octaveconv.data.datasets.open_dataset`; its own transform is not used.
         settings: see `Settings`.
         log: called on each process as ``log(images, right)`` with its own running counts after each batch.
 

@@ -16,7 +16,7 @@ from torch.export import Dim
 
 from ._atomic import flush, link, sync
 from ._text import did_you_mean
-from .deploy._folded import folded
+from .deploy.fold import folded
 from .errors import UsageError, require
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "aoti": ".pt2"}  # and what their files end in

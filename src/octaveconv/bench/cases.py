@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .._text import did_you_mean
-from ..checkpoint import create
 from ..cost import cost
 from ..errors import UsageError
 from ..models import published
+from ..models.create import create
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RUNTIMES = {"infer": ("eager", "compiled", "deployed", "openvino", "onnxruntime"), "train": ("eager", "compiled")}

@@ -1,0 +1,1 @@
+"""Labelled images: data sets of any kind, loaded and augmented."""

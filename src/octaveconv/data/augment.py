@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from . import processes
-from .data import Images
+from .. import processes
+from .datasets import Images
 
 # Standard deviations and axes of ImageNet's colours in [0, 1] (Krizhevsky et al., NeurIPS 2012).
 _DEVIATIONS = torch.tensor([0.2175, 0.0188, 0.0045])

@@ -19,7 +19,7 @@ from timm.data.readers import create_reader
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from .errors import UsageError, require
+from ..errors import UsageError, require
 from .shards import Shards
 
 Transform = Callable[[Image.Image], Any]
@@ -231,7 +231,7 @@ class _Records:
     """A record file as a reader."""
 
     def __init__(self, path: Path) -> None:
-        from .convert.recordio import RecordFile
+        from ..mxnet.recordio import RecordFile
 
         self.records = RecordFile(path)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from . import processes
-from .data import CorruptImage, Images, Stream, Transform
+from .. import processes
+from .datasets import CorruptImage, Images, Stream, Transform
 
 Batch = tuple[Tensor | None, Tensor, list[str], list[CorruptImage]]
 
@@ -22,7 +22,7 @@ def batches(
     """Go through a data set once, in order: each process takes every n-th image, none padded or repeated.
 
     Args:
-        dataset: of `octaveconv.data.open_dataset`; its own transform is not used.
+        dataset: of `octaveconv.data.datasets.open_dataset`; its own transform is not used.
         transform: a PIL image to a tensor ``[3, H, W]``.
         batch_size: images at a time, those that cannot be read included.
         workers: processes that load; 0 loads in this one.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import UsageError
+from ..errors import UsageError
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _CLASSES = ("cls", "cls.txt")
@@ -30,7 +30,7 @@ class Sample(NamedTuple):
 
 
 class Shards:
-    """The images of some shards, as a reader for `octaveconv.data.Images`.
+    """The images of some shards, as a reader for `octaveconv.data.datasets.Images`.
 
     Args:
         folder: where the shards are.

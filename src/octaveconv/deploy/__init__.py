@@ -69,13 +69,13 @@ def deploy(model: nn.Module, example_input: Tensor, engine: str | None = None) -
 
 
 def _native(model: nn.Module, example_input: Tensor) -> nn.Module:
-    from .engine import NativeNetwork
+    from .native.engine import NativeNetwork
 
     return NativeNetwork(model, example_input)
 
 
 def _cuda(model: nn.Module, example_input: Tensor) -> nn.Module:
-    from .cuda import CudaNetwork
+    from .cuda.engine import CudaNetwork
 
     return CudaNetwork(model, example_input)
 

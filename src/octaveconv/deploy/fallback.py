@@ -9,7 +9,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 
-from ._folded import Guard, folded
+from .fold import Guard, folded
 
 _inductor = cast(Any, torch._inductor.config)
 

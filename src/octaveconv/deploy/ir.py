@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 Pair = tuple[int, int]
@@ -165,3 +166,8 @@ class Network:
                 last.update({target.whole: i for target in layer.targets})
                 last.update({ref.map.whole: i for ref in layer.sources})
         return last | {ref.map.whole: len(parts) for refs in self.outputs for ref in refs}
+
+
+def number(size: Any, sizes: Mapping[Any, int]) -> int:
+    """A size as a number, given what its symbols stand for."""
+    return int(size.node.expr.subs(sizes)) if isinstance(size, torch.SymInt) else int(size)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import BackendUnavailable
-from ._operations import ACTIVATIONS, METHODS, SAME, VIEWS
-from ._values import Cat, Lowered, Value, mapped
 from .capture import Captured
 from .ir import INFINITY, Activation, Addend, Finish, Map, Network, Pair, Ref, Sum, Term, Window
+from .operations import ACTIVATIONS, METHODS, SAME, VIEWS
+from .values import Cat, Lowered, Value, mapped
 
 
 class Unsupported(BackendUnavailable):

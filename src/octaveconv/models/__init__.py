@@ -1,6 +1,7 @@
 """The networks; importing this package registers them with timm."""
 
 from ._published import COSTS, PUBLISHED, Published, published
+from .create import create
 from .oct_densenet import OctDenseNet
 from .oct_mobilenetv1 import OctMobileNetV1
 from .oct_mobilenetv2 import OctMobileNetV2
@@ -16,5 +17,6 @@ __all__ = [
     "OctResNet",
     "OctResNetV2",
     "Published",
+    "create",
     "published",
 ]

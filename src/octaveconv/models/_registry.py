@@ -10,8 +10,8 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
-from ..convert import weights
-from ..convert.pretrained import fetch_converted
+from ..weights import files as weights
+from ..weights.pretrained import fetch_converted
 from ._build import OctNet
 from ._published import PUBLISHED, Published
 

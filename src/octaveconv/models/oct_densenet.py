@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..convert.keymaps import mxnet_symbol_densenet
 from ..octave import ChannelSplit, Octave, octave_cat, split_channels
+from ..weights.keymaps import mxnet_symbol_densenet
 from ._build import DEFAULT_ALPHA, Layers, OctNet, stage_alphas
 from ._registry import register
 from .oct_resnetv2 import ABLATION_CFG, PreActConv

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..convert.keymaps import mxnet_gluon_mobilenet
 from ..octave import Octave
+from ..weights.keymaps import mxnet_gluon_mobilenet
 from ._build import DEFAULT_ALPHA, Layers, OctNet
 from ._registry import cfg, register
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..convert.keymaps import mxnet_gluon_resnetv1, mxnet_gluon_resnetv1_deep
 from ..nn.fused import norm_act, norm_act_conv
 from ..octave import Octave
+from ..weights.keymaps import mxnet_gluon_resnetv1, mxnet_gluon_resnetv1_deep
 from ._build import DEFAULT_ALPHA, Layers, OctNet, stage_alphas
 from ._registry import cfg, register
 

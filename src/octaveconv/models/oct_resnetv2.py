@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..convert.keymaps import mxnet_symbol_resnetv2
 from ..nn.fused import norm_act_conv
 from ..octave import Octave
+from ..weights.keymaps import mxnet_symbol_resnetv2
 from ._build import DEFAULT_ALPHA, Alpha, Layers, OctNet, stage_alphas
 from ._registry import cfg, register
 

@@ -1,1 +1,1 @@
-"""Bringing weights in from elsewhere."""
+"""Readers of MXNet's files. Their bytes are a stranger's: each reader is bounded, and fuzzed."""

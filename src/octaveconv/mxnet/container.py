@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ..errors import MXNetFormatError
-from ._fields import Fields
+from .fields import Fields
 
 LIST_MAGIC = (0x112).to_bytes(8, "little")
 HEAD = 262  # bytes that tell what a file is

@@ -12,8 +12,8 @@ import os
 import torch
 from torch import Tensor
 
-from ._container import contents
-from ._fields import Fields, map_file
+from .container import contents
+from .fields import Fields, map_file
 
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # how an array is encoded; a smaller word is the legacy one's ndim
 DTYPES = (

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import MXNetFormatError
-from ._fields import check_regular
+from .fields import check_regular
 
 MAGIC = (0xCED7230A).to_bytes(4, "little")
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)  # continuation flags

@@ -4,6 +4,7 @@ from .attention import OctSqueezeExcite
 from .border import Merge, OctMap, Split
 from .conv import OctConv1d, OctConv2d, OctConv3d, OctConvTranspose2d
 from .group_norm import OctGroupNorm
+from .layers import OctLayerNorm, PixelwiseOctLinear, SampleDrop, StandardizedOctConv2d
 from .norm import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
 
 __all__ = [
@@ -16,7 +17,11 @@ __all__ = [
     "OctConv3d",
     "OctConvTranspose2d",
     "OctGroupNorm",
+    "OctLayerNorm",
     "OctMap",
     "OctSqueezeExcite",
+    "PixelwiseOctLinear",
+    "SampleDrop",
     "Split",
+    "StandardizedOctConv2d",
 ]

@@ -1,0 +1,1 @@
+"""octavify: a dense network becomes an octave network, layer by layer, and keeps its weights."""

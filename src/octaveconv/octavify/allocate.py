@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from torch import fx
 
-from ._calibrate import Batch, layer_errors
-from ._roles import Role
-from ._spaces import Net
-from ._splits import Splits
+from .calibrate import Batch, layer_errors
+from .roles import Role
+from .spaces import Net
+from .splits import Splits
 
 LEVELS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
 _STEPS = 40  # of bisection: more than a float's precision of the price

@@ -14,12 +14,12 @@ from .._modes import eval_mode
 from ..nn.norm import OctBatchNormNd, at_least_single
 from ..octave import merge_tensor, split_tensor
 from ..resolution import OCTAVE
-from ._layers import oct_conv
-from ._maps import is_channels_last
-from ._operations import ANY_CONV, FROM_CHANNELS_LAST, NORMS
-from ._roles import Role
-from ._spaces import Net
-from ._splits import Splits
+from .layers import oct_conv
+from .maps import is_channels_last
+from .operations import ANY_CONV, FROM_CHANNELS_LAST, NORMS
+from .roles import Role
+from .spaces import Net
+from .splits import Splits
 
 _NORMS = (*NORMS, nn.SyncBatchNorm, OctBatchNormNd)
 Batch = tuple[Any, ...]

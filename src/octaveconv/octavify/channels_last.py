@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from ._maps import axes_of, is_channels_last, shape_of
-from ._operations import (
+from .maps import axes_of, is_channels_last, shape_of
+from .operations import (
     BY_PIXEL,
     CHANNEL_DROPOUT_LAYERS,
     CHANNEL_DROPOUTS,

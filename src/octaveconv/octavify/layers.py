@@ -1,12 +1,9 @@
-"""The octave layers that stand in for plain ones, with their very parameters."""
+"""The octave layer that takes the place of a dense one, with the same parameters."""
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from .. import functional
 from ..nn import (
     OctBatchNorm1d,
     OctBatchNorm2d,
@@ -16,13 +13,14 @@ from ..nn import (
     OctConv3d,
     OctConvTranspose2d,
     OctGroupNorm,
+    OctLayerNorm,
+    PixelwiseOctLinear,
+    StandardizedOctConv2d,
 )
 from ..nn.conv import OctConvNd
-from ..nn.norm import moments
-from ..octave import ChannelSplit, Octave
-from ..resolution import pool, upsample
+from ..octave import ChannelSplit
 from ..spec import ConvSpec, conv_spec
-from ._operations import ANY_CONV, CONVS, INSTANCE_NORMS, NORMS, is_standardized
+from .operations import ANY_CONV, CONVS, INSTANCE_NORMS, NORMS, is_standardized
 
 
 def spec_of(conv: nn.Module, alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit) -> ConvSpec:
@@ -86,65 +84,3 @@ def oct_norm(norm: nn.Module, split: ChannelSplit) -> nn.Module:
     for name, child in norm.named_children():
         made.add_module(name, child)
     return made
-
-
-class PixelwiseOctLinear(OctConv2d):
-    """``nn.Linear`` over the channels of each pixel, on octaves: a 1x1 convolution whose weight is ``[out, in]``."""
-
-    def forward(self, x: Tensor | Octave) -> Octave:  # type: ignore[override]
-        return functional.run(x, self.weight[..., None, None], self.bias, self.spec)
-
-
-class OctLayerNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of each pixel. A low one takes the statistics of those it stands for."""
-
-    split: ChannelSplit
-
-    def forward(self, x: Octave) -> Octave:  # type: ignore[override]
-        assert x.high is not None
-        assert x.low is not None
-        high, low = moments(x.high, 1), [upsample(map_, (2, 2), x.high.shape[2:]) for map_ in moments(x.low, 1)]
-        share = self.split.alpha
-        mean = torch.lerp(high[0], low[0], share)
-        var = torch.lerp(high[1] + (high[0] - mean).square(), low[1] + (low[0] - mean).square(), share)
-        parameters = [self.split.split_any(parameter) for parameter in (self.weight, self.bias)]
-        return Octave(
-            self._normalise(x.high, mean, var, *(of_high for of_high, _ in parameters)),
-            self._normalise(x.low, pool(mean), pool(var), *(of_low for _, of_low in parameters)),
-        )
-
-    def _normalise(self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        y = (x - mean) * (var + self.eps).rsqrt()
-        if weight is not None:
-            y = y * weight[:, None, None]
-        return (y if bias is None else y + bias[:, None, None]).to(x.dtype)
-
-
-class StandardizedOctConv2d(OctConv2d):
-    """timm's convolution, by weights that have mean 0 and variance 1 for each output channel, then perhaps a gain."""
-
-    eps: float
-    scale: float
-
-    def forward(self, x: Tensor | Octave) -> Octave:  # type: ignore[override]
-        gain = self._parameters.get("gain")
-        scale = None if gain is None else (gain * self.scale).flatten()
-        rows = self.weight.flatten(1)[None]
-        weight = F.batch_norm(rows, None, None, scale, None, True, 0.0, self.eps).view_as(self.weight)
-        return functional.run(x, weight, self.bias, self.spec)
-
-
-class SampleDrop(nn.Module):
-    """A module that drops whole samples (stochastic depth), dropping both parts of an octave or neither."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Octave) -> Octave:
-        if not self.training:
-            return x
-        assert x.high is not None
-        assert x.low is not None
-        mask = self.module(x.high.new_ones(len(x.high), *[1] * (x.high.dim() - 1)))
-        return Octave(x.high * mask, x.low * mask)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..resolution import OCTAVE, Sizes, pooled_size
-from ._operations import CONVS
+from .operations import CONVS
 
 
 def shape_of(value: Any) -> Sizes | None:

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._text import did_you_mean
-from ._allocate import LEVELS, allocate
-from ._calibrate import batches_of, high_shares, layer_errors, orders, reestimate_norms
-from ._channels_last import mark_channels_last
-from ._maps import conv_axes, halved_size, is_map, shape_of
-from ._permute import permute
-from ._rewrite import OctavifiedModule, Rewriter
-from ._roles import Role, steps_of
-from ._spaces import Net
-from ._splits import Splits
-from ._trace import add_shapes, drop_expansions, list_lengths, trace
+from .allocate import LEVELS, allocate
+from .calibrate import batches_of, high_shares, layer_errors, orders, reestimate_norms
+from .channels_last import mark_channels_last
+from .maps import conv_axes, halved_size, is_map, shape_of
+from .permute import permute
 from .plan import LayerPlan, Plan
+from .rewrite import OctavifiedModule, Rewriter
+from .roles import Role, steps_of
+from .spaces import Net
+from .splits import Splits
+from .trace import add_shapes, drop_expansions, list_lengths, trace
 
 Alpha = float | Sequence[float] | Mapping[str, float] | str
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ._maps import axes_of, scale_of, shape_of
-from ._roles import Role
-from ._spaces import Net
+from .maps import axes_of, scale_of, shape_of
+from .roles import Role
+from .spaces import Net
 
 
 def permute(net: Net, orders: Mapping[fx.Node, Tensor]) -> None:

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..nn import Merge, Split
+from ..nn import Merge, SampleDrop, Split
 from ..octave import ChannelSplit, Octave
 from ..resolution import Sizes, crop, pool
-from ._layers import SampleDrop, oct_conv, oct_norm
-from ._maps import axes_of, is_channels_last, is_map, low_size, shape_of
-from ._operations import ANY_CONV, DROPPED_BY_SAMPLE, FROM_CHANNELS_LAST, TO_CHANNELS_LAST, is_layer_norm, is_norm
-from ._roles import Role
-from ._splits import Splits
+from .layers import oct_conv, oct_norm
+from .maps import axes_of, is_channels_last, is_map, low_size, shape_of
+from .operations import ANY_CONV, DROPPED_BY_SAMPLE, FROM_CHANNELS_LAST, TO_CHANNELS_LAST, is_layer_norm, is_norm
+from .roles import Role
+from .splits import Splits
 
 _STATE = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 # What timm, torchvision and our verbs ask a network, and how to make it again.

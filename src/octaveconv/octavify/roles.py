@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..resolution import Sizes
-from ._layers import spec_of
-from ._maps import axes_of, is_channels_last, is_map, shape_of
-from ._operations import (
+from .layers import spec_of
+from .maps import axes_of, is_channels_last, is_map, shape_of
+from .operations import (
     ANY_CONV,
     BY_PIXEL,
     CONVS,

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from ._maps import axes_of, conv_axes, halved_size, is_map, scale_of, shape_of
-from ._roles import Role, Step, pieces_of
+from .maps import axes_of, conv_axes, halved_size, is_map, scale_of, shape_of
+from .roles import Role, Step, pieces_of
 
 
 class _Classes:

@@ -10,10 +10,10 @@ from torch import fx
 
 from ..cost import path_macs
 from ..octave import ChannelSplit
-from ._layers import spec_of
-from ._maps import is_map, shape_of, size_of
-from ._roles import Role
-from ._spaces import Net
+from .layers import spec_of
+from .maps import is_map, shape_of, size_of
+from .roles import Role
+from .spaces import Net
 
 NO_PARTNER = "nothing that makes or reads it takes an octave"
 

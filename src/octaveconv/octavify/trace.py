@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from .._modes import eval_mode
 from ..nn import Merge, OctMap, OctSqueezeExcite, Split
 from ..nn.conv import OctConvNd
-from ._maps import axes_of, map_axes
-from ._operations import CUTS, DROPPED_BY_SAMPLE, is_group_norm, is_layer_norm, is_plain_conv
+from .maps import axes_of, map_axes
+from .operations import CUTS, DROPPED_BY_SAMPLE, is_group_norm, is_layer_norm, is_plain_conv
 
 _OCTAVE_LAYERS = (OctConvNd, OctMap, OctSqueezeExcite, Merge, Split)
 _IN_PLACE = {

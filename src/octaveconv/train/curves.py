@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
-from .errors import require
+from ..errors import require
 
 PANELS = {  # columns that share an axis
     "loss": ("train_loss", "val_loss"),

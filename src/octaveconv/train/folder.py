@@ -23,9 +23,12 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
-from . import _atomic, _csv, _curves, _lock, _state, env
-from .convert import weights
-from .errors import UsageError, require
+from .. import _atomic, _csv, env
+from ..errors import UsageError, require
+from ..weights import files as weights
+from . import curves as _curves
+from . import lock as _lock
+from . import state as _state
 
 _FULL, _DENIED = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
 

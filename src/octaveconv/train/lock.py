@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .errors import UsageError
+from ..errors import UsageError
 
 PATIENCE = 10.0  # seconds: a process that was told to end may still be saving
 

@@ -24,14 +24,14 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from . import evaluate, processes
-from ._progress import progress
-from .augment import generators_kept, mix_seed, seed_generators, train_transform, training_batches
-from .data import Images, Stream, open_dataset, preprocessing
-from .errors import MissingExtra, Stopped, UsageError
+from .. import evaluate, processes
+from ..data.augment import generators_kept, mix_seed, seed_generators, train_transform, training_batches
+from ..data.datasets import Images, Stream, open_dataset, preprocessing
+from ..errors import MissingExtra, Stopped, UsageError
+from .folder import RunFolder
 from .network import metadata_of, network, norms
+from .progress import progress
 from .recipe import Recipe
-from .runlog import RunFolder
 
 
 class Training:

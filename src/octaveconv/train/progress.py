@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import MissingExtra, require
+from ..errors import MissingExtra, require
 
 BAR_EVERY = 0.5  # seconds
 LINE_EVERY = 30.0  # seconds, at least; then at the next tenth of an epoch

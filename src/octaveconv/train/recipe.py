@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from .errors import UsageError
+from ..errors import UsageError
 
 
 def _field(default: Any, text: str, **check: Any) -> Any:

@@ -22,9 +22,9 @@ def run(args: argparse.Namespace) -> Any:
     """Convert, and print what was written; return its metadata."""
     import torch
 
-    from ..checkpoint import create
-    from ..convert import weights
     from ..errors import UsageError
+    from ..models.create import create
+    from ..weights import files as weights
 
     if args.out.suffix != ".safetensors":
         raise UsageError(f"--out {args.out} must end in .safetensors, by which timm tells what it is")

@@ -26,8 +26,8 @@ def run(args: argparse.Namespace) -> Any:
     import torch
 
     from .._text import text_table
-    from ..checkpoint import create
     from ..cost import cost
+    from ..models.create import create
 
     with torch.device("meta"):
         model = create(args.model, args.alpha, pretrained=False)

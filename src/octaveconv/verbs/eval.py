@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> Any:
 
     from .. import _csv, env, evaluate, processes
     from .._text import text_table
-    from ..checkpoint import create
-    from ..data import open_dataset
+    from ..data.datasets import open_dataset
     from ..models import published
+    from ..models.create import create
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -35,10 +35,10 @@ def run(args: argparse.Namespace) -> Any:
 
     from .. import env
     from .._text import text_table
-    from ..checkpoint import create
     from ..errors import UsageError
     from ..export import check, export
     from ..models import published
+    from ..models.create import create
 
     check(args.format, args.out)
     if args.runs < 2:
@@ -128,8 +128,8 @@ def _timed(args: argparse.Namespace, model: Any, x: Any, threads: int) -> dict[s
 
 def _twin(name: str, model: Any) -> Any:
     """The same network at alpha 0, with random weights: they do not change its time."""
-    from ..checkpoint import create
     from ..models import published
+    from ..models.create import create
 
     record = published(name)
     return create(record.network if record else name, 0.0, None, model.num_classes, pretrained=False).eval()

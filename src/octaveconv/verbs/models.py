@@ -18,8 +18,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Any:
     """Print the table; return its rows as dicts."""
     from .._text import did_you_mean, text_table
-    from ..checkpoint import names
     from ..errors import UsageError
+    from ..models.create import names
 
     found = [name for name in names(args.glob) if name.startswith("oct_")]
     if not found:

@@ -31,12 +31,12 @@ def run(args: argparse.Namespace) -> Any:
     """Octavify, print the plan, write the weights; return the plan as a dict."""
     import torch
 
-    from ..checkpoint import create
-    from ..convert import weights
-    from ..convert.octavify import octavify
-    from ..data import preprocessing
+    from ..data.datasets import preprocessing
     from ..errors import UsageError
-    from ..network import metadata_of
+    from ..models.create import create
+    from ..octavify.octavify import octavify
+    from ..train.network import metadata_of
+    from ..weights import files as weights
 
     if args.out.suffix != ".safetensors":
         raise UsageError(f"--out {args.out} must end in .safetensors, by which timm tells what it is")
@@ -79,7 +79,7 @@ def _sample(model: Any, args: argparse.Namespace) -> list[Any]:
 
     import torch
 
-    from ..data import Stream, open_dataset, preprocessing
+    from ..data.datasets import Stream, open_dataset, preprocessing
 
     data = open_dataset(args.data, _train_split(args.data), preprocessing(model, args.size).transform())
     if isinstance(data, Stream):

@@ -12,7 +12,7 @@ from typing import Any
 
 from .._text import text_table
 from ..errors import Stopped, UsageError
-from ..recipe import Recipe, read_yaml
+from ..train.recipe import Recipe, read_yaml
 from ._arguments import positive
 
 
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> Any:
     import torch
 
     from .. import processes
-    from ..runlog import RunFolder
-    from ..train import Training, train
+    from ..train.folder import RunFolder
+    from ..train.loop import Training, train
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -106,7 +106,7 @@ def _to_resume(args: argparse.Namespace, restarts: int) -> Path | None:
         if args.resume and (args.recipe or _options(args)):
             raise UsageError("--resume alone continues a run with its own recipe: leave the other options away")
         return args.resume  # type: ignore[no-any-return]
-    from ..runlog import RunFolder
+    from ..train.folder import RunFolder
 
     recipe = Recipe.of(_file(args), _options(args))
     name = _name(args, recipe)
@@ -117,7 +117,7 @@ def _to_resume(args: argparse.Namespace, restarts: int) -> Path | None:
 
 def _folder(args: argparse.Namespace, recipe: Recipe, resumed: Path | None, training: Any, held: ExitStack) -> Any:
     """The run's folder, new or as it was; what is about to be done is printed."""
-    from ..runlog import RunFolder
+    from ..train.folder import RunFolder
 
     if resumed:
         folder = RunFolder.open(resumed, args.tensorboard)

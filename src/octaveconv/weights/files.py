@@ -21,10 +21,9 @@ from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from .. import _atomic
+from ..mxnet.container import HEAD, kind_of
+from ..mxnet.params import load_mxnet
 from . import keymaps
-from ._container import HEAD, kind_of
-from .mxnet import load_mxnet
-from .octavify import rebuild
 
 _CLASSIFIERS = (
     "fc.weight", "arg:classifier_weight", "classifer.weight", "classifier.weight", "head.fc.weight", "head.weight"
@@ -38,10 +37,6 @@ class Weights(NamedTuple):
     tensors: dict[str, Tensor]
     mark: float | None = None
     recipe: dict[str, Any] | None = None
-
-    def octavified(self, model: nn.Module) -> Any:
-        """The network that these weights are for: an octavified one, if they are marked so, or the model itself."""
-        return model if self.recipe is None else rebuild(model, self.recipe)
 
     @property
     def alpha(self) -> float | None:
@@ -150,7 +145,7 @@ def refuse_octavified(path: str | os.PathLike[str]) -> None:
     if "octavify" in metadata:
         name = metadata.get("model", "...")
         raise ValueError(
-            f"{path} holds the weights of an octavified network: octaveconv.checkpoint.create({name!r}, "
+            f"{path} holds the weights of an octavified network: octaveconv.models.create({name!r}, "
             f"checkpoint=...) makes it again"
         )
 

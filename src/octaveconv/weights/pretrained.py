@@ -11,7 +11,7 @@ from timm.models._hub import get_cache_dir
 from torch import nn
 
 from .download import DownloadError, fetch
-from .weights import convert
+from .files import convert
 
 
 def fetch_converted(

@@ -16,9 +16,9 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .. import env
-from .._atomic import replacing
-from ._cache import cache_folder
+from ... import env
+from ..._atomic import replacing
+from ..cache import cache_folder
 from .graphs import Graph
 
 Call = Callable[[], Any]

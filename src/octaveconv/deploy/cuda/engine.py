@@ -16,11 +16,11 @@ import torch._inductor.config
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..backends import _triton_choice
-from ..errors import BackendUnavailable
-from ..octave import Octave
-from ._folded import folded
-from .capture import Captured, Captures
+from ...backends import _triton_choice
+from ...errors import BackendUnavailable
+from ...octave import Octave
+from ..capture import Captured, Captures
+from ..fold import folded
 from .choices import Choices
 from .graphs import Graph
 from .program import Program

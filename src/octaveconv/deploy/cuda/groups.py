@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from .ir import Finish, Layer, Map, Network, Term
+from ..ir import Finish, Layer, Map, Network, Term
 
 NEAR = 6  # the two layers are at most so many apart in the network's order
 Terms = tuple[Term, ...]

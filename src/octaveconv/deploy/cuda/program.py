@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .capture import Captured
+from ..capture import Captured
+from ..ir import Map, Ref, number
+from ..lower import lower
 from .groups import groups
-from .ir import Map, Ref
-from .lower import lower
-from .memory import number
 from .steps import Form, Sizes, Step
 
 Values = dict[Map, Tensor]

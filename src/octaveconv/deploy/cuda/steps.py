@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..octave import ChannelSplit, Octave
-from ..resolution import OCTAVE, pool, upsample
-from ..spec import ConvSpec, Paths, conv_spec
+from ...octave import ChannelSplit, Octave
+from ...resolution import OCTAVE, pool, upsample
+from ...spec import ConvSpec, Paths, conv_spec
+from ..ir import INFINITY, Layer, Output, Pair, Term
 from .groups import Group, Terms
-from .ir import INFINITY, Layer, Output, Pair, Term
 
 Maps = Sequence[Tensor]
 Sizes = tuple[Pair, ...]  # height and width of what each layer of the step puts out
@@ -213,7 +213,7 @@ def _in_turn(recipes: tuple[Recipe, ...], maps: Maps, constants: Maps, sizes: Si
 
 
 def _fused(fusion: Fusion, maps: Maps, constants: Maps, sizes: Sizes) -> list[Tensor]:
-    from ..backends import triton
+    from ...backends import triton
 
     sums = [recipe.added(maps, size) for recipe, size in zip(fusion.recipes, sizes)]
     residual = [reduce(torch.add, addends) if addends else None for addends in sums]

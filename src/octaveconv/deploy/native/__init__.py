@@ -1,0 +1,1 @@
+"""The native engine: C++ for inference on the CPU, and the Python that feeds it."""

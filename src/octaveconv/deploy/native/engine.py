@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..errors import BackendUnavailable
-from . import native
-from .capture import Captured, Captures
-from .lower import lower
-from .memory import number
+from ...errors import BackendUnavailable
+from ..capture import Captured, Captures
+from ..ir import number
+from ..lower import lower
+from . import library as native
 from .pack import Format, pack
-from .plan import Plan
+from .program import Plan
 
 PLANS = 16  # kept in memory, the latest used ones
 PASS = 8  # images at most that run together

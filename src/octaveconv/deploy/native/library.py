@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 
 from ...errors import BackendUnavailable
-from .._cache import cache_folder
+from ..cache import cache_folder
 
 SOURCES = sorted(Path(__file__).parent.glob("*.h")) + sorted(Path(__file__).parent.glob("*.cpp"))
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ir import Layer, Map, Network, Pair, Ref
+from ..ir import Layer, Map, Network, Pair, Ref, number
 from .pack import grain
 
 Array = np.ndarray[Any, Any]
@@ -161,11 +161,6 @@ def _only_added(layer: Layer, phase: list[Layer]) -> list[Map]:
     read = [ref.map.whole for other in phase for ref in other.sources]
     added = [addend.source for addend in layer.sum.addends if not addend.coarse] if layer.sum else []
     return [ref.map for ref in added if ref.first == 0 and read.count(ref.map) == 1]
-
-
-def number(size: Any, sizes: Mapping[Any, int]) -> int:
-    """A size as a number, given what its symbols stand for."""
-    return int(size.node.expr.subs(sizes)) if isinstance(size, torch.SymInt) else int(size)
 
 
 def _halos(network: Network) -> dict[Map, int]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ir import Layer, Term
+from ..ir import Layer, Term
 
 DEPTH = 32  # input channels that the matrix unit multiplies at once; of matrix.h
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import native
-from .ir import Addend, Layer, Network, Pair, Ref
+from ..ir import Addend, Layer, Network, Pair, Ref
+from . import library as native
 from .memory import Memory
 from .pack import Packed, Panel
 from .tune import tune
