@@ -9,9 +9,9 @@ import sys
 import pytest
 import timm
 import torch
+from folders import encoded, make_folder, make_records, make_tar
 from PIL import Image
 from rich.console import Console
-from test_data import encoded, make_folder, make_records, make_tar
 from torch import nn
 
 import octaveconv.models  # noqa: F401  # registers
