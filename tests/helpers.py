@@ -7,7 +7,7 @@ import octaveconv as oc
 import octaveconv.models  # registers
 from octaveconv import cli
 from octaveconv.octave import split_channels
-from octaveconv.resolution import OCTAVE
+from octaveconv.resolution import FACTORS
 
 # rtol and atol relative to the largest expected value: sums of up to some thousand products of order 1.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -26,10 +26,10 @@ def assert_close(actual, expected, name=""):
     )
 
 
-def random_octave(channels, alpha, size, batch=2, dtype=torch.float32, device="cpu", requires_grad=False, octave=None):
+def random_octave(channels, alpha, size, batch=2, dtype=torch.float32, device="cpu", requires_grad=False, factor=None):
     """An octave of random numbers, with maps of as many axes as ``size`` has."""
     split = split_channels(channels, alpha)
-    low_size = [-(-n // o) for n, o in zip(size, octave or OCTAVE[len(size)])]
+    low_size = [-(-n // f) for n, f in zip(size, factor or FACTORS[len(size)])]
 
     def part(count, size):
         if not count:

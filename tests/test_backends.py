@@ -38,7 +38,7 @@ CASES = {
     "3d": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5),
     "3d stride": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, stride=2),
     "3d stride on time": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, stride=(2, 1, 1)),
-    "3d half the time": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, octave=2),
+    "3d half the time": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, factor=2),
     "3d grouped": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, groups=2),
     "3d reflected": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, padding_mode="reflect"),
     "up": dict(layer=oc.OctConvTranspose2d, alpha_in=0.25, alpha_out=0.5, kernel_size=4, stride=2),
@@ -63,7 +63,7 @@ def layer_of(case, dtype=torch.float32, device="cpu"):
 def input_of(layer, size, **options):
     """An octave for the layer, of two axes more or less as ``size`` says."""
     size = {1: size[:1], 2: size, 3: (3, *size)}[layer.axes]
-    return random_octave(16, layer.alpha_in, size, octave=layer.spec.octave, **options)
+    return random_octave(16, layer.alpha_in, size, factor=layer.spec.factor, **options)
 
 
 def check_against_reference(layer, x, backend):

@@ -427,13 +427,13 @@ def test_a_call_that_it_cannot_run_is_refused_with_a_reason(reason):
     [
         oc.OctConv1d(4, 4, 1, alpha_in=0.5, alpha_out=0.5),
         oc.OctConv3d(4, 4, 1, alpha_in=0.5, alpha_out=0.5),
-        oc.OctConv2d(4, 4, 1, alpha_in=0.5, alpha_out=0.5, octave=(1, 2)),
+        oc.OctConv2d(4, 4, 1, alpha_in=0.5, alpha_out=0.5, factor=(1, 2)),
         oc.OctConvTranspose2d(4, 4, 2, 2, alpha_in=0.5, alpha_out=0.5),
     ],
     ids=["1d", "3d", "half the width", "transposed"],
 )
 def test_other_maps_and_transposed_convolutions_are_refused(layer):
-    x = random_octave(4, 0.5, (4, 4, 4)[: layer.axes], octave=layer.spec.octave, device="meta")
+    x = random_octave(4, 0.5, (4, 4, 4)[: layer.axes], factor=layer.spec.factor, device="meta")
     with pytest.raises(oc.BackendUnavailable, match="half their height and width, and does not"), oc.backend("triton"):
         layer.to("meta")(x)
 
