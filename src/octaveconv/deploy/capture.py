@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..backends import backend
 from ..errors import BackendUnavailable
@@ -28,6 +29,11 @@ class Captured:
         self.constants: dict[fx.Node, Any] = {}
         self.nodes: list[fx.Node] = []
         signature = program.graph_signature
+        changed = [*signature.buffers_to_mutate.values(), *signature.parameters_to_mutate.values()]
+        if changed:
+            raise BackendUnavailable(f"the network changes its own buffer {changed[0]!r} as it runs")
+        if signature.user_inputs_to_mutate:
+            raise BackendUnavailable("the network changes its input")
         state = {**program.state_dict, **program.constants}
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers,
                  **signature.inputs_to_lifted_tensor_constants}  # fmt: skip
@@ -38,6 +44,8 @@ class Captured:
                 self.input: fx.Node = node
             elif node.target is torch.ops.aten._assert_tensor_metadata.default:
                 continue  # what torch.export asserts of a conversion's input was so when it captured
+            elif _is_random(node):
+                raise BackendUnavailable(f"the network draws random numbers as it runs ({node.target})")
             elif node.op == "output":
                 self.outputs: list[fx.Node] = list(pytree.tree_leaves(node.args[0]))
             elif all(argument in self.constants for argument in node.all_input_nodes):
@@ -45,6 +53,7 @@ class Captured:
             else:
                 self.nodes.append(node)
         self.out_spec = program.call_spec.out_spec
+        self.alone = False  # whether the graph is that of a single image, too; torch.export assumes two or more
         self.guard = getattr(program.module(), "_guards_fn", None)
 
     def value(self, arguments: Any) -> Any:
@@ -57,20 +66,20 @@ class Captured:
         A graph is made for a range of sizes: where a map shrinks to one pixel, for instance, another begins.
         """
         symbols = self.input.meta["val"].shape
-        if len(shape) != len(symbols):
+        if len(shape) != len(symbols) or (isinstance(symbols[0], torch.SymInt) and shape[0] == 1 and not self.alone):
             return None
-        example = torch.empty(max(shape[0], 2), *shape[1:], device="meta")  # no layer mixes images: any batch will do
+        example = torch.empty(max(shape[0], 2) if self.alone else shape[0], *shape[1:], device="meta")
         try:
             if self.guard is not None:
                 self.guard(example)
         except AssertionError:
             return None
         known: dict[Any, int] = {}
-        for i, (symbol, size) in enumerate(zip(symbols, shape)):
+        for symbol, size in zip(symbols, shape):
             if isinstance(symbol, torch.SymInt):
                 if known.setdefault(symbol.node.expr, size) != size:
                     return None
-            elif i and symbol != size:
+            elif symbol != size:
                 return None
         return known
 
@@ -81,15 +90,50 @@ def capture(model: nn.Module, example: Tensor) -> Captured:
     Raises:
         Whatever torch.export raises for a module that it cannot capture.
     """
-    if len(example) < 2:
-        example = torch.zeros(2, *example.shape[1:])  # a size of 1 would be taken for fixed
+    alone = len(example) > 1 or _treats_one_image_alike(model, example)
     with backend("reference"), torch.no_grad():  # its four paths are the terms of the engine's layers
-        for free in ((0, 2, 3), (0,), ()):
-            sizes = dict.fromkeys(free, Dim.AUTO)
-            captured = Captured(torch.export.export(model, (example,), dynamic_shapes=(sizes,)))
+        for free in ((0, 2, 3), (0,), ()) if alone else ((2, 3), ()):
+            given = torch.cat([example, example]) if 0 in free and len(example) == 1 else example
+            program = torch.export.export(model, (given,), dynamic_shapes=(dict.fromkeys(free, Dim.AUTO),))
+            captured = Captured(program.run_decompositions({}))  # then nothing is changed in place, and no view is
+            captured.alone = alone and len(example) == 1
             if captured.sizes(example.shape) is not None:
                 break
     return captured
+
+
+class _Calls(TorchDispatchMode):
+    """Notes which operations run, and with which arguments besides tensors; a batch size goes by one name."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch, self.noted = batch, []  # type: ignore[var-annotated]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.noted.append((func, repr(pytree.tree_map(self._name, (args, kwargs)))))
+        return func(*args, **(kwargs or {}))
+
+    def _name(self, argument: Any) -> Any:
+        is_batch = isinstance(argument, int) and argument == self.batch
+        return "tensor" if isinstance(argument, Tensor) else "batch" if is_batch else argument
+
+
+def _treats_one_image_alike(model: nn.Module, example: Tensor) -> bool:
+    """Whether the model runs the same operations on one image as on three: if not, each needs a capture."""
+    noted = []
+    for images in (example, example.expand(3, *example.shape[1:]).contiguous()):
+        with torch.no_grad(), _Calls(len(images)) as calls:
+            model(images)
+        noted.append(calls.noted)
+    return noted[0] == noted[1]
+
+
+def _is_random(node: fx.Node) -> bool:
+    """Whether a node's result differs from call to call, as noise and dropout in training mode do."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    named = dict(zip((argument.name for argument in node.target._schema.arguments), node.args)) | node.kwargs  # type: ignore[union-attr]
+    return bool(named.get("train", named.get("training", True)) and named.get("p", 1.0))
 
 
 class Captures:
@@ -113,6 +157,9 @@ class Captures:
         for captured in self._all:
             if (sizes := captured.sizes(shape)) is not None:
                 return captured, sizes
+        if shape[0] == 1 and (captured := self._of_several(shape)):
+            captured.alone = True
+            return self.of(shape)
         try:
             captured = capture(self.model, torch.zeros(shape))
         except Exception as error:  # torch.export raises many kinds
@@ -121,3 +168,9 @@ class Captures:
         sizes = captured.sizes(shape)
         assert sizes is not None
         return captured, sizes
+
+    def _of_several(self, shape: torch.Size) -> Captured | None:
+        """A capture of several images that is right for a single one of this shape, too."""
+        several = torch.Size((2, *shape[1:]))
+        found = next((captured for captured in self._all if not captured.alone and captured.sizes(several)), None)
+        return found if found and _treats_one_image_alike(self.model, torch.zeros(shape)) else None

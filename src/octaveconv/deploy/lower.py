@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from ..errors import BackendUnavailable
 from .capture import Captured
 from .ir import INFINITY, Activation, Addend, Finish, Map, Network, Pair, Ref, Sum, Term, Window
-from .operations import ACTIVATIONS, METHODS, SAME, VIEWS
+from .operations import ACTIVATIONS, METHODS, READS_SIZES, SAME
 from .values import Cat, Lowered, Value, mapped
 
 
@@ -45,8 +46,9 @@ class _Walk:
             self.values[node] = self.visit(node)
 
     def network(self) -> Network:
-        if not all(node in self.values for node in self.captured.outputs):
-            raise Unsupported("an output that does not depend on the input, as the absent part of an octave")
+        for node in self.captured.outputs:
+            if not isinstance(node, fx.Node) or not _is_value(self.values.get(node)):
+                raise Unsupported(f"the output {node}, which is not a map that depends on the input")
         refs = [self.out.refs(self.values[node], node.name) for node in self.captured.outputs]
         shapes = [tuple(node.meta["val"].shape) for node in self.captured.outputs]
         return Network(self.input, self.out.live_layers(refs), refs, shapes)
@@ -54,19 +56,22 @@ class _Walk:
     def visit(self, node: fx.Node) -> Any:
         if isinstance(node.meta.get("val"), (torch.SymInt, int)):
             return None  # a size: maps know theirs
+        if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+            raise self.unsupported(f"{node.target}, which changes its argument")
         if node.target in SAME:
-            return self.values[node.args[0]]  # type: ignore[index]
+            return self.value(node.args[0])
         handler = self.handler(node.target)
-        arguments = [self.values.get(a, self.captured.constants.get(a)) if isinstance(a, fx.Node) else a
-                     for a in map(self.listed, node.args)]  # fmt: skip
-        value = handler(*arguments, **node.kwargs)
+        if node.target not in READS_SIZES and any(map(_is_size, pytree.tree_leaves((node.args, node.kwargs)))):
+            raise self.unsupported(f"{node.target} with an argument that depends on the input's size")
+        arguments, named = fx.node.map_arg((node.args, node.kwargs), self.value)
+        value = handler(*arguments, **named)
         if isinstance(value, Sum) and len(node.users) > 1:
             value = self.ref(value)
-        if getattr(getattr(node.target, "_schema", None), "is_mutable", False):  # its later readers see the result
-            if node.args[0].target in VIEWS:  # type: ignore[union-attr]
-                raise self.unsupported(f"{node.target} on a view")
-            self.values[node.args[0]] = value  # type: ignore[index]
         return value
+
+    def value(self, argument: Any) -> Any:
+        """What a node has become: a value, a constant, or None for a size."""
+        return self.values[argument] if argument in self.values else self.captured.constants[argument]
 
     def handler(self, operation: Any) -> Callable[..., Value]:
         if operation in ACTIVATIONS:
@@ -74,11 +79,6 @@ class _Walk:
         if operation in METHODS:
             return getattr(self, METHODS[operation])  # type: ignore[no-any-return]
         raise self.unsupported(str(operation))
-
-    def listed(self, argument: Any) -> Any:
-        if isinstance(argument, (list, tuple)) and any(isinstance(a, fx.Node) and a in self.values for a in argument):
-            return [self.values[a] for a in argument]
-        return argument
 
     def ref(self, value: Value) -> Ref:
         """Compute a value, unless it is a map already."""
@@ -93,7 +93,8 @@ class _Walk:
 
     @property
     def size(self) -> tuple[Any, Any]:
-        shape = self.node.meta["val"].shape
+        made = self.node.meta["val"]
+        shape = made[0].shape if isinstance(made, tuple) else made.shape  # a norm also returns statistics
         return (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
 
     def unsupported(self, what: str) -> Unsupported:
@@ -118,15 +119,15 @@ class _Walk:
         return Sum(weight.shape[0], self.size, tuple(terms), bias=bias)
 
     def linear(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Sum:
+        if self.node.meta["val"].dim() != 2:
+            raise self.unsupported("a linear layer over the last axis of a map")
         return self.conv(x, weight[:, :, None, None], bias)
 
-    def batch_norm(self, x: Value, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
-                   training: bool, momentum: float, eps: float, cudnn: bool) -> Value:  # fmt: skip
-        if training or mean is None:
-            raise self.unsupported("a norm that uses the batch's statistics")
+    def norm(self, x: Value, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, momentum: float,
+             eps: float) -> tuple[Value, None, None]:  # fmt: skip
         scale = (var.double() + eps).rsqrt() * (1 if weight is None else weight.double())
         shift = (0 if bias is None else bias.double()) - mean.double() * scale
-        return self.affine(x, scale, shift)
+        return self.affine(x, scale, shift), None, None
 
     def affine(self, x: Value, scale: Tensor, shift: Tensor | None = None) -> Value:
         """``x * scale + shift``, folded into the weights of ``x`` if it is only convolutions."""
@@ -151,28 +152,41 @@ class _Walk:
     def item(self, x: Any, index: int) -> Value:
         return x[index]  # type: ignore[no-any-return]
 
-    def subtract(self, x: Value, y: Any, alpha: float = 1) -> Value:
+    def subtract(self, x: Value | Any, y: Value | Any, alpha: float = 1) -> Value:
         return self.add(x, y, -alpha)
 
-    def add(self, x: Value, y: Any, alpha: float = 1) -> Value:
-        if not isinstance(x, (Sum, Ref, Cat)):
-            x, y = y, x
-        a = self.sum(x)
-        ones = torch.ones(a.channels, dtype=torch.float64)
-        if not isinstance(y, (Sum, Ref, Cat)):
-            return self.affine(a, ones, self.constant(y, a.channels) * alpha)
-        b = self.sum(y if alpha == 1 else self.affine(y, ones * alpha))
-        if a.channels != b.channels or not self.full_size(0) or not self.full_size(1):
-            raise self.unsupported("an addition of maps of different shapes")
+    def add(self, x: Value | Any, y: Value | Any, alpha: float = 1) -> Value:
+        """``x + alpha * y``, one of which may be a constant."""
+        if not _is_value(y):
+            a = self.whole(0, x)
+            return self.affine(a, self.ones(a), self.constant(y, a.channels) * alpha)
+        if not _is_value(x):
+            b = self.whole(1, y)
+            return self.affine(b, self.ones(b) * alpha, self.constant(x, b.channels))
+        a, b = self.whole(0, x), self.whole(1, y)
+        if alpha != 1:
+            b = self.sum(self.affine(b, self.ones(b) * alpha))
         bias = b.bias if a.bias is None else a.bias if b.bias is None else a.bias + b.bias
         return Sum(a.channels, self.size, a.terms + b.terms, a.coarse + b.coarse, a.addends + b.addends, bias)
 
+    def subtract_from(self, x: Value, y: Any, alpha: float = 1) -> Value:
+        total = self.whole(0, x)
+        return self.affine(total, self.ones(total) * -alpha, self.constant(y, total.channels))
+
+    def whole(self, argument: int, value: Value) -> Sum:
+        """An operand as a sum; it must have the shape of the result."""
+        if not self.full_size(argument):
+            raise self.unsupported(f"{self.node.target} of maps of different shapes")
+        return self.sum(value)
+
+    def ones(self, total: Sum) -> Tensor:
+        return torch.ones(total.channels, dtype=torch.float64)
+
     def multiply(self, x: Value, y: Any) -> Value:
-        if not isinstance(x, (Sum, Ref, Cat)):
-            x, y = y, x
-        if not isinstance(y, (Sum, Ref, Cat)):
-            total = self.sum(x)
-            return self.affine(total, self.constant(y, total.channels))
+        for number, (value, other) in enumerate(((x, y), (y, x))):
+            if not _is_value(other):
+                total = self.whole(number, value)
+                return self.affine(total, self.constant(other, total.channels))
         if not self.full_size(0):
             x, y = y, x
         if isinstance(x, Cat) or (not self.full_size(0) and not self.full_size(1)):
@@ -186,8 +200,9 @@ class _Walk:
         """A number, or a constant that has one for each channel, as ``[C]`` in float64."""
         constant = torch.as_tensor(value, dtype=torch.float64)
         dimensions = self.node.meta["val"].dim()
-        if constant.numel() != 1 and constant.shape[-dimensions + 1 :].numel() != constant.shape[-dimensions + 1]:
-            raise self.unsupported(f"arithmetic with a constant of shape {list(constant.shape)}")
+        shape = (*[1] * (dimensions - constant.dim()), *constant.shape)
+        if len(shape) != dimensions or any(n != 1 for i, n in enumerate(shape) if i != 1):
+            raise self.unsupported(f"{self.node.target} with a constant of shape {list(constant.shape)}")
         return constant.flatten().expand(channels).clone()
 
     def full_size(self, argument: int) -> bool:
@@ -218,7 +233,7 @@ class _Walk:
 
     def split(self, x: Value, sizes: Any, dim: int = 0) -> tuple[Ref, ...]:
         parts = [val.shape[1] for val in self.node.meta["val"]]
-        if dim not in (1, -3) or any(val.dim() not in (2, 4) for val in self.node.meta["val"]):
+        if dim not in (1, 1 - self.node.meta["val"][0].dim()) or any(val.dim() not in (2, 4) for val in self.node.meta["val"]):
             raise self.unsupported(f"a split along dimension {dim}")
         ref = self.out.join(self.out.refs(x, self.node.name), self.node.name)
         starts = [sum(parts[:i]) for i in range(len(parts))]
@@ -244,8 +259,8 @@ class _Walk:
         return self.out.window(Window(kind, self.ref(x), *arguments), self.size, self.node.name)
 
     def mean(self, x: Value, dim: Any, keepdim: bool = False) -> Value:
-        if sorted(d % 4 for d in dim) != [2, 3]:
-            raise self.unsupported("a mean that is not over the image")
+        if self.node.args[0].meta["val"].dim() != 4 or dim is None or sorted(d % 4 for d in dim) != [2, 3]:  # type: ignore[union-attr]
+            raise self.unsupported("a mean over other dimensions than height and width")
         return mapped(x, lambda part: self.window("mean", part))
 
     def adaptive_avg_pool(self, x: Value, size: Any) -> Value:
@@ -268,6 +283,15 @@ class _Walk:
         if tuple(before[2:]) not in ((), (1, 1)) or self.node.meta["val"].shape[:2] != before[:2]:
             raise self.unsupported("a change of shape")
         return x
+
+
+def _is_value(argument: Any) -> bool:
+    return isinstance(argument, (Sum, Ref, Cat))
+
+
+def _is_size(argument: Any) -> bool:
+    """Whether it is a size that follows from the input's: a symbol in the graph."""
+    return isinstance(argument, fx.Node) and isinstance(argument.meta.get("val"), torch.SymInt)
 
 
 def pair(value: Any) -> Pair:

@@ -11,41 +11,30 @@ from .ir import INFINITY, Activation
 
 aten = torch.ops.aten
 
-# Their result is their argument, in evaluation mode.
+# Their result is their argument; dropout's, as it is captured in evaluation mode only.
 SAME: set[Any] = {
-    aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.clone.default,
+    aten.dropout.default, aten.feature_dropout.default, aten.lift_fresh_copy.default, aten.clone.default,
     aten.contiguous.default, aten.alias.default, aten.detach.default,
 }  # fmt: skip
 
-# Their result shares memory with their argument.
-VIEWS: set[Any] = {aten.narrow.default, aten.slice.Tensor, operator.getitem, aten.view.default}
-
 ACTIVATIONS: dict[Any, tuple[Activation, float, float]] = {
     aten.relu.default: ("clamp", 0.0, INFINITY),
-    aten.relu_.default: ("clamp", 0.0, INFINITY),
     aten.relu6.default: ("clamp", 0.0, 6.0),
-    aten.relu6_.default: ("clamp", 0.0, 6.0),
     aten.sigmoid.default: ("sigmoid", 0.0, 1.0),
-    aten.sigmoid_.default: ("sigmoid", 0.0, 1.0),
     aten.silu.default: ("silu", 0.0, 1.0),
-    aten.silu_.default: ("silu", 0.0, 1.0),
     aten.hardswish.default: ("hardswish", 0.0, 1.0),
-    aten.hardswish_.default: ("hardswish", 0.0, 1.0),
     aten.hardsigmoid.default: ("hardsigmoid", 0.0, 1.0),
-    aten.hardsigmoid_.default: ("hardsigmoid", 0.0, 1.0),
 }
 
 METHODS: dict[Any, str] = {
     aten.conv2d.default: "conv",
     aten.linear.default: "linear",
-    aten.batch_norm.default: "batch_norm",
+    aten._native_batch_norm_legit_no_training.default: "norm",
     aten.hardtanh.default: "hardtanh",
-    aten.hardtanh_.default: "hardtanh",
     aten.add.Tensor: "add",
-    aten.add_.Tensor: "add",
     aten.sub.Tensor: "subtract",
+    aten.rsub.Scalar: "subtract_from",
     aten.mul.Tensor: "multiply",
-    aten.mul_.Tensor: "multiply",
     aten.cat.default: "cat",
     aten.narrow.default: "narrow",
     aten.slice.Tensor: "slice",
@@ -62,3 +51,8 @@ METHODS: dict[Any, str] = {
     aten.reshape.default: "flatten",
     aten.flatten.using_ints: "flatten",
 }
+
+# Where an argument may be a size that follows from the input's, since the result's shape says what it comes to.
+READS_SIZES: set[Any] = {
+    aten.upsample_nearest2d.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints,
+}  # fmt: skip

@@ -28,7 +28,10 @@ struct Cuts {
     int first, units, count, step;
     Cuts(Range range, int step)
         : first(range.first), units(range.last - range.first), count((units + TILE - 1) / TILE), step(step) {}
-    int at(int i) const { return first + (i == count ? units : (units * i / count + step - 1) / step * step); }
+    int at(int i) const {
+        if (i == count) return first + units;
+        return first + static_cast<int>((int64_t(units) * i / count + step - 1) / step * step);
+    }
 };
 
 INLINE void run_units(const Layer& layer, const Panel& panel, int first, int last, Ahead& ahead) {

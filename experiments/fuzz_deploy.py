@@ -1,0 +1,148 @@
+"""Random networks, deployed, against eager PyTorch: ``python experiments/fuzz_deploy.py --networks 1000 [--json FILE]``.
+
+Each network runs at its example's shape and at shapes that it has not seen: other batches, odd and large sizes. A
+network counts as wrong if values, shapes, dtypes or the structure differ, the input was changed, deploy answers where
+eager PyTorch raises, or the process dies. ``--engine fallback`` tries the folded graph that Inductor would compile.
+"""
+
+import argparse
+import importlib
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch.utils import _pytree as pytree
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+from random_networks import RandomNetwork  # noqa: E402
+
+import octaveconv as oc  # noqa: E402
+from octaveconv import env  # noqa: E402
+from octaveconv.errors import BackendUnavailable  # noqa: E402
+
+CHUNK = 20  # networks of one process: one that dies takes no more with it
+LIMIT = 2e-4  # of the largest value
+
+
+def shapes(network, draw):
+    """The example's shape, then others."""
+    channels, height, width = network.example.shape[1:]
+    found = [tuple(network.example.shape), (1, channels, height, width), (draw.randint(2, 5), channels, height, width)]
+    sizes = [(draw.randint(20, 70), draw.randint(20, 70)), (draw.choice((33, 64, 97)), draw.randint(24, 60))]
+    if draw.random() < 0.05:
+        sizes.append((draw.randint(300, 800), draw.randint(300, 800)))
+    return found + [(draw.choice((1, 2, 3)), channels, *size) for size in sizes]
+
+
+def answer(model, x):
+    """What a model gives, or the error that it raises."""
+    try:
+        with torch.no_grad():
+            return model(x)
+    except Exception as error:  # whatever the network's own code raises at this size
+        return error
+
+
+def difference(expected, found):
+    """In what two answers differ, or nothing."""
+    if isinstance(expected, Exception):
+        return "" if isinstance(found, Exception) else f"answers where eager raises {type(expected).__name__}"
+    if isinstance(found, Exception):
+        return f"{type(found).__name__}: {str(found)[:200]}"
+    (ours, form), (theirs, their_form) = pytree.tree_flatten(found), pytree.tree_flatten(expected)
+    if form != their_form:
+        return "another structure"
+    for y, z in zip(ours, theirs):
+        if y.shape != z.shape or y.dtype != z.dtype:
+            return f"{y.dtype} {list(y.shape)} for {z.dtype} {list(z.shape)}"
+        limit = LIMIT * max(1.0, z.abs().max().item()) if z.isfinite().all() else 0.0
+        if not torch.allclose(y, z, rtol=LIMIT, atol=limit, equal_nan=True):
+            return f"values differ by {(y - z).abs().max().item():.3g}"
+    return ""
+
+
+def try_network(seed, engine):
+    """One network: how it ran, and what was wrong."""
+    network = RandomNetwork(seed)
+    draw = random.Random(seed)
+    row = {"seed": seed, "operations": network.names, "comparisons": 0}
+    try:
+        deployed = oc.deploy(network, network.example.clone(), engine="native" if engine == "native" else "inductor")
+    except BackendUnavailable as error:
+        return row | {"engine": "refused", "why": str(error)[:200]}
+    except Exception as error:  # it must be refused instead
+        return row | {"engine": engine, "wrong": f"deploy raises {type(error).__name__}: {str(error)[:200]}"}
+    row["engine"] = deployed.engine
+    for shape in shapes(network, draw):
+        x = torch.randn(shape)
+        kept = x.clone()
+        wrong = difference(answer(network, x.clone()), answer(deployed, x))
+        row["comparisons"] += 1
+        if not torch.equal(x, kept):
+            wrong = wrong or "the input was changed"
+        if wrong:
+            return row | {"wrong": f"{list(shape)}: {wrong}"}
+    return row
+
+
+def run_chunk(first, count, engine):
+    """Try networks, printing a line before and after each."""
+    torch.set_num_threads(1)
+    importlib.import_module("octaveconv.deploy.native.tune").SECONDS = 0.0  # any choice is right
+    with patch("torch.compile", lambda graph, **kwargs: graph):  # Inductor itself is not what is tried
+        for seed in range(first, first + count):
+            print(json.dumps({"begins": seed}), flush=True)
+            print(json.dumps(try_network(seed, engine)), flush=True)
+
+
+def run(options):
+    """Try networks in processes of their own; those that die are wrong too."""
+    rows, seed, end = [], options.first, options.first + options.networks
+    while seed < end:
+        command = [sys.executable, __file__, "--chunk", str(seed), str(min(CHUNK, end - seed)), "--engine", options.engine]
+        done = subprocess.run(command, capture_output=True, text=True)
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        made = [line for line in lines if "operations" in line]
+        if done.returncode:
+            last = lines[-1].get("begins", seed) if lines else seed
+            made.append({"seed": last, "engine": options.engine, "comparisons": 0, "wrong": f"died: {done.stderr[-200:]}"})
+        rows += made
+        seed = max(row["seed"] for row in made) + 1
+        for row in made:
+            if "wrong" in row:
+                print(row, flush=True)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--engine", choices=("native", "fallback"), default="native")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--chunk", type=int, nargs=2)
+    options = parser.parse_args()
+    if options.chunk:
+        return run_chunk(*options.chunk, options.engine)
+    rows = run(options)
+    reasons = Counter(row["why"].split(" in ")[0].split(" (")[0][:80] for row in rows if "why" in row)
+    result = {
+        "networks": len(rows), "first_seed": options.first, "engine": options.engine,
+        "comparisons": sum(row["comparisons"] for row in rows), "wrong": sum("wrong" in row for row in rows),
+        "ran": Counter(row["engine"] for row in rows), "refused": dict(reasons.most_common()), "threads": 1,
+        "env": env.facts(),
+    }  # fmt: skip
+    print(json.dumps(result, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()
