@@ -282,7 +282,7 @@ def test_torchvision_weights_load_strictly(name, alpha):
 
 
 def test_resnext_refuses_an_alpha_that_its_groups_cannot_share():
-    with pytest.raises(ValueError, match=r"use an alpha out of 0, 0.25, 0.5, 0.75, 1"):
+    with pytest.raises(ValueError, match=r"use an alpha of 0, 0.25, 0.5, 0.75, 1"):
         timm.create_model("oct_resnext50_32x4d", alpha=0.125)
 
 

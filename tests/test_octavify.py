@@ -108,7 +108,7 @@ def test_parameters_and_their_names_are_kept(part):
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
 def test_the_plan_counts_what_is_executed(part):
     octave, plan = oc.octavify(part(), 0.25, torch.zeros(2, 3, 32, 32), min_size=4)
-    report = oc.cost(octave, 32)
+    report = oc.cost(octave, input_size=32)
     assert plan.macs_after == report.counted_macs
     assert plan.macs_before > plan.macs_after
     assert json.loads(json.dumps(plan.to_dict()))["macs_after"] == plan.macs_after

@@ -95,7 +95,7 @@ def test_parameters_are_kept_and_the_plan_counts_what_is_executed(axes):
     model, x = Block(axes), torch.randn(2, 2, *SIZES[axes])
     octave, plan = oc.octavify(model, 0.25, x, min_size=4)
     assert list(octave.state_dict()) == list(model.state_dict())
-    assert plan.macs_before > plan.macs_after == oc.cost(octave, (2, *SIZES[axes])).counted_macs
+    assert plan.macs_before > plan.macs_after == oc.cost(octave, input_size=(2, *SIZES[axes])).counted_macs
     octave.load_state_dict(model.state_dict())
     octave(x).square().sum().backward()
     assert all(p.grad is not None for p in octave.parameters())

@@ -405,7 +405,7 @@ def test_flops_are_those_of_the_merged_backend(case):
 def test_cost_counts_the_operator():
     layers = oc.OctConv2d(3, 8, 3, padding=1, alpha_out=0.5), oc.OctConv2d(8, 8, 3, 2, 1, alpha_in=0.5, alpha_out=0.5)
     with oc.backend("triton"):
-        report = oc.cost(torch.nn.Sequential(*layers), (3, 9, 11))
+        report = oc.cost(torch.nn.Sequential(*layers), input_size=(3, 9, 11))
     assert report.macs == report.counted_macs > 0
 
 

@@ -4,7 +4,7 @@ from . import functional
 from .backends import backend
 from .cost import cost
 from .deploy import deploy
-from .errors import BackendUnavailable, MXNetFormatError
+from .errors import BackendUnavailable, MissingExtra, MXNetFormatError, UsageError
 from .mxnet.params import load_mxnet
 from .nn import (
     Merge,
@@ -20,15 +20,17 @@ from .nn import (
     OctSqueezeExcite,
     Split,
 )
-from .octave import Octave, octave_map
+from .octave import ChannelSplit, Octave, octave_cat, octave_map
 from .octavify.octavify import octavify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailable",
+    "ChannelSplit",
     "MXNetFormatError",
     "Merge",
+    "MissingExtra",
     "OctBatchNorm1d",
     "OctBatchNorm2d",
     "OctBatchNorm3d",
@@ -41,11 +43,13 @@ __all__ = [
     "OctSqueezeExcite",
     "Octave",
     "Split",
+    "UsageError",
     "backend",
     "cost",
     "deploy",
     "functional",
     "load_mxnet",
+    "octave_cat",
     "octave_map",
     "octavify",
 ]

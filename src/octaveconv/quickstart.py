@@ -71,7 +71,7 @@ def run(settings: Settings = Settings(), log: Log | None = None) -> dict[str, An
         latencies = _latencies(nets)
     figures = {}
     for name, net in nets.items():
-        report = cost(net, (1, 32, 32))
+        report = cost(net, input_size=(1, 32, 32))
         figures[name] = {
             "accuracy": curves[name][-1]["accuracy"],
             "params": report.params,

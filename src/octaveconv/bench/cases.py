@@ -124,7 +124,7 @@ def networks(settings: Settings) -> Iterator[Network]:
         torch.manual_seed(SEED)
         model = make()
         _calibrate(model, settings.size)
-        report = cost(model, settings.size)
+        report = cost(model, input_size=settings.size)
         elements = report.activation_bytes // torch.float32.itemsize
         yield Network(name, alpha, report.counted_macs, model, report.params, elements)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._text import did_you_mean
+from ..cost import image_size
 from .allocate import LEVELS, allocate
 from .calibrate import batches_of, high_shares, layer_errors, orders, reestimate_norms
 from .channels_last import mark_channels_last
@@ -119,8 +120,7 @@ def _inputs(model: nn.Module, given: Tensor | tuple[Any, ...] | None) -> tuple[A
         if (axes := conv_axes(model)) not in (0, 2):
             maps = "[N, C, L]" if axes == 1 else "[N, C, T, H, W]"
             raise ValueError(f"{type(model).__name__} does not convolve images: give example_inputs, a tensor {maps}")
-        size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
-        given = torch.zeros(1, *size, dtype=like.dtype)
+        given = torch.zeros(1, *image_size(model), dtype=like.dtype)
     inputs = given if isinstance(given, tuple) else (given,)
     return tuple(x.to(like.device) if isinstance(x, Tensor) else x for x in inputs)
 

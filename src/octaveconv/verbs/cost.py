@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> Any:
 
     with torch.device("meta"):
         model = create(args.model, args.alpha, pretrained=False)
-    report = cost(model, args.size)
+    report = cost(model, input_size=args.size)
     alpha = getattr(model, "alpha", 0)
     print(f"{args.model}, alpha {alpha:g}, one image of {args.size}x{args.size}\n")
     if args.layers:

@@ -114,7 +114,7 @@ def _timed(args: argparse.Namespace, model: Any, x: Any, threads: int) -> dict[s
             del calls  # before the folder: a runtime may have its file open
     finally:
         torch.set_num_threads(before)
-    macs = {name: cost(network, tuple(x.shape[1:])).counted_macs for name, network in networks.items()}
+    macs = {name: cost(network, x[:1]).counted_macs for name, network in networks.items()}
     figures = {
         "seconds": {name: vars(timing) for name, timing in timings.items()}, "macs": macs, "runs": args.runs,
         "batch_size": args.batch_size, "threads": threads, "runtime": _versions(RUNTIMES[args.format]),
