@@ -235,7 +235,7 @@ def test_weights_of_another_alpha_are_refused(name, alpha):
         other.load_state_dict(state, strict=True, assign=True)  # dense weights are welcome at every alpha
         return
     for target in (other, deep(name, 0)):
-        with pytest.raises(RuntimeError, match=f"weights are of alpha .{alpha},"):
+        with pytest.raises(RuntimeError, match=f"weights have alpha .{alpha},"):
             target.load_state_dict(state, assign=True)
     with pytest.raises(RuntimeError) as error:
         other.load_state_dict(state, assign=True)

@@ -205,7 +205,7 @@ def test_weights_of_another_alpha_are_refused(through):
 
     trained = through(net(0.5).state_dict())
     net(0.5).load_state_dict(trained)
-    with pytest.raises(RuntimeError, match=r"0: these weights are of alpha \(0.0, 0.5\)"):
+    with pytest.raises(RuntimeError, match=r"0: these weights have alpha \(0.0, 0.5\)"):
         net(0.25).load_state_dict(trained)
     net(0.25).load_state_dict(dict(trained))  # knowingly
     net(0.25).load_state_dict(through(net(0).state_dict()))  # dense weights

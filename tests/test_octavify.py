@@ -101,7 +101,7 @@ def test_parameters_and_their_names_are_kept(part):
     assert all(p.grad is not None for p in octave.parameters())
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values())), "the given one changed"
-    with pytest.raises(RuntimeError, match="these weights are of alpha"):
+    with pytest.raises(RuntimeError, match="these weights have alpha"):
         octave.load_state_dict(oc.octavify(model, 0.5, x, min_size=4)[0].state_dict())
 
 

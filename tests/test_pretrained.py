@@ -209,7 +209,7 @@ def test_published_networks(name):
     pixel = [(124 / 255 - mean) / std for mean, std in zip(cfg["mean"], cfg["std"])]
     assert pixel == pytest.approx([0.0, 7 * 0.0167, 20 * 0.0167] if is_symbol else [0.0056, 0.1350, 0.3570], abs=1e-3)
     assert cfg["notes"] == (f"published: top-1 {record.top1} %, top-5 {record.top5} %",)
-    with pytest.raises(ValueError, match=rf"{name} is of alpha {record.alpha}, got 0.0625: {record.network} takes"):
+    with pytest.raises(ValueError, match=rf"{name} has alpha {record.alpha}, got 0.0625: {record.network} takes"):
         timm.create_model(name, alpha=0.0625)
 
 

@@ -1,4 +1,4 @@
-"""The mode of a model, training or evaluation, which each of its modules may have for itself."""
+"""The mode of a model, training or evaluation, which each of its modules may set for itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and then each module's own mode again."""
+    """Evaluation mode inside the ``with`` block; each module's own mode after it."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""What a figure was measured with: versions and machine, for results and for bug reports."""
+"""The conditions of a measurement: versions and machine, for results and for bug reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def facts() -> dict[str, str]:
-    """Versions of the packages that matter, the processor, its cores, what computes, and the GPU if there is one."""
+    """Versions of the relevant packages, the processor, its cores, the chosen backend, and the GPU if there is one."""
     packages = ("octaveconv", "torch", "timm", "torchvision", "triton")
     found = {name: _version(name) for name in packages}
     found["python"] = platform.python_version()

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-_MESSAGE = "these weights are of alpha"
+_MESSAGE = "these weights have alpha"
 
 
 class AlphaMarked(nn.Module):
