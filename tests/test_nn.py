@@ -1,4 +1,4 @@
-"""The layers: parameters, initialisation, printing, state dicts, errors."""
+"""The layers: parameters, initialization, printing, state dicts, errors."""
 
 import copy
 import io
@@ -21,7 +21,7 @@ SIZES = {1: (9,), 2: (9, 7), 3: (3, 9, 7)}  # by the number of axes
 
 
 @pytest.mark.parametrize("octave_class", CONVS)
-def test_initialisation_equals_that_of_the_dense_layer(octave_class):
+def test_initialization_equals_that_of_the_dense_layer(octave_class):
     torch.manual_seed(3)
     dense = CONVS[octave_class](8, 12, 3, padding=1)
     torch.manual_seed(3)
@@ -263,7 +263,7 @@ def test_batch_norm_cut_with_one_part_trains(alpha):
     assert norm.running_mean.abs().sum() > 0
 
 
-def test_batch_norm_stands_the_usual_initialisation_loop():
+def test_batch_norm_stands_the_usual_initialization_loop():
     net = nn.Sequential(oc.OctConv2d(3, 8, 1, alpha_out=0.5), oc.OctBatchNorm2d(8, alpha=0.5))
     for module in net.modules():
         if isinstance(module, nn.Conv2d):

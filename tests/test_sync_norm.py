@@ -1,4 +1,4 @@
-"""Octave batch normalisation after nn.SyncBatchNorm.convert_sync_batchnorm, on two processes."""
+"""Octave batch normalization after nn.SyncBatchNorm.convert_sync_batchnorm, on two processes."""
 
 import os
 

@@ -354,7 +354,7 @@ def test_fifty_steps_of_training_give_the_same_losses():
 def fused(norm, act=RELU, x=None, residual=None):
     """Whether `norm_act` fuses them; on the meta device, where no kernel runs."""
     x = random_octave(8, 0.5, (4, 4), device="meta") if x is None else x
-    with oc.backend("triton"), mock.patch.object(norm, "forward_fused", side_effect=lambda *args: ("fused",)):
+    with oc.backend("triton"), mock.patch.object(norm, "_forward_fused", side_effect=lambda *args: ("fused",)):
         return norm_act(norm.to("meta"), act, x, residual) == "fused"
 
 

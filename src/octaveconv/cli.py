@@ -34,8 +34,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}{next(filter(None, near), '')}\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line with every verb and its options."""
     parser = _Parser(prog="octaveconv", description="Octave convolution for PyTorch.", allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
     for name, module in VERBS.items():
@@ -46,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         module.add(verb)
         verb.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    args = build_parser().parse_args(argv)
     try:
         if args.json:  # a file that cannot be written is found before the work, not after it
             args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -51,13 +51,13 @@ torch.serialization.add_safe_globals([Octave])  # two tensors: loading runs no c
 class ChannelSplit(NamedTuple):
     """Which channels of a dense layer are high-frequency and which are low-frequency.
 
-    Every ``alpha`` of this package may be a ``ChannelSplit`` instead of a number. One is needed behind a concatenation,
-    where each piece has high and low channels of its own.
+    Every ``alpha`` of this package may be a ``ChannelSplit`` instead of a number. A concatenation needs one,
+    because each of its pieces has its own high and low channels.
 
     Args:
         high: number of high-frequency channels.
         low: number of low-frequency channels.
-        cut: number of equal groups; the high channels come first inside each. It is 1 except beside a grouped
+        cut: number of equal groups; the high channels come first inside each. It is 1 except next to a grouped
             convolution, whose groups each have a high and a low part.
         pieces: the splits of concatenated channels, if they differ. Use `then` to make such a split.
 
@@ -242,7 +242,7 @@ def octave_cat(*xs: Tensor | Octave) -> Octave:
 
     Returns:
         ``Octave(cat(highs), cat(lows))``, the channels in the order of ``xs``; a part that all ``xs`` lack is ``None``.
-        The layer behind it takes the matching split as ``alpha_in``: `ChannelSplit.then`.
+        The next layer takes the matching split as ``alpha_in``: `ChannelSplit.then`.
 
     Raises:
         TypeError: one of ``xs`` is neither a tensor nor an `Octave`.
@@ -268,14 +268,14 @@ def check_sizes(x: Octave, factor: Sizes) -> None:
     if tuple(low.shape[2:]) != expected:
         rule = "half the size, rounded up" if min(factor) == 2 else f"the size divided by {factor}, rounded up"
         raise ValueError(
-            f"the low part is {tuple(low.shape[2:])} pixels beside a high part of {tuple(high.shape[2:])}, expected "
+            f"the low part is {tuple(low.shape[2:])} pixels next to a high part of {tuple(high.shape[2:])}, expected "
             f"{expected}: {rule} (pool with ceil_mode=True, or pool both parts with octave_map)"
         )
 
 
 def split_tensor(x: Tensor, split: ChannelSplit, factor: int | Sizes | None = None) -> Octave:
     """Keep the high channels of ``x`` and pool the low ones: ``[N, C, H, W]`` to an octave."""
-    if split.contiguous:  # not split.split: an activation behind it may work in place
+    if split.contiguous:  # not split.split: a following activation may work in place
         high, low = x.narrow(1, 0, split.high), x.narrow(1, split.high, split.low)
     else:
         high, low = split.split(x, 1)

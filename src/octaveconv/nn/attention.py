@@ -22,7 +22,7 @@ class OctSqueezeExcite(nn.Module):
         rd_channels: channels of the bottleneck, instead of ``rd_ratio``.
         device, dtype: as in ``nn.Conv2d``.
         alpha: low-frequency share of the channels, in [0, 1], or the `ChannelSplit` of concatenated ones.
-        cut: ``cut_in`` or ``cut_out`` of the `OctConv2d` beside it.
+        cut: ``cut_in`` or ``cut_out`` of the `OctConv2d` next to it.
 
     Shape:
         ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])`` to the same; a tensor if alpha is 0.
@@ -56,8 +56,8 @@ class OctSqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor | Octave) -> Octave:
         octave = check_channels(self, x, self.split)
-        means = (None if part is None else part.mean((2, 3), keepdim=True) for part in octave)
-        squeezed = self.split.join(*means, 1)  # [N, C, 1, 1], in dense order
+        high, low = (None if part is None else part.mean((2, 3), keepdim=True) for part in octave)
+        squeezed = self.split.join(high, low, 1)  # [N, C, 1, 1], in dense order
         gates = self.split.split(self.fc2(self.fc1(squeezed).relu()).sigmoid(), 1)
         return Octave(*(None if part is None else part * gate for part, gate in zip(octave, gates)))
 

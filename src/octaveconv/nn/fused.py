@@ -34,7 +34,7 @@ def norm_act(norm: nn.Module, act: nn.Module, x: Any, residual: Any = None) -> A
         torch.Size([2, 4, 3, 3])
     """
     if _can_fuse(norm, act, x, residual):
-        return norm.forward_fused(x, residual)[0]  # type: ignore[operator]
+        return norm._forward_fused(x, residual)[0]  # type: ignore[operator]
     y = norm(x)
     return act(y if residual is None else y + residual)
 
@@ -56,10 +56,10 @@ def norm_act_conv(norm: nn.Module, act: nn.Module, conv: nn.Module, x: Any) -> A
     if not _can_fuse(norm, act, x):
         return conv(act(norm(x)))
     if type(conv) is not OctConv2d or _has_hooks(conv) or backends.choose(as_octave(x), conv.spec).name != "triton":
-        return conv(norm.forward_fused(x)[0])  # type: ignore[operator]
+        return conv(norm._forward_fused(x)[0])  # type: ignore[operator]
     spec = conv.spec
     with_pooled = spec.stride == (1, 1) and not spec.depthwise and spec.outputs.low > 0
-    y, known = norm.forward_fused(x, with_pooled=with_pooled)  # type: ignore[operator]
+    y, known = norm._forward_fused(x, with_pooled=with_pooled)  # type: ignore[operator]
     return backends.octconv_of_norm(spec.check_input(y), conv.weight, conv.bias, spec, **known)
 
 

@@ -23,7 +23,7 @@ class OctGroupNorm(nn.GroupNorm):
     Args:
         num_groups, num_channels, eps, affine, device, dtype: as in ``nn.GroupNorm``.
         alpha: low-frequency share of the channels, in [0, 1], or the `ChannelSplit` of concatenated ones.
-        cut: ``cut_in`` or ``cut_out`` of the `OctConv2d` beside it.
+        cut: ``cut_in`` or ``cut_out`` of the `OctConv2d` next to it.
 
     Shape:
         ``Octave([N, C_high, *], [N, C_low, *])`` to the same; a tensor ``[N, C, *]`` if alpha is 0.

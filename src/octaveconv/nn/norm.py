@@ -50,7 +50,7 @@ class OctBatchNormNd(_NormBase):
             self.running_var.copy_(self.split.join(high_state.var, low_state.var))  # type: ignore[union-attr]
         return Octave(high, low)
 
-    def forward_fused(
+    def _forward_fused(
         self, x: Tensor | Octave, residual: Octave | None = None, *, with_pooled: bool = False
     ) -> tuple[Octave, dict[str, Any]]:
         """``relu(self(x) + residual)`` with this batch's statistics, fused; only where `backends.fuses_norm` allows it.
@@ -143,7 +143,7 @@ class OctBatchNorm2d(OctBatchNormNd):
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype: as in ``nn.BatchNorm2d``.
         alpha: low-frequency share of the channels, in [0, 1], or the `ChannelSplit` of concatenated ones.
-        cut: ``cut_in`` or ``cut_out`` of the `OctConv2d` beside it.
+        cut: ``cut_in`` or ``cut_out`` of the `OctConv2d` next to it.
 
     Shape:
         ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])`` to the same; a tensor if alpha is 0.
