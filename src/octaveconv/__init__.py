@@ -1,7 +1,7 @@
 """octaveconv: octave convolution (Chen et al., ICCV 2019) for PyTorch."""
 
 from . import functional
-from .backends import backend
+from .backends import backend, explain
 from .cost import cost
 from .deploy import deploy
 from .errors import BackendUnavailable, MXNetFormatError
@@ -44,6 +44,7 @@ __all__ = [
     "backend",
     "cost",
     "deploy",
+    "explain",
     "functional",
     "load_mxnet",
     "octave_map",
