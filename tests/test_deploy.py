@@ -9,8 +9,7 @@ from torch import nn
 
 import octaveconv as oc
 import octaveconv.models
-from octaveconv.deploy.native import library as native
-from octaveconv.deploy.native import tune
+from octaveconv.deploy.native import library, tune
 from octaveconv.deploy.native.engine import NativeNetwork
 
 LIMIT = 1e-5  # of the largest output; float32 in another order of summation
@@ -71,7 +70,7 @@ def test_every_network(name, alpha):
 @pytest.mark.parametrize("target", ["avx512", "avx2", "generic"])
 @pytest.mark.parametrize("name", ["oct_resnet50", "oct_resnextv2_50_32x4d", "oct_mobilenetv2_100", "oct_seresnetv2_50"])
 def test_every_instruction_set(name, target):
-    if target not in native.runnable():
+    if target not in library.runnable():
         pytest.skip(f"this CPU has no {target}")
     check(settle(shallow(name, 0.5)), image(1, 3, 64, 64), image(3, 3, 33, 49), target=target)
 
