@@ -149,7 +149,7 @@ class World:
     def deploys(self, change=lambda logits: logits):
         """Let ``deploy`` work, with ``change`` applied to the logits."""
 
-        def deploy(model, example_input, engine=None):
+        def deploy(model, example_inputs, engine=None):
             assert not model.training
             module = nn.Sequential(model, Changed(change))
             module.engine = "native"
@@ -223,7 +223,7 @@ def test_every_batch_size_is_measured_on_its_own(world):
 
 
 def test_a_runtime_that_cannot_run_is_listed_with_its_reason(world, capsys, monkeypatch):
-    def deploy(model, example_input, engine=None):
+    def deploy(model, example_inputs, engine=None):
         raise RuntimeError("no compiler\nand a long story")
 
     monkeypatch.setattr(runtimes, "_compiled", runtimes._eager)
@@ -427,7 +427,7 @@ def test_memory_in_a_cuda_graph_is_not_seen():
 
 
 def test_the_cuda_engine_says_what_runs_the_steps(world, monkeypatch):
-    def deploy(model, example_input, engine=None):
+    def deploy(model, example_inputs, engine=None):
         model.engine, model.forms = "cuda", {"triton": 9, "aten": 2}
         return model
 

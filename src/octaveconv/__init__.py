@@ -1,7 +1,7 @@
 """octaveconv: octave convolution (Chen et al., ICCV 2019) for PyTorch."""
 
 from . import functional
-from .backends import backend
+from .backends import backend, explain
 from .cost import cost
 from .deploy import deploy
 from .errors import BackendUnavailable, MissingExtra, MXNetFormatError, UsageError
@@ -47,6 +47,7 @@ __all__ = [
     "backend",
     "cost",
     "deploy",
+    "explain",
     "functional",
     "load_mxnet",
     "octave_cat",

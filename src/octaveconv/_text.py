@@ -18,3 +18,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = list(known)
     near = [] if word in known else difflib.get_close_matches(word, known, 1, 0.75)
     return f": did you mean {near[0]}?" if near else ""
+
+
+def one_line(error: BaseException, length: int = 300) -> str:
+    """What an error says, in one line of at most ``length`` characters."""
+    return " ".join(str(error).split())[:length]
