@@ -28,8 +28,8 @@ def test_the_public_names():
     assert sorted(oc.__all__) == [
         "BackendUnavailable", "MXNetFormatError", "Merge", "OctBatchNorm1d", "OctBatchNorm2d",
         "OctBatchNorm3d", "OctConv1d", "OctConv2d", "OctConv3d", "OctConvTranspose2d", "OctGroupNorm",
-        "OctMap", "OctSqueezeExcite", "Octave", "Split", "backend", "cost", "deploy", "functional",
-        "load_mxnet", "octave_map", "octavify",
+        "OctMap", "OctSqueezeExcite", "Octave", "Plan", "Split", "backend", "cost", "deploy", "functional",
+        "load_mxnet", "octave_map", "octavify", "register_layer",
     ]  # fmt: skip
     assert all(hasattr(oc, name) for name in oc.__all__)
 

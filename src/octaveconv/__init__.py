@@ -22,6 +22,8 @@ from .nn import (
 )
 from .octave import Octave, octave_map
 from .octavify.octavify import octavify
+from .octavify.plan import Plan
+from .octavify.register import register_layer
 
 __version__ = "0.1.0"
 
@@ -40,6 +42,7 @@ __all__ = [
     "OctMap",
     "OctSqueezeExcite",
     "Octave",
+    "Plan",
     "Split",
     "backend",
     "cost",
@@ -48,4 +51,5 @@ __all__ = [
     "load_mxnet",
     "octave_map",
     "octavify",
+    "register_layer",
 ]
