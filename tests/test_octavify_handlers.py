@@ -5,8 +5,7 @@ import timm
 import torch
 import torchvision
 from helpers import assert_close
-from octavify_parts import Part, conv
-from test_octavify import layer
+from octavify_parts import Part, conv, layer
 from torch import nn
 
 import octaveconv as oc

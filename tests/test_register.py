@@ -6,8 +6,7 @@ import json
 import pytest
 import torch
 from helpers import assert_close
-from octavify_parts import Part, constant_images, conv
-from test_octavify import layer
+from octavify_parts import Part, constant_images, conv, layer
 from torch import nn
 
 import octaveconv as oc

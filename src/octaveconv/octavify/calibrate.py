@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from .._modes import eval_mode
 from ..nn.norm import OctBatchNormNd, at_least_single
 from ..octave import merge_tensor, split_tensor
-from ..resolution import OCTAVE
+from ..resolution import FACTORS
 from .maps import is_channels_last
 from .operations import FROM_CHANNELS_LAST
 from .roles import Role
@@ -86,7 +86,7 @@ def _power(y: Tensor) -> tuple[Tensor, Tensor]:
     Frequencies are those along the axes that an octave halves: for a video not those in time.
     """
     y = at_least_single(y)
-    factors = OCTAVE[y.dim() - 2]
+    factors = FACTORS[y.dim() - 2]
     halved = [dim for dim, factor in enumerate(factors, 2) if factor > 1]
     is_high = torch.zeros((), dtype=torch.bool, device=y.device)
     for dim in halved:
