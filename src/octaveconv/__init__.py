@@ -22,6 +22,8 @@ from .nn import (
 )
 from .octave import ChannelSplit, Octave, octave_cat, octave_map
 from .octavify.octavify import octavify
+from .octavify.plan import Plan
+from .octavify.register import register_layer
 
 __version__ = "0.1.0"
 
@@ -42,6 +44,7 @@ __all__ = [
     "OctMap",
     "OctSqueezeExcite",
     "Octave",
+    "Plan",
     "Split",
     "UsageError",
     "backend",
@@ -53,4 +56,5 @@ __all__ = [
     "octave_cat",
     "octave_map",
     "octavify",
+    "register_layer",
 ]

@@ -61,8 +61,8 @@ def create(
     model = timm.create_model(name, pretrained, **given)
     if file is None:
         return model
-    if file.recipe is not None:
-        model = rebuild(model, file.recipe)
+    if file.conversion is not None:
+        model = rebuild(model, file.conversion)
     if new_head and file.num_classes not in (None, model.num_classes):
         _load_but_head(model, file, name, given)
     else:

@@ -37,7 +37,7 @@ def network(recipe: Recipe, num_classes: int | None) -> Any:
         recipe.model, recipe.alpha, recipe.checkpoint or None, num_classes, model_args=arguments, new_head=True
     )
     if recipe.grad_checkpointing:
-        if getattr(model, "recipe", None) is not None:
+        if getattr(model, "conversion", None) is not None:
             raise UsageError("an octavified network has no gradient checkpointing: leave grad-checkpointing away")
         model.set_grad_checkpointing()
     if recipe.sync_bn and processes.world_size() > 1:
@@ -50,8 +50,8 @@ def network(recipe: Recipe, num_classes: int | None) -> Any:
 
 def metadata_of(model: nn.Module, name: str) -> dict[str, str]:
     """What a file of this network's weights is to say of it: its name in timm, its alpha, how it was octavified."""
-    alpha, recipe = getattr(model, "alpha", None), getattr(model, "recipe", None)
-    marks = {"alpha": alpha if alpha is None else str(alpha), "octavify": recipe and json.dumps(recipe)}
+    alpha, conversion = getattr(model, "alpha", None), getattr(model, "conversion", None)
+    marks = {"alpha": alpha if alpha is None else str(alpha), "octavify": conversion and json.dumps(conversion)}
     return {"model": name, **{key: mark for key, mark in marks.items() if mark}}
 
 

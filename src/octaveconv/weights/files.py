@@ -31,12 +31,12 @@ _CLASSIFIERS = (
 
 
 class Weights(NamedTuple):
-    """What a file holds: tensors by the names in it, and the alpha, or the recipe of `octavify`, it is marked with."""
+    """What a file holds: tensors by the names in it, and its mark, an alpha or a conversion (`Plan.conversion`)."""
 
     file: Path
     tensors: dict[str, Tensor]
     mark: float | None = None
-    recipe: dict[str, Any] | None = None
+    conversion: dict[str, Any] | None = None
 
     @property
     def alpha(self) -> float | None:
@@ -94,17 +94,17 @@ def _read_safetensors(path: Path) -> Weights:
             metadata = file.metadata() or {}
             mark = metadata.get("alpha")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
-            return Weights(path, tensors, None if mark is None else float(mark), _recipe(path, metadata))
+            return Weights(path, tensors, None if mark is None else float(mark), _conversion(path, metadata))
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _recipe(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+def _conversion(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
-        recipe = json.loads(metadata.get("octavify", "null"))
+        conversion = json.loads(metadata.get("octavify", "null"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: its recipe of octavify is no JSON ({error})") from error
-    return recipe if isinstance(recipe, dict) else None
+        raise ValueError(f"{path} is damaged: how it was octavified is not valid JSON ({error})") from error
+    return conversion if isinstance(conversion, dict) else None
 
 
 def _read_torch(path: Path) -> Weights:
@@ -127,7 +127,7 @@ def _read_torch(path: Path) -> Weights:
         {},
     )
     mark = next(iter(root.get("alpha", ())), None)
-    return Weights(path, clean_state_dict(dict(state)), mark, _recipe(path, root))
+    return Weights(path, clean_state_dict(dict(state)), mark, _conversion(path, root))
 
 
 def load(model: nn.Module, path: str | os.PathLike[str], strict: bool = True) -> Any:
