@@ -81,7 +81,7 @@ def test_fine_tuning_and_scoring_the_result(capsys, octave, tmp_path):
     )  # fmt: skip
     assert (code, err) == (0, "")
     result = tmp_path / "runs" / "tuned" / "model.safetensors"
-    assert weights.read(result).recipe == weights.read(octave).recipe
+    assert weights.read(result).octavified == weights.read(octave).octavified
     assert not torch.equal(weights.read(result).tensors["fc.weight"], weights.read(octave).tensors["fc.weight"])
     code, printed, err = run(
         capsys, "eval", "--model", MODEL, "--checkpoint", str(result), "--data", str(tmp_path / "images"),
@@ -96,7 +96,7 @@ def test_another_number_of_classes_starts_a_new_head(octave, capsys):
     model = network.network(recipe, 7)
     assert model.num_classes == 7
     assert torch.equal(model.layer1[0].conv1.weight, create(MODEL, checkpoint=octave).layer1[0].conv1.weight)
-    assert "the head starts anew" in capsys.readouterr().out
+    assert "its classifier starts from random weights" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no gradient checkpointing"):
         network.network(Recipe(model=MODEL, checkpoint=str(octave), size=64, grad_checkpointing=True), 7)
 
@@ -104,7 +104,7 @@ def test_another_number_of_classes_starts_a_new_head(octave, capsys):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ('{"alphas": {}}', "cannot be octavified as these weights were"),
         (
             '{"alphas": {"nothing": 0.5}, "input_size": [3, 64, 64], "keep": [], "min_size": 8, "stem": false}',

@@ -1,4 +1,4 @@
-"""Registration with timm: names, pretrained configurations, and weights from files of any kind that we can read."""
+"""Registration with timm: names, pretrained configurations, and weights from any kind of file that we can read."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _register(cls: type[OctNet], name: str, arguments: dict[str, Any], record: P
     def entry(pretrained: bool = False, **kwargs: Any) -> Any:
         if record and kwargs.setdefault("alpha", record.alpha) != record.alpha:
             raise ValueError(
-                f"{name} is of alpha {record.alpha}, got {kwargs['alpha']}: {record.network} takes every alpha"
+                f"{name} has alpha {record.alpha}, got {kwargs['alpha']}: {record.network} takes every alpha"
             )
         return _build(cls, name, pretrained, arguments, kwargs)
 
@@ -55,7 +55,7 @@ def _register(cls: type[OctNet], name: str, arguments: dict[str, Any], record: P
 
 
 def _build(cls: type[OctNet], name: str, pretrained: bool, arguments: dict[str, Any], kwargs: dict[str, Any]) -> Any:
-    """Build by timm's builder, which then finds the weights under our names, whatever kind of file they are in."""
+    """Build with timm's builder, which then finds the weights under our names, whatever kind of file they are in."""
     if pretrained:
         overlay = kwargs.get("pretrained_cfg_overlay") or {}
         kwargs = kwargs | dict(pretrained_cfg_overlay=overlay | _weights(cls, name, arguments, kwargs))
@@ -68,7 +68,7 @@ def _build(cls: type[OctNet], name: str, pretrained: bool, arguments: dict[str, 
 
 
 def _weights(cls: type[OctNet], name: str, arguments: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Where timm is to find the weights: entries for its pretrained configuration."""
+    """Where timm will find the weights: entries for its pretrained configuration."""
     source = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     with torch.device("meta"):
         bare = cls(
@@ -86,11 +86,12 @@ def _weights(cls: type[OctNet], name: str, arguments: dict[str, Any], kwargs: di
 def _load_checkpoint(model: Any, checkpoint_path: str, *args: Any, **kwargs: Any) -> Any:
     if isinstance(model, OctNet):
         return weights.load(model, checkpoint_path)
-    weights.refuse_octavified(checkpoint_path)
+    config = getattr(model, "pretrained_cfg", None) or {}  # a network of the user's own may have none
+    weights.refuse_octavified(checkpoint_path, config.get("architecture", "..."))
     return _timm_load_checkpoint(model, checkpoint_path, *args, **kwargs)
 
 
-# timm.create_model(..., checkpoint_path=F) offers no hook for other kinds of files, so this is the one place where a
+# timm.create_model(..., checkpoint_path=F) has no hook for other kinds of files, so this is the one place where a
 # function of timm's is replaced; networks that are not ours still go to the original.
 _timm_load_checkpoint = timm.models._factory.load_checkpoint
 timm.models._factory.load_checkpoint = _load_checkpoint
