@@ -101,7 +101,7 @@ def test_without_matplotlib_the_figures_are_not_lost(capsys, monkeypatch, tmp_pa
         (["cost", "oct_resnet50", "--aplha", "1"], "did you mean --alpha?"),
         (["cost", "oct_resnet50", "--alpha", "2"], "must be in [0, 1], got 2.0"),
         (["cost", "oct_resnext50_32x4d", "--alpha", "0.1"], "use an alpha of 0, 0.25, 0.5, 0.75, 1"),
-        (["cost", "resnet18", "--alpha", "0.5"], "resnet18 has no alpha"),
+        (["cost", "resnet18", "--alpha", "0.5"], "resnet18 is a dense network and has no alpha"),
         (["cost", "oct_resnet50", "--size", "0"], "must be a whole number from 1 up, got '0'"),
         (["cost"], "required: MODEL"),
         (["models", "oct_rasnet50"], "did you mean oct_resnet50?"),

@@ -117,7 +117,7 @@ def test_wrong_size(server, cache, monkeypatch):
 
 def test_truncated_at_the_source(server, cache):
     server.files[FILE] = DATA[:-1000]  # complete for HTTP, and nobody knows its size
-    with pytest.raises(ValueError, match=r"what came from http.* is not the expected file: .*at byte \d+"):
+    with pytest.raises(ValueError, match=r"http.* does not have the expected file: .*at byte \d+"):
         create()
     assert left(cache) == []  # so that the next call fetches it anew
     server.files[FILE] = DATA
@@ -126,7 +126,7 @@ def test_truncated_at_the_source(server, cache):
 
 def test_another_network_at_the_source(server, cache):
     server.files[FILE] = writer.golden_file("gluon_mobilenet_v2_100_alpha-0.375")
-    with pytest.raises(ValueError, match=r"is not the expected file: .*\d+ arrays left over .*\d+ not filled"):
+    with pytest.raises(ValueError, match=r"does not have the expected file: .*\d+ arrays left over .*\d+ not filled"):
         create()
     assert left(cache) == []
 

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import env
+from ._progress import live
 from .bench.measure import interleaved
 from .cost import cost
-from .errors import MissingExtra, require
+from .errors import require
 from .models import OctResNetV2
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -224,19 +225,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
 @contextmanager
 def progress(epochs: int) -> Iterator[Log]:
     """A live bar for each network on a terminal; one line per epoch elsewhere, or where rich is not installed."""
-    try:
-        rich = require("rich.progress", "cli")
-    except MissingExtra:
-        rich = None
-    if rich is None or not rich.get_console().is_terminal:
-        yield lambda net, epoch, f: print(
-            f"{net:6}  epoch {epoch}/{epochs}  loss {f['loss']:.4f}  accuracy {f['accuracy']:.2%}", flush=True
-        )
-        return
-    columns = ("{task.description}", rich.BarColumn(), rich.MofNCompleteColumn(), "{task.fields[figures]}",
-               rich.TimeElapsedColumn(), rich.TimeRemainingColumn())  # fmt: skip
-    with rich.Progress(*columns) as bars:
+    with live() as bars:
+        if bars is None:
+            yield lambda net, epoch, f: print(f"{net:6}  epoch {epoch}/{epochs}  {_shown(f)}", flush=True)
+            return
         tasks = {net: bars.add_task(f"{net:6}", total=epochs, figures="") for net in NETS}
-        yield lambda net, epoch, f: bars.update(
-            tasks[net], completed=epoch, figures=f"loss {f['loss']:.4f}  accuracy {f['accuracy']:.2%}"
-        )
+        yield lambda net, epoch, f: bars.update(tasks[net], completed=epoch, figures=_shown(f))
+
+
+def _shown(figures: dict[str, float]) -> str:
+    return f"loss {figures['loss']:.4f}  accuracy {figures['accuracy']:.2%}"

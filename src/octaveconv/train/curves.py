@@ -16,7 +16,7 @@ PANELS = {  # columns that share an axis
 
 
 def draw(rows: Sequence[Mapping[str, str]]) -> Any:
-    """Draw the columns of `PANELS` that there are over ``epoch``, one panel for each group.
+    """Draw the columns of `PANELS` over ``epoch``, one panel for each group that the rows have.
 
     Returns:
         A matplotlib figure, or None if there is nothing to draw.
