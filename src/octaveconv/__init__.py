@@ -5,6 +5,7 @@ from .backends import backend
 from .cost import cost
 from .deploy import deploy
 from .errors import BackendUnavailable, MXNetFormatError
+from .export import export
 from .mxnet.params import load_mxnet
 from .nn import (
     Merge,
@@ -44,6 +45,7 @@ __all__ = [
     "backend",
     "cost",
     "deploy",
+    "export",
     "functional",
     "load_mxnet",
     "octave_map",

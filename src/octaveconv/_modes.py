@@ -1,11 +1,15 @@
-"""The mode of a model, training or evaluation, which each of its modules may have for itself."""
+"""Modes of computing: by name, and set for a while and then put back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @contextmanager
@@ -18,3 +22,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in training.items():
             module.training = flag
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch computes with ``count`` threads, and then with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

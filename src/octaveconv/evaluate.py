@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from . import processes
-from ._modes import eval_mode
+from ._modes import DTYPES, eval_mode
 from .data import loading
 from .data.datasets import Images, Preprocessing, Stream, Transform, preprocessing
 from .errors import MissingExtra, UsageError, require
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Log = Callable[[int, int], None]
 COLUMNS = (  # of a results file
     "model", "alpha", "checkpoint", "data", "split", "top1", "top1_err", "top5", "top5_err", "top1_count", "top5_count",

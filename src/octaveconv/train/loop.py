@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import evaluate, processes
+from .._modes import DTYPES
 from ..data.augment import generators_kept, mix_seed, seed_generators, train_transform, training_batches
 from ..data.datasets import Images, Stream, open_dataset, preprocessing
 from ..errors import MissingExtra, Stopped, UsageError
@@ -145,7 +146,7 @@ class Training:
         if (recipe.mixup or recipe.cutmix) and self.epoch < recipe.epochs - recipe.mix_off_epochs:
             mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=smoothing, num_classes=self.model.num_classes)
             (x, y), smoothing = mix(x, y), 0.0
-        dtype = evaluate.DTYPES[recipe.dtype]
+        dtype = DTYPES[recipe.dtype]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             logits = self.parallel(x)
         return F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
