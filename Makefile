@@ -2,18 +2,38 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: help demo test lint docs fuzz fault parity coverage clean
 
-demo: .venv/demo
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: .venv/demo  ## train a small network at four alphas and compare
 	$(BIN)/octaveconv quickstart --out runs/quickstart --json runs/quickstart/quickstart.json
 
-test: lint
+test: lint  ## what CI runs: ruff, mypy, pytest
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
-lint: .venv/test
+lint: .venv/test  ## ruff and mypy alone
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: .venv/test  ## write the generated tables of the documents
+	$(BIN)/python scripts/write_docs.py
+
+# Proofs that take minutes to hours; each writes its file in results/, which `make docs` then shows.
+fuzz: .venv/test  ## 1.5 million hostile files for each reader (minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	$(BIN)/python experiments/fuzz_mxnet.py --runs 1500000 --json results/fuzz.json
+
+fault: .venv/test  ## kill and continue 50 training runs (half an hour)
+	$(BIN)/python experiments/fault_train.py --json results/fault.json
+
+parity: .venv/test  ## our networks against the logits of the original (minutes)
+	$(BIN)/python experiments/parity.py --json results/parity.json
+
+coverage: .venv/test  ## octavify every network of torchvision and timm (an hour)
+	$(BIN)/python experiments/coverage_octavify.py --json results/octavify_coverage.json
 
 # Each stamp says that the packages of its extras are installed, as pyproject.toml has them now.
 .venv/demo: EXTRAS := cli,plots,demo
@@ -23,5 +43,5 @@ lint: .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	touch $@
 
-clean:
+clean:  ## remove .venv and runs
 	rm -rf .venv runs

@@ -1,8 +1,11 @@
-"""Fixtures and the one tolerance table."""
+"""Fixtures of several test files."""
 
 import pytest
 import torch
 from hypothesis import settings
+from triton_parts import DEVICE, triton
+
+from octaveconv.deploy.native import tune
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=150)
 settings.load_profile("default")
@@ -22,3 +25,41 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads():
+    """Set the number of threads; it is set back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """The native engine's tuner tries each choice once."""
+    monkeypatch.setattr(tune, "SECONDS", 0)
+
+
+@pytest.fixture
+def poisoned():
+    """What is allocated is full of NaN, so that a pixel which no program writes is found."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(9).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def configuration():
+    """The configuration of a Triton kernel used on a GPU: to compile all of them for each case takes minutes."""
+    return 0
+
+
+@pytest.fixture
+def exact_and_untuned(monkeypatch, configuration):
+    """Convolutions without TF32, and one configuration of each Triton kernel."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    if DEVICE == "cuda" and torch.cuda.is_available():
+        for kernel in (triton().octave_kernel, triton().depthwise_kernel):
+            monkeypatch.setattr(kernel, "configs", [kernel.configs[configuration % len(kernel.configs)]])

@@ -1,10 +1,13 @@
 """What several test files share."""
 
+import timm
 import torch
 
 import octaveconv as oc
+import octaveconv.models  # registers
+from octaveconv import cli
 from octaveconv.octave import split_channels
-from octaveconv.resolution import OCTAVE
+from octaveconv.resolution import FACTORS
 
 # rtol and atol relative to the largest expected value: sums of up to some thousand products of order 1.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -23,10 +26,10 @@ def assert_close(actual, expected, name=""):
     )
 
 
-def random_octave(channels, alpha, size, batch=2, dtype=torch.float32, device="cpu", requires_grad=False, octave=None):
+def random_octave(channels, alpha, size, batch=2, dtype=torch.float32, device="cpu", requires_grad=False, factor=None):
     """An octave of random numbers, with maps of as many axes as ``size`` has."""
     split = split_channels(channels, alpha)
-    low_size = [-(-n // o) for n, o in zip(size, octave or OCTAVE[len(size)])]
+    low_size = [-(-n // f) for n, f in zip(size, factor or FACTORS[len(size)])]
 
     def part(count, size):
         if not count:
@@ -34,3 +37,38 @@ def random_octave(channels, alpha, size, batch=2, dtype=torch.float32, device="c
         return torch.randn(batch, count, *size, dtype=dtype, device=device).requires_grad_(requires_grad)
 
     return oc.Octave(part(split.high, size), part(split.low, low_size))
+
+
+def outputs_and_gradients(layer, x, backend):
+    """What a layer gives, and every gradient, by name."""
+    leaves = {"weight": layer.weight, "bias": layer.bias, "high": x.high, "low": x.low}
+    leaves = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+    with oc.backend(backend):
+        y = layer(x)
+    weights = [
+        torch.linspace(-1, 1, part.numel(), device=part.device).view(part.shape) for part in y if part is not None
+    ]
+    loss = sum((part.to(torch.float64) * w).sum() for part, w in zip((p for p in y if p is not None), weights))
+    gradients = torch.autograd.grad(loss, leaves.values())
+    return {"out high": y.high, "out low": y.low} | {f"d {n}": g for n, g in zip(leaves, gradients)}
+
+
+def run(capsys, *argv):
+    """Exit code, standard output and standard error of one command line."""
+    try:
+        code = cli.main(argv)
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def classifier(classes=3, seed=0):
+    """A small octave network whose statistics are not those of initialization, so that it tells images apart."""
+    torch.manual_seed(seed)
+    net = timm.create_model("oct_resnetv2_26", alpha=0.25, layers=(1, 1, 1, 1), width=8, num_classes=classes)
+    net.train()
+    with torch.no_grad():
+        for _ in range(20):
+            net(torch.randn(16, 3, 32, 32))
+    return net.eval()

@@ -338,3 +338,20 @@ PARTS = [
     InPlace,
     Pyramid,
 ]
+
+
+def layer(plan, name):
+    return next(layer for layer in plan.layers if layer.name == name)
+
+
+def shuffled_spaces(net):
+    """A random order for the channels of every space that may have one."""
+    found = {}
+    for node in net.steps:
+        space, shape = net.spaces.of(node), node.meta.get("shape")
+        if shape and len(shape) > 1 and (found_blocks := net.blocks(space)):
+            blocks, movable = found_blocks
+            size = net.channels(space) // blocks
+            order = torch.randperm(blocks) if movable else torch.arange(blocks)
+            found[space] = torch.cat([i * size + torch.randperm(size) for i in order])
+    return found

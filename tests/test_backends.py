@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from helpers import assert_close, random_octave
+from helpers import assert_close, outputs_and_gradients, random_octave
 
 import octaveconv as oc
 from octaveconv import backends
@@ -38,7 +38,7 @@ CASES = {
     "3d": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5),
     "3d stride": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, stride=2),
     "3d stride on time": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, stride=(2, 1, 1)),
-    "3d half the time": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, octave=2),
+    "3d half the time": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, factor=2),
     "3d grouped": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, groups=2),
     "3d reflected": dict(layer=oc.OctConv3d, alpha_in=0.25, alpha_out=0.5, padding_mode="reflect"),
     "up": dict(layer=oc.OctConvTranspose2d, alpha_in=0.25, alpha_out=0.5, kernel_size=4, stride=2),
@@ -63,21 +63,7 @@ def layer_of(case, dtype=torch.float32, device="cpu"):
 def input_of(layer, size, **options):
     """An octave for the layer, of two axes more or less as ``size`` says."""
     size = {1: size[:1], 2: size, 3: (3, *size)}[layer.axes]
-    return random_octave(16, layer.alpha_in, size, octave=layer.spec.octave, **options)
-
-
-def outputs_and_gradients(layer, x, backend):
-    """Everything that can be compared, by name."""
-    leaves = {"weight": layer.weight, "bias": layer.bias, "high": x.high, "low": x.low}
-    leaves = {name: leaf for name, leaf in leaves.items() if leaf is not None}
-    with oc.backend(backend):
-        y = layer(x)
-    weights = [
-        torch.linspace(-1, 1, part.numel(), device=part.device).view(part.shape) for part in y if part is not None
-    ]
-    loss = sum((part.to(torch.float64) * w).sum() for part, w in zip((p for p in y if p is not None), weights))
-    gradients = torch.autograd.grad(loss, leaves.values())
-    return {"out high": y.high, "out low": y.low} | {f"d {n}": g for n, g in zip(leaves, gradients)}
+    return random_octave(16, layer.alpha_in, size, factor=layer.spec.factor, **options)
 
 
 def check_against_reference(layer, x, backend):

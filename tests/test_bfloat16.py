@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from test_deploy import CONVOLUTIONS, GRAPHS, Net, quickly, settle, threads  # noqa: F401
-from test_models import image, shallow
+from graphs import CONVOLUTIONS, GRAPHS, Net
+from networks import image, settle, shallow
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -14,6 +14,7 @@ from octaveconv.deploy.native import library as native
 from octaveconv.deploy.native.engine import NativeNetwork
 
 BFLOAT16 = torch.bfloat16
+pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.fixture(params=["native", "avx2"])
@@ -89,7 +90,7 @@ def test_graphs(name):
         assert (y.float() - z).abs().max() <= 0.03 * z.abs().max()
 
 
-def test_threads_do_not_change_a_bit(threads):  # noqa: F811
+def test_threads_do_not_change_a_bit(threads):
     model = settle(shallow("oct_resnet50", 0.25)).to(BFLOAT16)
     x = image(5, 3, 49, 63).to(BFLOAT16)
     deployed = NativeNetwork(model, x)

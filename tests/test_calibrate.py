@@ -7,8 +7,7 @@ import timm
 import torch
 import torchvision
 from helpers import assert_close
-from octavify_parts import PARTS, Part, conv, norm
-from test_octavify import layer
+from octavify_parts import PARTS, Part, conv, layer, norm, shuffled_spaces
 from torch import fx, nn
 
 import octaveconv as oc
@@ -28,19 +27,6 @@ NETWORKS = {
     "convnext": lambda: timm.models.convnext.ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 16, 16), ls_init_value=0.5),
     "dpn": lambda: timm.create_model("dpn48b", num_classes=3),
 }
-
-
-def shuffled_spaces(net):
-    """A random order for the channels of every space that may have one."""
-    found = {}
-    for node in net.steps:
-        space, shape = net.spaces.of(node), node.meta.get("shape")
-        if shape and len(shape) > 1 and (found_blocks := net.blocks(space)):
-            blocks, movable = found_blocks
-            size = net.channels(space) // blocks
-            order = torch.randperm(blocks) if movable else torch.arange(blocks)
-            found[space] = torch.cat([i * size + torch.randperm(size) for i in order])
-    return found
 
 
 def randomise(model):

@@ -7,18 +7,9 @@ import shlex
 import sys
 
 import pytest
+from helpers import run
 
 from octaveconv import cli, quickstart
-
-
-def run(capsys, *argv):
-    """Exit code, standard output and standard error of one command line."""
-    try:
-        code = cli.main(argv)
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

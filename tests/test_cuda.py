@@ -5,7 +5,6 @@ Times are made up, except on a GPU. The Triton kernel is interpreted, in a proce
 
 import copy
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -13,10 +12,10 @@ import weakref
 
 import pytest
 import torch
-from test_deploy import GRAPHS, Net, settle
-from test_models import image, shallow
-from test_triton import passed_interpreted
+from graphs import GRAPHS, Net
+from networks import image, settle, shallow
 from torch import nn
+from triton_parts import INTERPRETED, passed_interpreted
 
 import octaveconv as oc
 from octaveconv.deploy.capture import Captures
@@ -32,7 +31,6 @@ from octaveconv.models._build import Layers
 from octaveconv.models.oct_resnet import Bottleneck
 from octaveconv.models.oct_resnetv2 import PreActBottleneck
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LIMITS = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}  # of the largest output
 CPU = torch.device("cpu")
 NETWORKS = [

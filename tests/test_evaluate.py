@@ -9,9 +9,10 @@ import sys
 import pytest
 import timm
 import torch
+from folders import encoded, make_folder, make_records, make_tar
+from helpers import classifier
 from PIL import Image
 from rich.console import Console
-from test_data import encoded, make_folder, make_records, make_tar
 from torch import nn
 
 import octaveconv.models  # noqa: F401  # registers
@@ -22,17 +23,6 @@ from octaveconv.errors import UsageError
 from octaveconv.evaluate import Settings
 
 SMALL = Settings(size=32, batch_size=4)
-
-
-def make_net(classes=3, seed=0):
-    """A small octave network whose statistics are not those of initialisation, so that it tells images apart."""
-    torch.manual_seed(seed)
-    net = timm.create_model("oct_resnetv2_26", alpha=0.25, layers=(1, 1, 1, 1), width=8, num_classes=classes)
-    net.train()
-    with torch.no_grad():
-        for _ in range(20):
-            net(torch.randn(16, 3, 32, 32))
-    return net.eval()
 
 
 class Fixed(nn.Module):
@@ -48,7 +38,7 @@ class Fixed(nn.Module):
 
 @pytest.fixture(scope="module")
 def net():
-    return make_net()
+    return classifier()
 
 
 @pytest.fixture
@@ -116,7 +106,7 @@ def test_low_precision_is_used_and_agrees(net, files, tmp_path, dtype):
 
 
 def test_the_network_is_evaluated_and_left_as_it_was(files, tmp_path):
-    net = make_net().train()
+    net = classifier().train()
     net.bn1.eval()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     score = evaluate.evaluate(net, open_dataset(tmp_path / "set", transform=lambda image: None), SMALL)
@@ -168,7 +158,7 @@ def test_a_label_that_the_network_does_not_have(net, tmp_path, label):
 
 def test_a_network_of_other_classes(files, tmp_path):
     with pytest.raises(UsageError, match=r"the network has 5 classes, .*set has 3: give weights"):
-        evaluate.evaluate(make_net(5), open_dataset(tmp_path / "set"), SMALL)
+        evaluate.evaluate(classifier(5), open_dataset(tmp_path / "set"), SMALL)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -220,16 +210,19 @@ def test_streams():
 PROCESS = """
 import json, sys
 import torch
-from test_evaluate import *
+from helpers import classifier
+from octaveconv import evaluate, processes
+from octaveconv.data.datasets import open_dataset
+from octaveconv.evaluate import Settings
 
 torch.set_num_threads(1)
 path, skip_corrupt = sys.argv[1], len(sys.argv) > 2
 with processes.joined("cpu"):
     rank, dataset = processes.rank(), open_dataset(path)
     try:
-        score = evaluate.evaluate(make_net(), dataset, Settings(32, 4, skip_corrupt=skip_corrupt))
+        score = evaluate.evaluate(classifier(), dataset, Settings(32, 4, skip_corrupt=skip_corrupt))
         print(json.dumps(score.to_dict() | {"rank": rank}), flush=True)
-        evaluate.evaluate(make_net(seed=rank), dataset, Settings(32, 4, skip_corrupt=skip_corrupt))
+        evaluate.evaluate(classifier(seed=rank), dataset, Settings(32, 4, skip_corrupt=skip_corrupt))
     except (ValueError, RuntimeError) as error:
         sys.exit(str(error))
 """

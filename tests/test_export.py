@@ -8,7 +8,7 @@ import sys
 import onnx
 import pytest
 import torch
-from test_models import ALPHAS, SHALLOW, image, shallow
+from networks import ALPHAS, SHALLOW, image, shallow
 from torch import nn
 
 import octaveconv as oc

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_models import ALPHAS, image, shallow
+from networks import ALPHAS, image, shallow
 from torch import nn
 
 import octaveconv as oc

@@ -10,15 +10,13 @@ import timm
 import torch
 import torchvision
 from helpers import TOLERANCE, assert_close
+from networks import ALPHAS, NAMES, SHALLOW, image, shallow
 from timm.models._features_fx import create_feature_extractor
 from torch import nn
 
 import octaveconv as oc
-import octaveconv.models
 from octaveconv.models._build import OctNet
 
-NAMES = list(octaveconv.models.COSTS)
-ALPHAS = {name: (0.25, 0.5, 0.75) if "next" in name else (0.125, 0.3, 0.75) for name in NAMES}
 DEEP = [name for name in NAMES if any(depth in name for depth in ("101", "152", "161", "169", "200", "201"))]
 CASES = [(name, alpha) for name in NAMES for alpha in (0, *ALPHAS[name][: 1 if name in DEEP else 3], 1)]
 OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
@@ -32,23 +30,6 @@ def deep(name, alpha, **kwargs):
         return timm.create_model(name, alpha=alpha, **kwargs).eval()
 
 
-def shallow(name, alpha, tiny=False, **kwargs):
-    """The network with few blocks: two in some stages, or with ``tiny`` as few as it can have."""
-    torch.manual_seed(0)
-    if "mobilenet" in name:
-        layers = dict(v1=(1, 1, 1, 2, 1), v2=(1, 1, 1, 1, 1, 1, 1) if tiny else (1, 2, 1, 1, 1, 1, 1))
-        small = dict(channel_multiplier=0.25, layers=layers[name[13:15]])
-    else:
-        small = dict(layers=(1, 1, 1, 1) if tiny else (2, 1, 1, 2))
-    return timm.create_model(name, alpha=alpha, **(dict(num_classes=10) | small | kwargs))
-
-
-def shapes_of(name):
-    with torch.device("meta"):
-        return str({key: tensor.shape for key, tensor in shallow(name, 0).state_dict().items()})
-
-
-SHALLOW = list({shapes_of(name): name for name in reversed(NAMES)}.values())  # of networks that differ in depth, one
 every_shallow = pytest.mark.parametrize(
     ("name", "alpha"), [(name, alpha) for name in SHALLOW for alpha in (0, *ALPHAS[name], 1)]
 )
@@ -56,10 +37,6 @@ some_shallow = pytest.mark.parametrize(
     ("name", "alpha"), [(name, alpha) for name in SHALLOW for alpha in (0, ALPHAS[name][0], 1)]
 )
 shallow_names = pytest.mark.parametrize("name", SHALLOW)
-
-
-def image(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 @every_case

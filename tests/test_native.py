@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_deploy import GRAPHS, Net, difference, quickly, settle  # noqa: F401  # a fixture
-from test_models import image, shallow
+from graphs import GRAPHS
+from networks import difference, image, settle, shallow
 from torch import nn
 
 import octaveconv as oc
@@ -53,7 +53,7 @@ def test_no_more_instructions_than_pytorch_may_use(asked, has, target, monkeypat
 def test_processes_that_need_the_library_at_once_build_it_once(empty_cache, monkeypatch, tmp_path):
     log = tmp_path / "log"
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f'echo built >> {log}\nexec g++ -O0 "$@"'))
-    code = "from octaveconv.deploy import native; print(native.library('generic').lanes())"
+    code = "from octaveconv.deploy.native import library as native; print(native.library('generic').lanes())"
     command = [sys.executable, "-c", code]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate()[0] for process in processes] == ["4\n"] * 3
@@ -175,10 +175,10 @@ def test_calls_from_several_threads_take_turns():
 
 SANITIZED = """
 import torch
-from octaveconv.deploy import native, tune
+from octaveconv.deploy.native import library as native, tune
 from octaveconv.deploy.native.engine import NativeNetwork
-from test_deploy import GRAPHS, settle
-from test_models import image, shallow
+from graphs import GRAPHS
+from networks import image, settle, shallow
 tune.SECONDS = 0
 native.FLAGS[:1] = ["-O0", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
                     "-fno-sanitize-recover=undefined"]

@@ -86,8 +86,8 @@ def test_conv_repr():
         "alpha_in=0.25 (48+16), alpha_out=0.5 (64+64))"
     )
     assert repr(oc.OctConv1d(4, 4, 1, alpha_in=0.5)).startswith("OctConv1d(4, 4, kernel_size=(1,), stride=(1,), alpha")
-    assert "octave" not in repr(oc.OctConv3d(4, 4, 1, alpha_in=0.5))
-    assert repr(oc.OctConv3d(4, 4, 1, alpha_in=0.5, octave=2)).endswith("alpha_out=0 (4+0), octave=(2, 2, 2))")
+    assert "factor" not in repr(oc.OctConv3d(4, 4, 1, alpha_in=0.5))
+    assert repr(oc.OctConv3d(4, 4, 1, alpha_in=0.5, factor=2)).endswith("alpha_out=0 (4+0), factor=(2, 2, 2))")
     layer = oc.OctConvTranspose2d(8, 4, 3, 2, 1, 1, alpha_in=0.25)
     assert repr(layer) == (
         "OctConvTranspose2d(8, 4, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1), "
@@ -115,7 +115,7 @@ def test_same_padding(padding):
         (dict(padding_mode="zero"), "padding_mode must be one of"),
         (dict(groups=3), "divisible by groups"),
         (dict(kernel_size=(3, 3, 3)), r"expected one number, or one for each of 2 axes, got \(3, 3, 3\)"),
-        (dict(octave=3), r"got 3: leave it away for \(2, 2\)"),
+        (dict(factor=3), r"got 3: omit it for \(2, 2\)"),
     ],
 )
 def test_bad_arguments_name_the_cure(arguments, cure):
@@ -318,8 +318,8 @@ def test_squeeze_excite_repr_and_errors():
 
 def test_split_merge_map():
     assert repr(oc.Split(8, 0.25)) == "Split(8, alpha=0.25 (6+2))"
-    assert repr(oc.Split(8, 0.25, octave=(1, 2))) == "Split(8, alpha=0.25 (6+2), octave=(1, 2))"
-    assert (repr(oc.Merge()), repr(oc.Merge(2))) == ("Merge()", "Merge(octave=2)")
+    assert repr(oc.Split(8, 0.25, factor=(1, 2))) == "Split(8, alpha=0.25 (6+2), factor=(1, 2))"
+    assert (repr(oc.Merge()), repr(oc.Merge(2))) == ("Merge()", "Merge(factor=2)")
     assert "ReLU" in repr(oc.OctMap(nn.ReLU()))
     with pytest.raises(ValueError, match="got 4 channels"):
         oc.Split(8, 0.25)(torch.ones(1, 4, 2, 2))
@@ -339,15 +339,15 @@ def test_sequential_of_octave_layers():
     assert net(torch.randn(2, 3, 15, 9)).shape == (2, 8, 8, 5)
 
 
-@pytest.mark.parametrize("octave", [None, 2])
-def test_sequential_on_videos_and_on_series(octave):
+@pytest.mark.parametrize("factor", [None, 2])
+def test_sequential_on_videos_and_on_series(factor):
     video = nn.Sequential(
-        oc.OctConv3d(3, 16, 3, padding=1, alpha_out=0.25, octave=octave),
+        oc.OctConv3d(3, 16, 3, padding=1, alpha_out=0.25, factor=factor),
         oc.OctBatchNorm3d(16, alpha=0.25),
         oc.OctMap(nn.ReLU()),
-        oc.OctConv3d(16, 16, 3, stride=(1, 2, 2), padding=1, alpha_in=0.25, alpha_out=0.25, octave=octave),
+        oc.OctConv3d(16, 16, 3, stride=(1, 2, 2), padding=1, alpha_in=0.25, alpha_out=0.25, factor=factor),
         oc.OctMap(nn.MaxPool3d(2, ceil_mode=True)),
-        oc.Merge(octave),
+        oc.Merge(factor),
     )
     assert video(torch.randn(2, 3, 5, 15, 9)).shape == (2, 16, 3, 4, 3)
     series = nn.Sequential(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import octaveconv as oc
 from octaveconv.octave import ChannelSplit, merge_tensor, split_channels, split_tensor
-from octaveconv.resolution import OCTAVE, pool, upsample
+from octaveconv.resolution import FACTORS, pool, upsample
 
 
 @given(st.integers(1, 4096), st.floats(0, 1))
@@ -125,17 +125,17 @@ def test_merge_after_split_keeps_the_shape_and_the_high_channels(alpha, size):
     high = split_channels(8, alpha).high
     assert torch.equal(merged[:, :high], x[:, :high])
     if alpha:
-        assert torch.equal(merged[:, high:], upsample(pool(x[:, high:]), OCTAVE[len(size)], size))
+        assert torch.equal(merged[:, high:], upsample(pool(x[:, high:]), FACTORS[len(size)], size))
 
 
-@pytest.mark.parametrize(("octave", "size"), [(None, (3, 6, 6)), (2, (6, 6, 6)), ((2, 1, 1), (6, 3, 3))])
-def test_merging_a_lone_low_part_multiplies_its_size(octave, size):
-    assert oc.Merge(octave)(oc.Octave(None, torch.ones(1, 4, 3, 3, 3))).shape == (1, 4, *size)
+@pytest.mark.parametrize(("factor", "size"), [(None, (3, 6, 6)), (2, (6, 6, 6)), ((2, 1, 1), (6, 3, 3))])
+def test_merging_a_lone_low_part_multiplies_its_size(factor, size):
+    assert oc.Merge(factor)(oc.Octave(None, torch.ones(1, 4, 3, 3, 3))).shape == (1, 4, *size)
     assert oc.Merge()(oc.Octave(None, torch.ones(1, 4, 3, 3))).shape == (1, 4, 6, 6)
 
 
-def test_merging_parts_of_another_octave_is_refused():
-    x = oc.Split(8, 0.5, octave=2)(torch.ones(1, 8, 4, 6, 6))
+def test_merging_parts_of_another_factor_is_refused():
+    x = oc.Split(8, 0.5, factor=2)(torch.ones(1, 8, 4, 6, 6))
     with pytest.raises(
         ValueError, match=r"\(2, 3, 3\) pixels .* expected \(4, 3, 3\): the size divided by \(1, 2, 2\)"
     ):

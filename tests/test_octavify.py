@@ -25,7 +25,8 @@ from octavify_parts import (
     Unknown,
     constant_images,
     conv,
-)  # fmt: skip
+    layer,
+)
 from torch import nn
 
 import octaveconv as oc
@@ -230,10 +231,6 @@ def test_segmentation_models_become_octave_networks(name):
     assert plan.macs_after < 0.85 * plan.macs_before
     assert octave(x).shape == (1, 1, 64, 64)
     assert torch.equal(oc.octavify(model, 0, x)[0](x), model(x))
-
-
-def layer(plan, name):
-    return next(layer for layer in plan.layers if layer.name == name)
 
 
 def test_the_plan_says_why():

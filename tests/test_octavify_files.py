@@ -6,8 +6,8 @@ import pytest
 import safetensors
 import timm
 import torch
+from folders import make_folder
 from test_cli import run
-from test_data import make_folder
 
 import octaveconv as oc
 from octaveconv.models.create import create

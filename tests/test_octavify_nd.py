@@ -7,8 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from helpers import assert_close
-from test_calibrate import shuffled_spaces
-from test_octavify import layer
+from octavify_parts import layer, shuffled_spaces
 from torch import fx, nn
 from torchvision.models.video import resnet as video
 

@@ -7,8 +7,7 @@ import pytest
 import timm
 import torch
 from helpers import assert_close
-from octavify_parts import constant_images, conv, norm
-from test_calibrate import shuffled_spaces
+from octavify_parts import constant_images, conv, norm, shuffled_spaces
 from torch import fx, nn
 
 import octaveconv as oc

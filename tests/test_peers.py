@@ -78,7 +78,7 @@ def test_alpha_ends(octave_class, alpha_in, alpha_out, stride):
     assert (None if high is None else high.shape[1:]) == (
         None if alpha_out == 1 else (8 - low_channels, *[size] * layer.axes)
     )
-    low_size = [size // factor for factor in layer.spec.octave]
+    low_size = [size // factor for factor in layer.spec.factor]
     assert (None if low is None else low.shape[1:]) == (None if alpha_out == 0 else (low_channels, *low_size))
 
 

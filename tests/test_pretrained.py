@@ -8,9 +8,9 @@ import mxnet_writer as writer
 import pytest
 import timm
 import torch
+from goldens import LIMIT, ORACLE
 from http_server import FileServer, Reply
 from oracle.rule import image
-from test_parity import LIMIT, ORACLE
 
 import octaveconv.models
 from octaveconv.models import PUBLISHED, _published, published

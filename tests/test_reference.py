@@ -10,7 +10,7 @@ from oracle import definition
 import octaveconv as oc
 
 BACKENDS = ["reference", "merged"]
-OCTAVES = {1: [(2,)], 2: [(2, 2), (2, 2), (1, 2)], 3: [(1, 2, 2), (2, 2, 2)]}  # by the number of axes
+FACTORS = {1: [(2,)], 2: [(2, 2), (2, 2), (1, 2)], 3: [(1, 2, 2), (2, 2, 2)]}  # by the number of axes
 
 
 @st.composite
@@ -44,7 +44,7 @@ def problems(draw, axes, transposed):
         alpha_out=alphas[1],
         cut_in=cuts[0],
         cut_out=cuts[1],
-        octave=draw(st.sampled_from(OCTAVES[axes])),
+        factor=draw(st.sampled_from(FACTORS[axes])),
     )
     if transposed:
         room = [s - 1 - span % 2 for s, span in zip(stride, spans)]
@@ -72,7 +72,7 @@ def tensors(problem):
     weight = random(rows, columns // problem["conv"]["groups"], *problem["kernel"])
     size = problem["size"]
     high_map = random(2, in_chs - low, *size) if low < in_chs else None
-    low_map = random(2, low, *(-(-n // o) for n, o in zip(size, problem["conv"]["octave"]))) if low else None
+    low_map = random(2, low, *(-(-n // o) for n, o in zip(size, problem["conv"]["factor"]))) if low else None
     return high_map, low_map, weight, random(out_chs) if problem["bias"] else None
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaveconv.resolution import crop, octave_factors, pool, upsample
+from octaveconv.resolution import checked_factor, crop, pool, upsample
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
 
@@ -59,17 +59,17 @@ def test_upsample_finds_the_right_pixel_in_long_series_and_large_volumes(width):
     assert torch.equal(upsample(low[None, None, None, None], (1, 1, 2), (1, 1, width))[0, 0, 0, 0], expected)
 
 
-@pytest.mark.parametrize(("octave", "axes", "expected"), [(None, 3, (1, 2, 2)), (2, 3, (2, 2, 2)), ([1, 2], 2, (1, 2))])
-def test_the_factors_of_an_octave(octave, axes, expected):
-    assert octave_factors(octave, axes) == expected
+@pytest.mark.parametrize(("factor", "axes", "expected"), [(None, 3, (1, 2, 2)), (2, 3, (2, 2, 2)), ([1, 2], 2, (1, 2))])
+def test_the_factors_of_an_octave(factor, axes, expected):
+    assert checked_factor(factor, axes) == expected
 
 
-@pytest.mark.parametrize("octave", [1, 3, (1, 1), (2, 2, 2), (2,), (0, 2), (2, 4)])
-def test_other_factors_are_refused(octave):
-    with pytest.raises(ValueError, match=r"1 or 2 and not 1 on all of them, got .*: leave it away for \(2, 2\)"):
-        octave_factors(octave, 2)
+@pytest.mark.parametrize("factor", [1, 3, (1, 1), (2, 2, 2), (2,), (0, 2), (2, 4)])
+def test_other_factors_are_refused(factor):
+    with pytest.raises(ValueError, match=r"1 or 2 and not 1 on all of them, got .*: omit it for \(2, 2\)"):
+        checked_factor(factor, 2)
 
 
 def test_maps_have_one_to_three_axes():
     with pytest.raises(ValueError, match="got a tensor of 6 dimensions"):
-        octave_factors(None, 4)
+        checked_factor(None, 4)

@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 import yaml
-from test_data import encoded, make_folder, make_records, make_tar, webdataset_shards
+from folders import encoded, make_folder, make_records, make_tar, webdataset_shards
 
 import octaveconv.models  # noqa: F401  # registers
 from octaveconv import cli

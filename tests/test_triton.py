@@ -2,30 +2,30 @@
 
 import io
 import operator
-import os
-import re
-import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import assert_close, random_octave
-from test_backends import outputs_and_gradients
-from torch._subclasses.fake_tensor import FakeTensorMode
+from helpers import assert_close, outputs_and_gradients, random_octave
 from torch.utils.flop_counter import FlopCounterMode
+from triton_parts import (
+    DEVICE,
+    INTERPRETED,
+    LAYOUTS,
+    on_cuda,
+    on_device,
+    on_host,
+    passed_interpreted,
+    pretend_gpu,
+    triton,
+)
 
 import octaveconv as oc
 from octaveconv import backends
 from octaveconv.octave import ChannelSplit
 from octaveconv.resolution import pool
-from octaveconv.spec import conv_spec
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-
-on_device = (lambda test: test) if INTERPRETED else pytest.mark.gpu  # runs the kernels
-on_host = pytest.mark.skipif(INTERPRETED, reason="needs kernels that are compiled")
+pytestmark = pytest.mark.usefixtures("poisoned", "exact_and_untuned")
 
 # in, out, kernel, size and batch leave a rest in every block; the interpreter's are 16 low pixels or 64 pixels, by 16
 # output channels, by 16 input channels.
@@ -96,43 +96,10 @@ def check(layer, x):
     return actual
 
 
-@pytest.fixture(autouse=True)
-def _poisoned():
-    """What is allocated is full of NaN, so that a pixel which no program writes is found."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(9).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def configuration():
-    """Which of a kernel's configurations is used on a GPU: to compile all of them for each case takes minutes."""
-    return 0
-
-
-@pytest.fixture(autouse=True)
-def _exact_and_untuned(monkeypatch, configuration):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    if DEVICE == "cuda" and torch.cuda.is_available():
-        for kernel in (triton().octave_kernel, triton().depthwise_kernel):
-            monkeypatch.setattr(kernel, "configs", [kernel.configs[configuration % len(kernel.configs)]])
-
-
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_interpreted():
     """The tests below, on the CPU."""
     assert passed_interpreted(__file__) > len(CASES)
-
-
-def passed_interpreted(file):
-    """How many of a file's tests pass. Triton looks for the variable when it is imported: it takes a fresh process."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", file]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    if "only 0-dimensional arrays can be converted" in done.stdout:
-        pytest.skip("the interpreter of Triton 3.6 needs a NumPy before 2.4")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return int(re.search(r"(\d+) passed", done.stdout)[1])
 
 
 @on_device
@@ -158,21 +125,6 @@ def test_half_is_averaged_in_float32(part, more):
     with oc.backend("triton"), torch.no_grad():
         y = layer(oc.Octave(high, high.new_zeros(1, 1, 1, 1)))
     assert getattr(y, part).item() == 512.5
-
-
-def strided(part):
-    """The same numbers, every second of a larger map."""
-    wide = part.new_empty([2 * n for n in part.shape])
-    wide[::2, ::2, ::2, ::2] = part
-    return wide[::2, ::2, ::2, ::2]
-
-
-LAYOUTS = {
-    "channels_last": lambda part: part.contiguous(memory_format=torch.channels_last),
-    "strided": strided,
-    "transposed": lambda part: part.transpose(2, 3).contiguous().transpose(2, 3),
-    "expanded": lambda part: part[:1].expand(part.shape),
-}
 
 
 @on_device
@@ -475,27 +427,15 @@ def test_a_call_that_it_cannot_run_is_refused_with_a_reason(reason):
     [
         oc.OctConv1d(4, 4, 1, alpha_in=0.5, alpha_out=0.5),
         oc.OctConv3d(4, 4, 1, alpha_in=0.5, alpha_out=0.5),
-        oc.OctConv2d(4, 4, 1, alpha_in=0.5, alpha_out=0.5, octave=(1, 2)),
+        oc.OctConv2d(4, 4, 1, alpha_in=0.5, alpha_out=0.5, factor=(1, 2)),
         oc.OctConvTranspose2d(4, 4, 2, 2, alpha_in=0.5, alpha_out=0.5),
     ],
     ids=["1d", "3d", "half the width", "transposed"],
 )
 def test_other_maps_and_transposed_convolutions_are_refused(layer):
-    x = random_octave(4, 0.5, (4, 4, 4)[: layer.axes], octave=layer.spec.octave, device="meta")
+    x = random_octave(4, 0.5, (4, 4, 4)[: layer.axes], factor=layer.spec.factor, device="meta")
     with pytest.raises(oc.BackendUnavailable, match="half their height and width, and does not"), oc.backend("triton"):
         layer.to("meta")(x)
-
-
-def on_cuda():
-    """An input of which a GPU would be found to be the device."""
-    spec = conv_spec(2, 16, 16, 3, 1, 1, 1, 1, "zeros", 0.25, 0.25, None, None)
-    with FakeTensorMode():
-        return oc.Octave(torch.empty(2, 12, 8, 8, device="cuda"), torch.empty(2, 4, 4, 4, device="cuda")), spec
-
-
-def pretend_gpu(monkeypatch, major):
-    """Let there be a GPU of this compute capability."""
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
 
 
 @on_host
@@ -539,10 +479,3 @@ def test_the_interpreter_runs_if_asked_for_and_not_compiled(monkeypatch):
 def test_without_triton(monkeypatch):
     monkeypatch.setattr(backends._triton_choice, "_INSTALLED", False)
     assert backends.explain(*on_cuda())["triton"] == "Triton is not installed: pip install triton"
-
-
-def triton():
-    """The module: importing it imports Triton, which must not happen before this file chose how."""
-    from octaveconv.backends import triton
-
-    return triton

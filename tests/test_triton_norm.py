@@ -9,21 +9,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from helpers import assert_close, random_octave
-from test_triton import (  # the fixtures are used by being here
-    DEVICE,
-    INTERPRETED,
-    LAYOUTS,
-    _exact_and_untuned,  # noqa: F401
-    _poisoned,  # noqa: F401
-    configuration,  # noqa: F401
-    on_cuda,
-    on_device,
-    on_host,
-    passed_interpreted,
-    pretend_gpu,
-)
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from triton_parts import DEVICE, INTERPRETED, LAYOUTS, on_cuda, on_device, on_host, passed_interpreted, pretend_gpu
 
 import octaveconv as oc
 from octaveconv import backends
@@ -34,11 +22,12 @@ from octaveconv.nn.fused import norm_act
 from octaveconv.resolution import pool
 
 RELU = oc.OctMap(nn.ReLU(inplace=True))
+pytestmark = pytest.mark.usefixtures("poisoned", "exact_and_untuned")
 CHANNELS = {"both": (9, 5), "high": (9, 0), "low": (0, 5), "many": (3, 67)}
 
 
 def kernels():
-    """The module: importing it imports Triton, which must not happen before `test_triton` chose how."""
+    """The module: importing it imports Triton, which must not happen before it is known whether it interprets."""
     from octaveconv.backends import _triton_norm
 
     return _triton_norm

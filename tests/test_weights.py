@@ -10,10 +10,10 @@ import mxnet_writer as writer
 import pytest
 import timm
 import torch
+from goldens import FILES, GOLDENS, ORACLE, convert
 from helpers import assert_close
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_parity import FILES, GOLDENS, ORACLE, convert
 from torch import nn
 
 import octaveconv.models

@@ -216,11 +216,11 @@ def path_macs(spec: ConvSpec, size: Sizes, out_size: Sizes) -> dict[str, int]:
         spec: the convolution.
         size, out_size: pixels of the high input and the high output on each axis, whether or not they have channels.
     """
-    low = pooled_size(size, spec.octave)
+    low = pooled_size(size, spec.factor)
     if spec.transposed:
         pixels = dict(hh=prod(size), hl=prod(low), lh=prod(low), ll=prod(low))
     else:
-        out_low = prod(pooled_size(out_size, spec.octave))
+        out_low = prod(pooled_size(out_size, spec.factor))
         pixels = dict(hh=prod(out_size), hl=out_low, lh=prod(pooled_size(low, spec.remaining_stride)), ll=out_low)
     inputs, outputs, area = spec.inputs, spec.outputs, prod(spec.kernel_size)
     if spec.depthwise:

@@ -16,7 +16,7 @@ def octconv(
     x: Tensor | Octave, weight: Tensor, bias: Tensor | None = None, stride: int | Sizes = 1,
     padding: int | Sizes | str = 0, dilation: int | Sizes = 1, groups: int = 1, *,
     alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit, padding_mode: str = "zeros",
-    cut_in: int | None = None, cut_out: int | None = None, octave: int | Sizes | None = None,
+    cut_in: int | None = None, cut_out: int | None = None, factor: int | Sizes | None = None,
     transposed: bool = False, output_padding: int | Sizes = 0,
 ) -> Octave:  # fmt: skip
     """Octave convolution with one dense weight, the counterpart of ``torch.nn.functional.conv2d`` and its relatives.
@@ -33,7 +33,7 @@ def octconv(
         dilation, groups, padding_mode: as in ``torch.nn.Conv2d``. If ``groups`` equals both channel counts, the
             convolution is depthwise and has no path between the frequencies.
         alpha_in, alpha_out: low-frequency share of the input and output channels, in [0, 1]; or see `OctConv2d`.
-        cut_in, cut_out, octave: see `OctConv2d`.
+        cut_in, cut_out, factor: see `OctConv2d`.
         transposed: convolve as ``torch.nn.functional.conv_transpose2d`` does.
         output_padding: as there; 0 otherwise.
 
@@ -60,7 +60,7 @@ def octconv(
     in_channels, out_channels = (rows, columns) if transposed else (columns, rows)
     spec = conv_spec(
         weight.dim() - 2, in_channels, out_channels, tuple(weight.shape[2:]), stride, padding, dilation, groups,
-        padding_mode, alpha_in, alpha_out, cut_in, cut_out, octave, output_padding if transposed else None,
+        padding_mode, alpha_in, alpha_out, cut_in, cut_out, factor, output_padding if transposed else None,
     )  # fmt: skip
     return run(x, weight, bias, spec)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .resolution import Sizes, octave_factors, pool, pooled_size, upsample
+from .resolution import Sizes, checked_factor, pool, pooled_size, upsample
 
 
 class Octave(NamedTuple):
@@ -217,31 +217,31 @@ def octave_cat(*xs: Tensor | Octave) -> Octave:
     return Octave(torch.cat(highs, 1) if highs else None, torch.cat(lows, 1) if lows else None)
 
 
-def check_sizes(x: Octave, octave: Sizes) -> None:
-    """Raise ValueError unless the low part has ``ceil(size / octave)`` of the high part."""
+def check_sizes(x: Octave, factor: Sizes) -> None:
+    """Raise ValueError unless the low part has ``ceil(size / factor)`` of the high part."""
     high, low = x
     if high is None or low is None or torch.compiler.is_compiling():  # then sizes may be symbols: no guards on them
         return
-    expected = pooled_size(high.shape[2:], octave)
+    expected = pooled_size(high.shape[2:], factor)
     if tuple(low.shape[2:]) != expected:
-        rule = "half the size, rounded up" if min(octave) == 2 else f"the size divided by {octave}, rounded up"
+        rule = "half the size, rounded up" if min(factor) == 2 else f"the size divided by {factor}, rounded up"
         raise ValueError(
             f"the low part is {tuple(low.shape[2:])} pixels beside a high part of {tuple(high.shape[2:])}, expected "
             f"{expected}: {rule} (pool with ceil_mode=True, or pool both parts by octave_map)"
         )
 
 
-def split_tensor(x: Tensor, split: ChannelSplit, octave: int | Sizes | None = None) -> Octave:
+def split_tensor(x: Tensor, split: ChannelSplit, factor: int | Sizes | None = None) -> Octave:
     """Keep the high channels of ``x`` and pool the low ones: ``[N, C, H, W]`` to an octave."""
     if split.contiguous:  # an activation behind may work in place
         high, low = x.narrow(1, 0, split.high), x.narrow(1, split.high, split.low)
     else:
         high, low = split.split(x, 1)
-    return Octave(high if split.high else None, pool(low, octave_factors(octave, x.dim() - 2)) if split.low else None)
+    return Octave(high if split.high else None, pool(low, checked_factor(factor, x.dim() - 2)) if split.low else None)
 
 
 def merge_tensor(
-    x: Tensor | Octave, size: Sizes | None = None, octave: int | Sizes | None = None, split: ChannelSplit | None = None
+    x: Tensor | Octave, size: Sizes | None = None, factor: int | Sizes | None = None, split: ChannelSplit | None = None
 ) -> Tensor:
     """Bring the low part to the high size and put all channels in one tensor: ``[N, C, H, W]``.
 
@@ -252,7 +252,7 @@ def merge_tensor(
     if low is None:
         assert high is not None
         return high
-    factor = octave_factors(octave, low.dim() - 2)
+    factor = checked_factor(factor, low.dim() - 2)
     if high is not None:
         check_sizes(Octave(high, low), factor)
         size = high.shape[2:]

@@ -37,7 +37,7 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
         if hh is not None:
             to_high.append(spec.conv(high, hh))
         if hl is not None:
-            to_low.append(spec.conv(pool(high, spec.octave), hl))
+            to_low.append(spec.conv(pool(high, spec.factor), hl))
     if low is not None:
         if lh is not None:
             low_for_high = pool(low, spec.remaining_stride)  # where an octave halves, low has the new high's size
@@ -64,10 +64,10 @@ def octconv_transpose(x: Octave, weight: Tensor, bias: Tensor | None, spec: Conv
         if hh is not None:
             to_high.append(spec.conv(high, hh))
         if hl is not None:
-            to_low.append(spec.conv_low(pool(high, spec.octave), hl, low_size))
+            to_low.append(spec.conv_low(pool(high, spec.factor), hl, low_size))
     if low is not None:
         if lh is not None:
-            to_high.append(upsample(spec.conv_low(low, lh, low_size), spec.octave, high_size))
+            to_high.append(upsample(spec.conv_low(low, lh, low_size), spec.factor, high_size))
         if ll is not None:
             to_low.append(spec.conv_low(low, ll, low_size))
 

@@ -9,38 +9,38 @@ from torch import Tensor
 Sizes = tuple[int, ...]  # one number for each axis of a map
 
 # How much smaller the low-frequency map is on each axis, by the number of axes: of a video in space, not in time.
-OCTAVE: dict[int, Sizes] = {1: (2,), 2: (2, 2), 3: (1, 2, 2)}
+FACTORS: dict[int, Sizes] = {1: (2,), 2: (2, 2), 3: (1, 2, 2)}
 
 
-def octave_factors(octave: int | Sizes | None, axes: int) -> Sizes:
-    """How much smaller the low map is on each of so many ``axes``: what is given, or else `OCTAVE`.
+def checked_factor(factor: int | Sizes | None, axes: int) -> Sizes:
+    """How much smaller the low map is on each of ``axes`` axes: the ``factor`` given, or the default in `FACTORS`.
 
     Raises:
-        ValueError: maps have no such number of axes, or what is given is not 1 or 2 for each of them.
+        ValueError: there are no maps with that many axes, or the factor is not 1 or 2 on each of them.
 
     Example:
-        >>> octave_factors(None, 3), octave_factors(2, 3)
+        >>> checked_factor(None, 3), checked_factor(2, 3)
         ((1, 2, 2), (2, 2, 2))
     """
-    if axes not in OCTAVE:
+    if axes not in FACTORS:
         raise ValueError(f"maps are [N, C, L], [N, C, H, W] or [N, C, T, H, W], got a tensor of {axes + 2} dimensions")
-    if octave is None:
-        return OCTAVE[axes]
-    factors = (octave,) * axes if isinstance(octave, int) else tuple(octave)
-    if len(factors) != axes or set(factors) not in ({2}, {1, 2}):
+    if factor is None:
+        return FACTORS[axes]
+    sizes = (factor,) * axes if isinstance(factor, int) else tuple(factor)
+    if len(sizes) != axes or set(sizes) not in ({2}, {1, 2}):
         raise ValueError(
-            f"octave says how much smaller the low map is on each of {axes} axes, 1 or 2 and not 1 on all of them, "
-            f"got {octave}: leave it away for {OCTAVE[axes]}"
+            f"factor must be 1 or 2 on each of {axes} axes and not 1 on all of them, got {factor}: omit it for "
+            f"{FACTORS[axes]}"
         )
-    return factors
+    return sizes
 
 
 def pool(x: Tensor, factor: Sizes | None = None) -> Tensor:
     """Average pooling to ``ceil(size / factor)``; a window over the edge averages the pixels that are there.
 
-    The default factor is that of `OCTAVE`.
+    The default ``factor`` is that of `FACTORS`.
     """
-    factor = OCTAVE[x.dim() - 2] if factor is None else factor
+    factor = FACTORS[x.dim() - 2] if factor is None else factor
     if max(factor) == 1:
         return x
     if len(factor) == 3:

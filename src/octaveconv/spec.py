@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .octave import ChannelSplit, Octave, as_octave, check_sizes, split_channels
-from .resolution import Sizes, crop, octave_factors, pooled_size, upsample
+from .resolution import Sizes, checked_factor, crop, pooled_size, upsample
 
 
 class Paths(NamedTuple):
@@ -33,7 +33,7 @@ class ConvSpec(NamedTuple):
     groups: int
     padding_mode: str
     output_padding: Sizes | None  # None: not transposed
-    octave: Sizes
+    factor: Sizes  # how much smaller the low map is on each axis
     growth: Sizes  # by how much a low map is to be upsampled on its way to the high size, which the stride has reduced
     remaining_stride: Sizes  # by how much it is to be pooled instead: 1, but on axes where both maps have one size
 
@@ -113,14 +113,14 @@ class ConvSpec(NamedTuple):
         if x.high is not None:
             return x.high.shape[2:]
         assert x.low is not None
-        return tuple(o * n for o, n in zip(self.octave, x.low.shape[2:]))
+        return tuple(o * n for o, n in zip(self.factor, x.low.shape[2:]))
 
     def transposed_sizes(self, x: Octave) -> tuple[Sizes, Sizes]:
         """Pixels of the high and of the low output of a transposed convolution."""
         assert self.output_padding is not None
         sizes = zip(self.high_size(x), self.stride, self._reach, self.output_padding)
         high = tuple(s * (n - 1) + r + p for n, s, r, p in sizes)
-        return high, pooled_size(high, self.octave)
+        return high, pooled_size(high, self.factor)
 
     @property
     def _reach(self) -> Sizes:
@@ -139,7 +139,7 @@ class ConvSpec(NamedTuple):
                     f"{name} part given is {_describe(part)}: set alpha_in and in_channels to match what comes in "
                     f"(a plain tensor has alpha 0; octaveconv.Split makes an octave of it)"
                 )
-        check_sizes(octave, self.octave)
+        check_sizes(octave, self.factor)
         return octave
 
 
@@ -147,13 +147,13 @@ def conv_spec(
     axes: int, in_channels: int, out_channels: int, kernel_size: int | Sizes, stride: int | Sizes,
     padding: int | Sizes | str, dilation: int | Sizes, groups: int, padding_mode: str,
     alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit, cut_in: int | None, cut_out: int | None,
-    octave: int | Sizes | None = None, output_padding: int | Sizes | None = None,
+    factor: int | Sizes | None = None, output_padding: int | Sizes | None = None,
 ) -> ConvSpec:  # fmt: skip
     """Check the arguments of an octave convolution and return them in one form; ValueError names the cure.
 
     ``axes`` is 1, 2 or 3; ``output_padding`` is None unless the convolution is transposed.
     """
-    factors = octave_factors(octave, axes)
+    factor = checked_factor(factor, axes)
     kernel, strides, dilations = (_per_axis(value, axes) for value in (kernel_size, stride, dilation))
     if any(s not in (1, 2) for s in strides):
         dense = f"nn.Conv{'' if output_padding is None else 'Transpose'}{axes}d"
@@ -177,10 +177,10 @@ def conv_spec(
             f"a depthwise convolution keeps each channel's frequency: give it one alpha, "
             f"got alpha_in={alpha_in} and alpha_out={alpha_out}"
         )
-    growth = tuple(max(o // s, 1) for o, s in zip(factors, strides))
-    remaining = tuple(max(s // o, 1) for o, s in zip(factors, strides))
+    growth = tuple(max(o // s, 1) for o, s in zip(factor, strides))
+    remaining = tuple(max(s // o, 1) for o, s in zip(factor, strides))
     return ConvSpec(
-        inputs, outputs, kernel, strides, paddings, dilations, groups, padding_mode, extra, factors, growth, remaining
+        inputs, outputs, kernel, strides, paddings, dilations, groups, padding_mode, extra, factor, growth, remaining
     )
 
 

@@ -14,20 +14,20 @@ F64 = torch.float64
 
 
 def octconv(
-    high, low, weight, bias, *, stride, padding, dilation, groups, alpha_in, alpha_out, cut_in, cut_out, octave
+    high, low, weight, bias, *, stride, padding, dilation, groups, alpha_in, alpha_out, cut_in, cut_out, factor
 ):
     """float64 tensors or None in, two of them out."""
     full = without_groups(weight, groups)
     rows = frequencies(full.shape[0], alpha_out, cut_out)
     columns = frequencies(full.shape[1], alpha_in, cut_in)
     strided_high, strided_low = apply_pool(high, stride), apply_pool(low, stride)
-    size = size_of(high) if high is not None else [o * n for o, n in zip(octave, size_of(low))]
+    size = size_of(high) if high is not None else [o * n for o, n in zip(factor, size_of(low))]
     high_size = [math.ceil(n / s) for n, s in zip(size, stride)]
-    low_to_high = apply_pool(low, [2 if (o, s) == (1, 2) else 1 for o, s in zip(octave, stride)])
+    low_to_high = apply_pool(low, [2 if (o, s) == (1, 2) else 1 for o, s in zip(factor, stride)])
     to_high, to_low = [], []
     for source, target, x in (
         ("high", "high", strided_high),
-        ("high", "low", apply_pool(strided_high, octave)),
+        ("high", "low", apply_pool(strided_high, factor)),
         ("low", "high", low_to_high),
         ("low", "low", strided_low),
     ):
@@ -35,29 +35,29 @@ def octconv(
             continue
         y = convolve(x, full[rows[target]][:, columns[source]], padding, dilation)
         if (source, target) == ("low", "high"):
-            y = apply_upsampling(y, [2 if (o, s) == (2, 1) else 1 for o, s in zip(octave, stride)], high_size)
+            y = apply_upsampling(y, [2 if (o, s) == (2, 1) else 1 for o, s in zip(factor, stride)], high_size)
         (to_high if target == "high" else to_low).append(y)
     return total(to_high, bias, rows["high"]), total(to_low, bias, rows["low"])
 
 
 def octconv_transpose(
     high, low, weight, bias, *,
-    stride, padding, output_padding, dilation, groups, alpha_in, alpha_out, cut_in, cut_out, octave,
+    stride, padding, output_padding, dilation, groups, alpha_in, alpha_out, cut_in, cut_out, factor,
 ):  # fmt: skip
     """The weight is [in, out / groups, *kernel]."""
     full = without_groups(weight, groups, transposed=True)
     rows = frequencies(full.shape[0], alpha_out, cut_out)
     columns = frequencies(full.shape[1], alpha_in, cut_in)
-    size = size_of(high) if high is not None else [o * n for o, n in zip(octave, size_of(low))]
+    size = size_of(high) if high is not None else [o * n for o, n in zip(factor, size_of(low))]
     high_size = [
         (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
         for n, s, p, d, k, extra in zip(size, stride, padding, dilation, full.shape[2:], output_padding)
     ]
-    low_size = [math.ceil(n / o) for n, o in zip(high_size, octave)]
+    low_size = [math.ceil(n / o) for n, o in zip(high_size, factor)]
     to_high, to_low = [], []
     for source, target, x in (
         ("high", "high", high),
-        ("high", "low", apply_pool(high, octave)),
+        ("high", "low", apply_pool(high, factor)),
         ("low", "high", low),
         ("low", "low", low),
     ):
@@ -66,7 +66,7 @@ def octconv_transpose(
         part = full[rows[target]][:, columns[source]]
         y = spread(x, part, stride, padding, dilation, high_size if source == target == "high" else low_size)
         if (source, target) == ("low", "high"):
-            y = apply_upsampling(y, octave, high_size)
+            y = apply_upsampling(y, factor, high_size)
         (to_high if target == "high" else to_low).append(y)
     return total(to_high, bias, rows["high"]), total(to_low, bias, rows["low"])
 

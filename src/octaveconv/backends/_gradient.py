@@ -35,11 +35,11 @@ def gradient(
         return gradients[0], gradients[1]
 
     high_hh, weight_hh = path(grad_high, halved, hh, need_high)
-    high_hl, weight_hl = path(grad_low, _pool(halved, spec.octave), hl, need_high)
+    high_hl, weight_hl = path(grad_low, _pool(halved, spec.factor), hl, need_high)
     low_lh, weight_lh = path(_sum_blocks(grad_high, spec.growth), low, lh, need_low)
     low_ll, weight_ll = path(grad_low, _pool(low, spec.stride), ll, need_low)
     return (
-        _unpool(_sum(high_hh, _unpool(high_hl, halved, spec.octave)), high, spec.stride),
+        _unpool(_sum(high_hh, _unpool(high_hl, halved, spec.factor)), high, spec.stride),
         _sum(low_lh, _unpool(low_ll, low, spec.stride)),
         spec.join_paths(Paths(weight_hh, weight_hl, weight_lh, weight_ll)) if need_weight else None,
         spec.outputs.join(grad_high.sum((0, 2, 3)), grad_low.sum((0, 2, 3))) if need_bias else None,

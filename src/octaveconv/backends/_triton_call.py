@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..octave import ChannelSplit
-from ..resolution import OCTAVE
+from ..resolution import FACTORS
 from ..spec import ConvSpec
 
 Outputs = tuple[Tensor, Tensor, Tensor]
@@ -58,7 +58,7 @@ class Call(NamedTuple):
         return ConvSpec(
             ChannelSplit(high, low, cut), ChannelSplit(self.to_high, outputs - self.to_high, cut),
             tuple(kernel), tuple(self.stride), tuple(padding), tuple(self.dilation), self.groups, "zeros", None,
-            OCTAVE[2], tuple(2 // s for s in self.stride), (1, 1),
+            FACTORS[2], tuple(2 // s for s in self.stride), (1, 1),
         )  # fmt: skip
 
     def layout(self) -> torch.memory_format:

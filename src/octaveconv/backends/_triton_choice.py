@@ -44,7 +44,7 @@ def load() -> None:
 
 def can_run(x: Octave, spec: ConvSpec) -> str | None:
     """The reason why the kernels cannot compute this convolution, or ``None``."""
-    if spec.transposed or spec.octave != (2, 2):
+    if spec.transposed or spec.factor != (2, 2):
         return "it convolves images whose low map has half their height and width, and does not transpose"
     if spec.padding_mode != "zeros":
         return f"it pads with zeros alone, not by padding_mode={spec.padding_mode!r}"

@@ -27,14 +27,14 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
     if max(spec.growth) == 1:
         joined = _side_by_side(high, low, spec)  # [N, C, ceil(H/2), ceil(W/2)]
         out_high = spec.conv(joined, weight_high, bias_high) if spec.outputs.high else None
-        out_low = spec.conv(pool(joined, spec.octave), weight_low, bias_low) if spec.outputs.low else None
+        out_low = spec.conv(pool(joined, spec.factor), weight_low, bias_low) if spec.outputs.low else None
         return Octave(out_high, out_low)
 
     out_high = _high_output(high, low, weight_high, bias_high, spec) if spec.outputs.high else None
     if not spec.outputs.low:
         return Octave(out_high, None)
     low = None if x.low is None else pool(x.low, spec.stride)
-    joined = _side_by_side(None if high is None else pool(high, spec.octave), low, spec)  # [N, C, ceil(H/2), ceil(W/2)]
+    joined = _side_by_side(None if high is None else pool(high, spec.factor), low, spec)  # [N, C, ceil(H/2), ceil(W/2)]
     return Octave(out_high, spec.conv(joined, weight_low, bias_low))
 
 
@@ -59,10 +59,10 @@ def _transposed(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) 
         out_high = spec.conv(x.high, hh, bias_high)
     if x.low is not None and lh is not None:
         bias_once = bias_high if out_high is None else None
-        up = upsample(spec.conv_low(x.low, lh, low_size, bias_once), spec.octave, high_size)
+        up = upsample(spec.conv_low(x.low, lh, low_size, bias_once), spec.factor, high_size)
         out_high = up if out_high is None else out_high + up
     if spec.outputs.low:
-        joined = _side_by_side(None if x.high is None else pool(x.high, spec.octave), x.low, spec)
+        joined = _side_by_side(None if x.high is None else pool(x.high, spec.factor), x.low, spec)
         out_low = spec.conv_low(joined, _side_by_side(hl, ll, spec, dim=0), low_size, bias_low)
     return Octave(out_high, out_low)
 

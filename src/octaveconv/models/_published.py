@@ -105,5 +105,5 @@ def published(name: str) -> Published | None:
     return PUBLISHED.get(name.partition(".")[0])
 
 
-# Parameters, and MACs at 224 pixels by alpha, of every network: generated and checked by tests/test_docs.py.
+# Parameters, and MACs at 224 pixels by alpha, of every network: written by scripts/write_docs.py.
 COSTS: dict[str, Any] = json.loads(Path(__file__).with_name("costs.json").read_text())

@@ -14,7 +14,7 @@ class Split(nn.Module):
     Args:
         channels: channels of the tensor.
         alpha: share of them that becomes low, in [0, 1], or the `ChannelSplit` that says which.
-        octave: how much smaller the low map is on each axis, 1 or 2; by default 2, and 1 on the first of three axes.
+        factor: how much smaller the low map is on each axis, 1 or 2; by default 2, and 1 on the first of three axes.
 
     Shape:
         ``[N, C, H, W]`` to ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])``; or ``[N, C, L]``, or
@@ -29,28 +29,28 @@ class Split(nn.Module):
         torch.Size([1, 2, 3, 3])
     """
 
-    def __init__(self, channels: int, alpha: float | ChannelSplit, octave: int | Sizes | None = None) -> None:
+    def __init__(self, channels: int, alpha: float | ChannelSplit, factor: int | Sizes | None = None) -> None:
         super().__init__()
-        self.octave = octave
+        self.factor = factor
         self.split = split_channels(channels, alpha)
         self.alpha = self.split.alpha if isinstance(alpha, ChannelSplit) else alpha
 
     def forward(self, x: Tensor) -> Octave:
         if x.shape[1] != self.split.high + self.split.low:
             raise ValueError(f"{self} got {x.shape[1]} channels: give Split the width of the layer before")
-        return split_tensor(x, self.split, self.octave)
+        return split_tensor(x, self.split, self.factor)
 
     def extra_repr(self) -> str:
-        """Channels, alpha, and the octave if it is given."""
-        octave = "" if self.octave is None else f", octave={self.octave}"
-        return f"{self.split.high + self.split.low}, alpha={self.alpha:g} ({self.split.high}+{self.split.low}){octave}"
+        """Channels, alpha, and the factor if it is given."""
+        factor = "" if self.factor is None else f", factor={self.factor}"
+        return f"{self.split.high + self.split.low}, alpha={self.alpha:g} ({self.split.high}+{self.split.low}){factor}"
 
 
 class Merge(nn.Module):
     """Make a plain tensor of an octave: the low part is upsampled to the high size.
 
     Args:
-        octave: as in `Split`.
+        factor: as in `Split`.
         split: in which order the channels come out; by default high ones first.
 
     Shape:
@@ -66,16 +66,16 @@ class Merge(nn.Module):
         torch.Size([1, 8, 5, 5])
     """
 
-    def __init__(self, octave: int | Sizes | None = None, split: ChannelSplit | None = None) -> None:
+    def __init__(self, factor: int | Sizes | None = None, split: ChannelSplit | None = None) -> None:
         super().__init__()
-        self.split, self.octave = split, octave
+        self.split, self.factor = split, factor
 
     def forward(self, x: Tensor | Octave) -> Tensor:
-        return merge_tensor(x, split=self.split, octave=self.octave)
+        return merge_tensor(x, split=self.split, factor=self.factor)
 
     def extra_repr(self) -> str:
-        """The octave if it is given."""
-        return "" if self.octave is None else f"octave={self.octave}"
+        """The factor if it is given."""
+        return "" if self.factor is None else f"factor={self.factor}"
 
 
 class OctMap(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..octave import ChannelSplit, Octave
-from ..resolution import OCTAVE, Sizes
+from ..resolution import FACTORS, Sizes
 from ..spec import ConvSpec, conv_spec
 from ._mark import AlphaMarked
 
@@ -35,10 +35,10 @@ class OctConvNd(AlphaMarked):
     def extra_repr(self) -> str:
         """The arguments of the dense layer, then both alphas and the channels they make."""
         inputs, outputs = self.spec.inputs, self.spec.outputs
-        octave = "" if self.spec.octave == OCTAVE[self.axes] else f", octave={self.spec.octave}"
+        factor = "" if self.spec.factor == FACTORS[self.axes] else f", factor={self.spec.factor}"
         return (
             f"{super().extra_repr()}, alpha_in={self.alpha_in:g} ({inputs.high}+{inputs.low}), "
-            f"alpha_out={self.alpha_out:g} ({outputs.high}+{outputs.low}){octave}"
+            f"alpha_out={self.alpha_out:g} ({outputs.high}+{outputs.low}){factor}"
         )
 
 
@@ -50,14 +50,14 @@ class _OctConv(OctConvNd):
         padding: int | Sizes | str = 0, dilation: int | Sizes = 1, groups: int = 1, bias: bool = True,
         padding_mode: str = "zeros", device: Any = None, dtype: Any = None, *, alpha_in: float | ChannelSplit = 0.0,
         alpha_out: float | ChannelSplit = 0.0, cut_in: int | None = None, cut_out: int | None = None,
-        octave: int | Sizes | None = None,
+        factor: int | Sizes | None = None,
     ) -> None:  # fmt: skip
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         spec = conv_spec(
             self.axes, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode,
-            alpha_in, alpha_out, cut_in, cut_out, octave,
+            alpha_in, alpha_out, cut_in, cut_out, factor,
         )  # fmt: skip
         self._set_spec(spec, alpha_in, alpha_out)
 
@@ -99,7 +99,7 @@ class OctConv2d(_OctConv, nn.Conv2d):  # type: ignore[misc]
         cut_in, cut_out: inside how many equal groups of channels the high and the low ones are cut apart. A grouped
             convolution cuts inside its own groups, which is the default; its ungrouped neighbours are given the same
             number on the side they share with it if the network is to use the weights of a dense one.
-        octave: how much smaller the low map is on each axis, 1 or 2; by default 2 on both.
+        factor: how much smaller the low map is on each axis, 1 or 2; by default 2 on both.
 
     Shape:
         ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])``, or a tensor ``[N, C, H, W]`` if alpha_in is 0,
@@ -128,7 +128,7 @@ class OctConv3d(_OctConv, nn.Conv3d):  # type: ignore[misc]
     By default that is half the height and width, and every moment of a video, as in the paper's video networks.
 
     Args, raises: as `OctConv2d`; all sizes are of three axes, the first of which is time.
-        octave: how much smaller the low map is on each axis, 1 or 2; by default ``(1, 2, 2)``. 2 halves time, too.
+        factor: how much smaller the low map is on each axis, 1 or 2; by default ``(1, 2, 2)``. 2 halves time, too.
 
     Shape:
         ``Octave([N, C_high, T, H, W], [N, C_low, T, ceil(H/2), ceil(W/2)])``, or a tensor ``[N, C, T, H, W]`` if
@@ -161,7 +161,7 @@ class OctConvTranspose2d(OctConvNd, nn.ConvTranspose2d):  # type: ignore[misc]
             device, dtype: as in ``nn.ConvTranspose2d``, with a stride of 1 or 2 on each axis. Where either alpha is not
             0 they must make the map larger by the stride, or at stride 2 by that less one pixel: of n pixels 2n or
             2n - 1, as do kernel 2; kernel 3, padding 1, output_padding 1 or 0; kernel 4, padding 1.
-        alpha_in, alpha_out, cut_in, cut_out, octave: as `OctConv2d`.
+        alpha_in, alpha_out, cut_in, cut_out, factor: as `OctConv2d`.
 
     Shape:
         ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])``, or a tensor ``[N, C, H, W]`` if alpha_in is 0,
@@ -188,7 +188,7 @@ class OctConvTranspose2d(OctConvNd, nn.ConvTranspose2d):  # type: ignore[misc]
         padding: int | Sizes = 0, output_padding: int | Sizes = 0, groups: int = 1, bias: bool = True,
         dilation: int | Sizes = 1, padding_mode: str = "zeros", device: Any = None, dtype: Any = None, *,
         alpha_in: float | ChannelSplit = 0.0, alpha_out: float | ChannelSplit = 0.0, cut_in: int | None = None,
-        cut_out: int | None = None, octave: int | Sizes | None = None,
+        cut_out: int | None = None, factor: int | Sizes | None = None,
     ) -> None:  # fmt: skip
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, output_padding, groups,  # type: ignore[arg-type]
@@ -196,6 +196,6 @@ class OctConvTranspose2d(OctConvNd, nn.ConvTranspose2d):  # type: ignore[misc]
         )  # fmt: skip
         spec = conv_spec(
             self.axes, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode,
-            alpha_in, alpha_out, cut_in, cut_out, octave, output_padding,
+            alpha_in, alpha_out, cut_in, cut_out, factor, output_padding,
         )  # fmt: skip
         self._set_spec(spec, alpha_in, alpha_out)

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from .._modes import eval_mode
 from ..nn.norm import OctBatchNormNd, at_least_single
 from ..octave import merge_tensor, split_tensor
-from ..resolution import OCTAVE
+from ..resolution import FACTORS
 from .layers import oct_conv
 from .maps import is_channels_last
 from .operations import ANY_CONV, FROM_CHANNELS_LAST, NORMS
@@ -87,7 +87,7 @@ def _power(y: Tensor) -> tuple[Tensor, Tensor]:
     Frequencies are those of the axes that an octave halves: of a video not those in time.
     """
     y = at_least_single(y)
-    factors = OCTAVE[y.dim() - 2]
+    factors = FACTORS[y.dim() - 2]
     halved = [dim for dim, factor in enumerate(factors, 2) if factor > 1]
     is_high = torch.zeros((), dtype=torch.bool, device=y.device)
     for dim in halved:

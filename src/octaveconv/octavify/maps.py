@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..resolution import OCTAVE, Sizes, pooled_size
+from ..resolution import FACTORS, Sizes, pooled_size
 from .operations import CONVS
 
 
@@ -42,12 +42,12 @@ def size_of(node: fx.Node) -> Sizes:
 
 def halved_size(node: fx.Node) -> Sizes:
     """The same of those axes on which a low map is smaller."""
-    return tuple(pixels for pixels, factor in zip(size_of(node), OCTAVE[axes_of(node)]) if factor > 1)
+    return tuple(pixels for pixels, factor in zip(size_of(node), FACTORS[axes_of(node)]) if factor > 1)
 
 
 def low_size(size: Sizes) -> Sizes:
     """Pixels of the low maps beside high ones of this ``size``."""
-    return pooled_size(size, OCTAVE[len(size)])
+    return pooled_size(size, FACTORS[len(size)])
 
 
 def scale_of(node: fx.Node) -> fx.Node | None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...octave import ChannelSplit, Octave
-from ...resolution import OCTAVE, pool, upsample
+from ...resolution import FACTORS, pool, upsample
 from ...spec import ConvSpec, Paths, conv_spec
 from ..ir import INFINITY, Layer, Output, Pair, Term
 from .groups import Group, Terms
@@ -94,7 +94,7 @@ class Recipe(NamedTuple):
             return [_windows(maps[self.window.source], self.window, size)]
         parts = [conv(maps, constants) for conv in self.convs]
         if self.coarse:
-            parts.append(upsample(reduce(torch.add, [conv(maps, constants) for conv in self.coarse]), OCTAVE[2], size))
+            parts.append(upsample(reduce(torch.add, [conv(maps, constants) for conv in self.coarse]), FACTORS[2], size))
         return self.keep(reduce(torch.add, [*parts, *self.added(maps, size)]), constants)
 
     def added(self, maps: Maps, size: Pair) -> list[Tensor]:
@@ -102,7 +102,7 @@ class Recipe(NamedTuple):
         addends = []
         for source, coarse, gate in self.addends:
             y = maps[source] if gate is None else maps[source] * maps[gate]
-            addends.append(upsample(y, OCTAVE[2], size) if coarse else y)
+            addends.append(upsample(y, FACTORS[2], size) if coarse else y)
         return addends
 
     def keep(self, total: Tensor, constants: Maps) -> list[Tensor]:

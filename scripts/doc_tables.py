@@ -1,4 +1,4 @@
-"""The tables of the documents, made from the registry and from results/. `test_docs.py` puts them there."""
+"""The tables of the documents, made from the registry and from results/. `write_docs.py` puts them there."""
 
 import json
 from functools import partial
@@ -94,7 +94,7 @@ def fields_table():
 def fault_table():
     result = json.loads((ROOT / "results" / "fault.json").read_text())
     return (
-        f"`python tests/fault_train.py`: {result['runs']} runs of two processes were killed by SIGKILL at random "
+        f"`python experiments/fault_train.py`: {result['runs']} runs of two processes were killed by SIGKILL at random "
         f"moments and continued; {result['identical']} ended with the very weights of the uninterrupted run, "
         f"{result['unreadable']} checkpoints were unreadable ({result['killed_before_a_checkpoint']} runs were killed "
         f"before their first one). Conditions: PyTorch {result['env']['torch']}, {result['threads']} thread each, "
@@ -106,8 +106,8 @@ def overhead_table():
     result = json.loads((ROOT / "results" / "overhead.json").read_text())
     ours, bare = (result["seconds"][name] for name in ("ours", "bare"))
     return (
-        f"`python tests/overhead_train.py`: {result['overhead']:+.2%}, medians of {ours['runs']} interleaved rounds of "
-        f"{result['steps']} steps ({ours['median']:.3f} s against {bare['median']:.3f} s, quartiles "
+        f"`python experiments/overhead_train.py`: {result['overhead']:+.2%}, medians of {ours['runs']} interleaved "
+        f"rounds of {result['steps']} steps ({ours['median']:.3f} s against {bare['median']:.3f} s, quartiles "
         f"{ours['lower']:.3f} to {ours['upper']:.3f} and {bare['lower']:.3f} to {bare['upper']:.3f}). Conditions: "
         f"{result['network']}, batch {result['batch']}, {result['dtype']}, {result['layout']}, loading included, "
         f"{result['threads']} thread, PyTorch {result['env']['torch']}, {result['env']['cpu']}."

@@ -1,6 +1,6 @@
 """What the training loop costs beside a bare PyTorch loop on the same network and images, interleaved.
 
-python tests/overhead_train.py --data cifar10 --json results/overhead.json
+python experiments/overhead_train.py --data cifar10 --json results/overhead.json
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What octavify keeps of a trained network, and how soon fine-tuning brings back the rest.
 
-    python tests/finetune_octavify.py --data cifar10 --out runs/octavify --json results/octavify_finetune.json
+    python experiments/finetune_octavify.py --data cifar10 --out runs/octavify --json results/octavify_finetune.json
 
 Trains the dense twin of finetune_octavify.yaml, octavifies it at each alpha with and without a sample, and scores:
 right away, with norms estimated anew, after one epoch, and after a tenth of the dense network's epochs; beside the same

@@ -1,4 +1,6 @@
-"""Kill training runs at random moments, continue them, and compare what they end with: ``python tests/fault_train.py``.
+"""Kill training runs at random moments, continue them, and compare what they end with.
+
+    python experiments/fault_train.py --json results/fault.json
 
 Each run is two processes (gloo) on a small set of made images, killed by SIGKILL at a moment drawn over its whole
 length, start-up and validation included, then continued. It must end with the very weights of the uninterrupted run,
@@ -18,17 +20,27 @@ import time
 from pathlib import Path
 
 import torch
-from test_data import make_folder
-from test_train import options
 
 from octaveconv import env
 from octaveconv.train.folder import RunFolder
 
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from folders import make_folder
+
 NAME = "oct_resnetv2_26-0.5"
-CHANGES = dict(epochs=30, save_steps=1, ema=0.9, mixup=0.2, color_jitter=0.4)
+RECIPE = dict(
+    model="oct_resnetv2_26", alpha=0.5, model_args='{"layers": [1, 1, 1, 1], "width": 4, "stem": "3x3"}', size=16,
+    epochs=30, batch_size=8, lr=0.1, warmup_epochs=1, crop="padded", crop_pct=1.0, dropout=0.2, workers=0,
+    save_steps=1, ema=0.9, mixup=0.2, color_jitter=0.4,
+)  # fmt: skip
 
 
-def start(arguments):
+def arguments(data, out):
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in (dict(data=data) | RECIPE).items()]
+    return ["train", "--out", str(out), "--device", "cpu", "--threads", "1", *words]
+
+
+def start(words):
     """Two processes, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -36,7 +48,7 @@ def start(arguments):
     common = os.environ | dict(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo"
     )
-    command = [sys.executable, "-m", "octaveconv", *arguments]
+    command = [sys.executable, "-m", "octaveconv", *words]
     return [
         subprocess.Popen(
             command, env=common | dict(RANK=str(rank), LOCAL_RANK=str(rank)), stdout=subprocess.DEVNULL,
@@ -69,14 +81,12 @@ def main():
         root = Path(root)
         make_folder(root / "images" / "train", (20, 14))
         make_folder(root / "images" / "val", (3, 4))
-        run = options(str(root / "images"), "OUT", **CHANGES)
         once = time.time()
-        finish(start([str(root / "whole") if word == "OUT" else word for word in run]))
+        finish(start(arguments(root / "images", root / "whole")))
         length, expected = time.time() - once, final(root / "whole" / NAME)
         for i in range(args.runs):
             out = root / f"run{i}"
-            arguments = [str(out) if word == "OUT" else word for word in run]
-            processes = start(arguments)
+            processes = start(arguments(root / "images", out))
             time.sleep(rng.uniform(0.3, 1.0) * length)
             for process in rng.sample(processes, 2):
                 process.send_signal(signal.SIGKILL)
@@ -93,12 +103,12 @@ def main():
                 finish(start(["train", "--resume", str(folder), "--device", "cpu", "--threads", "1"]))
             else:
                 counts["killed_before_a_checkpoint"] += 1
-                finish(start(arguments))
+                finish(start(arguments(root / "images", out)))
                 folder = max(out.iterdir(), key=lambda path: path.stat().st_mtime)
             found = final(folder)
             same = found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
             rows = len((folder / "results.csv").read_text().splitlines()) - 1
-            counts["identical"] += same and rows == CHANGES["epochs"]
+            counts["identical"] += same and rows == RECIPE["epochs"]
             print(counts, flush=True)
     result = {"env": env.facts(), "threads": 1, "processes": 2, "seconds": round(time.time() - began), **counts}
     if args.json:

@@ -1,6 +1,6 @@
 """What the Triton kernels take of an H100's resources: they are compiled for one, and none is needed.
 
-python tests/triton_resources.py --json results/triton_resources.json
+python experiments/triton_resources.py --json results/triton_resources.json
 """
 
 import argparse

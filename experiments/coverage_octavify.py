@@ -1,6 +1,6 @@
 """octavify every classification network of torchvision and one of each convolutional family of timm.
 
-    python tests/coverage_octavify.py --json results/octavify_coverage.json
+    python experiments/coverage_octavify.py --json results/octavify_coverage.json
 
 What is in the file already is not done again. Each network, with random weights, is octavified at alpha 0.25; then its
 output at alpha 0 is compared with its own, and it runs forward, backward, under torch.compile (fullgraph) and

@@ -1,4 +1,6 @@
-"""Coverage-guided fuzzing of the readers of foreign bytes: ``python tests/fuzz_mxnet.py --runs 1000000 [--json FILE]``.
+"""Coverage-guided fuzzing of the readers of foreign bytes.
+
+    python experiments/fuzz_mxnet.py --runs 1500000 --json results/fuzz.json
 
 Only MXNetFormatError may come out; a crash, a hang, another exception or a large allocation ends the run and fails.
 libFuzzer does not return, so each reader is fuzzed in a child process, whose counts come back in a shared file.
@@ -29,8 +31,10 @@ LIMITS = ["-timeout=10", "-rss_limit_mb=1024", "-malloc_limit_mb=64", "-max_len=
 
 def seeds(reader):
     """Small valid files. For parameters the first byte says how the rest is given to the reader, see `open_params`."""
-    import mxnet_writer as writer
     import torch
+
+    sys.path.append(str(Path(__file__).parent.parent / "tests"))
+    import mxnet_writer as writer
 
     from octaveconv.mxnet.params import DTYPES
     from octaveconv.mxnet.recordio import Record
@@ -180,7 +184,7 @@ def main():
     from octaveconv.env import facts
 
     report = {
-        "command": f"python tests/fuzz_mxnet.py --runs {options.runs}",
+        "command": f"python experiments/fuzz_mxnet.py --runs {options.runs}",
         "env": {**facts(), "atheris": metadata.version("atheris")},
         "threads": 1,
         "seed": options.seed,

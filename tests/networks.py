@@ -1,0 +1,57 @@
+"""Our networks as tests use them: few blocks, a few sizes of image, norms as after training."""
+
+import timm
+import torch
+from torch import nn
+
+import octaveconv.models
+
+NAMES = list(octaveconv.models.COSTS)
+ALPHAS = {name: (0.25, 0.5, 0.75) if "next" in name else (0.125, 0.3, 0.75) for name in NAMES}
+
+
+def shallow(name, alpha, tiny=False, **kwargs):
+    """The network with few blocks: two in some stages, or with ``tiny`` as few as it can have."""
+    torch.manual_seed(0)
+    if "mobilenet" in name:
+        layers = dict(v1=(1, 1, 1, 2, 1), v2=(1, 1, 1, 1, 1, 1, 1) if tiny else (1, 2, 1, 1, 1, 1, 1))
+        small = dict(channel_multiplier=0.25, layers=layers[name[13:15]])
+    else:
+        small = dict(layers=(1, 1, 1, 1) if tiny else (2, 1, 1, 2))
+    return timm.create_model(name, alpha=alpha, **(dict(num_classes=10) | small | kwargs))
+
+
+def shapes_of(name):
+    with torch.device("meta"):
+        return str({key: tensor.shape for key, tensor in shallow(name, 0).state_dict().items()})
+
+
+SHALLOW = list({shapes_of(name): name for name in reversed(NAMES)}.values())  # of networks that differ in depth, one
+
+
+def image(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def settle(model):
+    """Norms as after training, so that folding them has something to do."""
+    torch.manual_seed(1)
+    for module in model.modules():
+        if getattr(module, "running_mean", None) is not None:
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+            if module.weight is not None:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.uniform_(module.bias, -0.2, 0.2)
+    return model.eval()
+
+
+def difference(model, deployed, x):
+    """The largest difference of any output, as a share of the largest value."""
+    with torch.no_grad():
+        expected = model(x)
+    got = deployed(x)
+    if isinstance(expected, torch.Tensor):
+        expected, got = [expected], [got]
+    assert [y.shape for y in got] == [y.shape for y in expected]
+    return max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(expected, got))
