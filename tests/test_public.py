@@ -69,6 +69,8 @@ def test_every_room_has_its_place_and_its_line_in_the_contributors_guide():
     guide = (SOURCE.parent.parent / "CONTRIBUTING.md").read_text()
     for path in FILES:
         room = path.relative_to(SOURCE).parts[0]
+        if room == "__init__.py":
+            continue
         assert f"`{room}`" in guide or f"`{room}/" in guide, room
 
 

@@ -78,11 +78,11 @@ class BenchSettings:
             raise UsageError("device cuda: PyTorch sees no GPU here")
         with torch.device("meta"):
             own = create(self.model, pretrained=False)
+            if not self.model.startswith("oct_"):
+                raise UsageError(f"{self.model} has no alpha: name an octave network (octaveconv models lists them)")
             alphas = self.alphas or (getattr(own, "alpha", 0.0),)
             for alpha in alphas:
                 create(self.model, alpha, pretrained=False)
-        if not self.model.startswith("oct_"):
-            raise UsageError(f"{self.model} has no alpha: name an octave network (octaveconv models lists them)")
         if self.dense:
             _other(self.dense, _family(self.model))
         return replace(self, alphas=tuple(sorted(set(alphas))))
