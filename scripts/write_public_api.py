@@ -85,13 +85,12 @@ def members(cls):
 
 def command_line():
     """Every option of every verb: its names, and what it takes."""
-    verbs = next(action for action in cli.build_parser()._actions if isinstance(action, argparse._SubParsersAction))
     return {
         verb: {
             " ".join(action.option_strings) or action.metavar or action.dest: option(action)
             for action in parser._actions
         }
-        for verb, parser in verbs.choices.items()
+        for verb, parser in cli.build_parser()[1].items()
     }
 
 

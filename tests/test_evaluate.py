@@ -402,7 +402,7 @@ def verb(capsys, *arguments):
 def test_the_verb(capsys, tmp_path):
     make_folder(tmp_path / "set" / "val", (3, 2, 2), corrupt=[("cat", 1)])
     table, report = tmp_path / "results.csv", tmp_path / "report.json"
-    arguments = ("--model", "oct_resnetv2_26", "--alpha", 0.5, "--data", tmp_path / "set", "--results-file", table)
+    arguments = ("oct_resnetv2_26", "--alpha", 0.5, "--data", tmp_path / "set", "--results-file", table)
     code, _, error = verb(capsys, *arguments)
     assert (code, len(error.splitlines())) == (1, 1)
     assert error.endswith("1.png cannot be read: it is not an image that Pillow knows\n")
@@ -418,7 +418,7 @@ def test_the_verb(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_the_verb_under_torchrun(files, tmp_path):
-    argv = ["octaveconv", "eval", "--model", "oct_mobilenetv1_075", "--size", "32", "--workers", "0"]
+    argv = ["octaveconv", "eval", "oct_mobilenetv1_075", "--size", "32", "--workers", "0"]
     figures = []
     for launcher in (["-m"], ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]):
         out = tmp_path / f"{len(figures)}.json"
@@ -436,7 +436,7 @@ def test_the_verb_takes_the_weights_and_the_classes_of_a_file(capsys, tmp_path):
     net = timm.create_model("oct_resnetv2_26", num_classes=3)
     nn.init.constant_(net.fc.bias[1:2].detach(), 1e6)  # all are class 1
     torch.save(net.state_dict(), tmp_path / "weights.pth")
-    arguments = ("--model", "oct_resnetv2_26", "--checkpoint", tmp_path / "weights.pth")
+    arguments = ("oct_resnetv2_26", "--checkpoint", tmp_path / "weights.pth")
     code, out, _ = verb(capsys, *arguments, "--data", tmp_path / "set")
     assert code == 0
     assert ["top-1", "44.444", "%", "4"] in [line.split() for line in out.splitlines()]

@@ -36,7 +36,7 @@ def octave(capsys, dense, tmp_path):
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert "convolutions are octave; MACs" in printed
-    assert f"octaveconv train --model {MODEL} --checkpoint {out}" in printed
+    assert f"octaveconv train {MODEL} --checkpoint {out}" in printed
     return out
 
 
@@ -75,7 +75,7 @@ def test_fine_tuning_and_scoring_the_result(capsys, octave, tmp_path):
     make_folder(tmp_path / "images" / "train", (4, 4, 4))
     make_folder(tmp_path / "images" / "val", (2, 2, 2))
     code, _, err = run(
-        capsys, "train", "--model", MODEL, "--checkpoint", str(octave), "--data", str(tmp_path / "images"),
+        capsys, "train", MODEL, "--checkpoint", str(octave), "--data", str(tmp_path / "images"),
         "--epochs", "1", "--batch-size", "6", "--size", "64", "--workers", "0", "--ema", "0.5", "--dropout", "0.2",
         "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "runs"), "--name", "tuned",
     )  # fmt: skip
@@ -84,7 +84,7 @@ def test_fine_tuning_and_scoring_the_result(capsys, octave, tmp_path):
     assert weights.read(result).conversion == weights.read(octave).conversion
     assert not torch.equal(weights.read(result).tensors["fc.weight"], weights.read(octave).tensors["fc.weight"])
     code, printed, err = run(
-        capsys, "eval", "--model", MODEL, "--checkpoint", str(result), "--data", str(tmp_path / "images"),
+        capsys, "eval", MODEL, "--checkpoint", str(result), "--data", str(tmp_path / "images"),
         "--size", "64", "--device", "cpu", "--workers", "0",
     )  # fmt: skip
     assert (code, err) == (0, "")

@@ -301,7 +301,7 @@ def test_recipes_are_complete_and_say_whether_they_were_reproduced(path):
 def options(data, out, **changes):
     recipe = SMALL | dict(data=data) | changes
     return [
-        "train", "--out", str(out), "--device", "cpu", "--threads", "1",
+        "train", recipe.pop("model"), "--out", str(out), "--device", "cpu", "--threads", "1",
         *(f"--{name.replace('_', '-')}={json.dumps(value) if isinstance(value, dict) else value}"
           for name, value in recipe.items()),
     ]  # fmt: skip

@@ -321,11 +321,11 @@ def test_create_takes_alpha_and_classes_from_the_weights(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        (["a.params", "--model", "oct_mobilenetv1_075", "--out", "a.pth"], 2, "must end in .safetensors"),
-        (["no.params", "--model", "oct_mobilenetv1_075", "--out", "a.safetensors"], 1, "there is no file no.params"),
-        (["a.params", "--model", "oct_mobilnet", "--out", "a.safetensors"], 2, "there is no network 'oct_mobilnet'"),
-        (["a.params", "--model", "oct_mobilenetv1_100", "--out", "a.safetensors"], 1, "expected shape [32, 3, 3, 3]"),
-        (["a.params", "--model", "resnet18", "--out", "a.safetensors"], 2, "is a dense network and has no alpha"),
+        (["oct_mobilenetv1_075", "a.params", "--out", "a.pth"], 2, "must end in .safetensors"),
+        (["oct_mobilenetv1_075", "no.params", "--out", "a.safetensors"], 1, "there is no file no.params"),
+        (["oct_mobilnet", "a.params", "--out", "a.safetensors"], 2, "there is no network 'oct_mobilnet'"),
+        (["oct_mobilenetv1_100", "a.params", "--out", "a.safetensors"], 1, "expected shape [32, 3, 3, 3]"),
+        (["resnet18", "a.params", "--out", "a.safetensors"], 2, "is a dense network and has no alpha"),
     ],
 )
 def test_convert_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsys, argv, code, message):

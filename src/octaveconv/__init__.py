@@ -5,6 +5,7 @@ from .backends import backend, explain
 from .cost import cost
 from .deploy import deploy
 from .errors import BackendUnavailable, MissingExtra, MXNetFormatError, UsageError
+from .export import export
 from .mxnet.params import load_mxnet
 from .nn import (
     Merge,
@@ -51,6 +52,7 @@ __all__ = [
     "cost",
     "deploy",
     "explain",
+    "export",
     "functional",
     "load_mxnet",
     "octave_cat",

@@ -23,7 +23,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
-from .. import _atomic, _csv, env
+from .. import _atomic, _csv, _figure, env
 from ..errors import UsageError, require
 from ..weights import files as weights
 from . import curves as _curves
@@ -237,7 +237,7 @@ class RunFolder:
         paths = [self.path / "curves.png", self.path / "curves.svg"] if figure else []
         for path in paths:
             with self._writing(path) as file:
-                _curves.write(figure, file, path.suffix[1:])
+                _figure.write(figure, file, path.suffix[1:])
         return paths
 
     def finish(self, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:

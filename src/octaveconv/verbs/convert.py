@@ -6,15 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ._arguments import add_model
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Convert a checkpoint to safetensors: the original's .params or .tar, d-li14's or any other .pth.
 
-    Example: octaveconv convert a02_resnet-26_alpha-0.250.tar --model oct_resnetv2_26 --out resnet26.safetensors
+    Example: octaveconv convert oct_resnetv2_26 a02_resnet-26_alpha-0.250.tar --out resnet26.safetensors
     """
-    parser.add_argument("source", metavar="SRC", type=Path, help="the file; its content decides, not its name")
-    parser.add_argument("--model", metavar="M", required=True, help="a network of `octaveconv models`")
-    parser.add_argument("--alpha", type=float, help="low-frequency share of the channels (the weights' own)")
+    add_model(parser, "a network of `octaveconv models`")
+    parser.add_argument("source", metavar="SRC", type=Path, help="the file; what it holds decides, not its name")
+    parser.add_argument("--alpha", type=float, help="low-frequency share of the channels (that of the weights)")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the safetensors file to write")
 
 

@@ -6,16 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ._arguments import positive
+from ._arguments import add_model, positive
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Score a network on labeled images: exact top-1 and top-5; with torchrun, on several processes.
 
-    Example: octaveconv eval --model oct_resnetv2_26_a250 --data imagenet/val
+    Example: octaveconv eval oct_resnetv2_26_a250 --data imagenet/val
     """
-    parser.usage = "%(prog)s --model M --data SRC [options]"
-    parser.add_argument("--model", metavar="M", required=True, help="a network of `octaveconv models`, or of timm's")
+    parser.usage = "%(prog)s MODEL --data SRC [options]"
+    add_model(parser)
     parser.add_argument("--alpha", type=float, help="low-frequency share of the channels")
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights (the published ones, or random)")
     parser.add_argument("--data", metavar="SRC", required=True, help="a folder, .tar, .rec, or a name: hfds/NAME ...")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ._arguments import positive
+from ._arguments import add_model, positive
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -15,15 +15,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     Example: octaveconv octavify resnet50 --checkpoint r50.pth --data imagenet --out r50_oct.safetensors
     """
     parser.usage = "%(prog)s MODEL --out FILE [options]"
-    parser.add_argument("model", metavar="MODEL", help="a network from timm")
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="its weights (random, seed 0)")
-    parser.add_argument("--pretrained", action="store_true", help="download timm's weights")
+    add_model(parser, "a network from timm")
     parser.add_argument("--alpha", metavar="A", default="0.25", help="a number, or auto with --macs (%(default)s)")
     parser.add_argument("--macs", metavar="S", type=float, help="budget for auto: share of the dense MACs")
-    parser.add_argument("--keep", metavar="P", nargs="+", default=[], help="patterns of layers that stay dense")
-    parser.add_argument("--size", metavar="N", type=positive, help="pixels (the network's own)")
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="its weights (random, seed 0)")
+    parser.add_argument("--pretrained", action="store_true", help="download timm's weights")
     parser.add_argument("--data", metavar="SRC", help="images to order channels and estimate norms with")
     parser.add_argument("--images", metavar="N", type=positive, default=256, help="how many of them (%(default)s)")
+    parser.add_argument("--size", metavar="N", type=positive, help="pixels (the network's own)")
+    parser.add_argument("--keep", metavar="P", nargs="+", default=[], help="patterns of layers that stay dense")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="safetensors file to write")
 
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> Any:
     print(plan)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     metadata = weights.write(args.out, octave.state_dict(), metadata_of(octave, args.model))
-    print(f"\n{args.out}: fine-tune with octaveconv train --model {args.model} --checkpoint {args.out} --data SRC")
+    print(f"\n{args.out}: fine-tune with octaveconv train {args.model} --checkpoint {args.out} --data SRC")
     return {"out": str(args.out), "model": metadata["model"], **plan.to_dict()}
 
 

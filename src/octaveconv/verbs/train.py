@@ -13,30 +13,33 @@ from typing import Any
 from .._text import text_table
 from ..errors import Stopped, UsageError
 from ..train.recipe import Recipe, read_yaml
-from ._arguments import positive
+from ._arguments import add_model, positive
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Train with a recipe, whose every field is an option; with torchrun, on several processes.
+    """Train with a recipe, whose fields are MODEL and options; with torchrun, on several processes.
 
     Example: octaveconv train --recipe recipes/cifar10.yaml --data cifar10 --alpha 0.25
     """
-    parser.usage = "%(prog)s [--recipe FILE] --data SRC [options] | --resume DIR"
+    parser.usage = "%(prog)s [MODEL] [--recipe FILE] --data SRC [options] | --resume DIR"
+    add_model(parser, "a network of timm's (that of the recipe, or oct_resnetv2_50)", optional=True)
     parser.add_argument("--recipe", metavar="FILE", type=Path, help="YAML file of fields; options override it")
     parser.add_argument("--resume", metavar="DIR", type=Path, help="resume this run, to the same result")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="folder of runs (%(default)s)")
     parser.add_argument("--fields", action="store_true", help="print every field of a recipe and exit")
     parser.add_argument("--name", metavar="NAME", help=argparse.SUPPRESS)
     parser.add_argument("--device", choices=["cpu", "cuda"], help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=positive, help=argparse.SUPPRESS)
     parser.add_argument("--tensorboard", action="store_true", help=argparse.SUPPRESS)
     for item in fields(Recipe):
+        if item.name == "model":
+            continue
         option = f"--{item.name.replace('_', '-')}"
         if isinstance(item.default, bool):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, help=argparse.SUPPRESS)
         else:
             shown = item.metadata["help"] if item.metadata.get("main") else argparse.SUPPRESS
             parser.add_argument(option, metavar="V", help=shown)
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="where runs are (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> Any:
