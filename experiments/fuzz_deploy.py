@@ -105,13 +105,23 @@ def run(options):
     """Try networks in processes of their own; those that die are wrong too."""
     rows, seed, end = [], options.first, options.first + options.networks
     while seed < end:
-        command = [sys.executable, __file__, "--chunk", str(seed), str(min(CHUNK, end - seed)), "--engine", options.engine]
+        command = [
+            sys.executable,
+            __file__,
+            "--chunk",
+            str(seed),
+            str(min(CHUNK, end - seed)),
+            "--engine",
+            options.engine,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         made = [line for line in lines if "operations" in line]
         if done.returncode:
             last = lines[-1].get("begins", seed) if lines else seed
-            made.append({"seed": last, "engine": options.engine, "comparisons": 0, "wrong": f"died: {done.stderr[-200:]}"})
+            made.append(
+                {"seed": last, "engine": options.engine, "comparisons": 0, "wrong": f"died: {done.stderr[-200:]}"}
+            )
         rows += made
         seed = max(row["seed"] for row in made) + 1
         for row in made:

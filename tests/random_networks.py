@@ -104,15 +104,19 @@ class RandomNetwork(nn.Module):
 
     def draw_transposed(self, values, x):
         channels = values[x].shape[1]
-        return self.single(nn.ConvTranspose2d(channels, self.draw.choice((4, 8)), *self.draw.choice(((2, 2), (4, 2, 1), (3, 1, 1)))), x)
+        return self.single(
+            nn.ConvTranspose2d(channels, self.draw.choice((4, 8)), *self.draw.choice(((2, 2), (4, 2, 1), (3, 1, 1)))), x
+        )
 
     def draw_octave(self, values, x):
         channels, draw = values[x].shape[1], self.draw
         first, second = (draw.choice((0, 0.25, 0.5, 0.75, 1)) for _ in range(2))
         wide = draw.choice((8, 16))
         layers = [
-            oc.OctConv2d(channels, wide, 3, draw.choice((1, 2)), 1, alpha_out=first), oc.OctBatchNorm2d(wide, alpha=first),
-            oc.OctMap(nn.ReLU()), oc.OctConv2d(wide, wide, draw.choice((1, 3)), 1, "same", alpha_in=first, alpha_out=second),
+            oc.OctConv2d(channels, wide, 3, draw.choice((1, 2)), 1, alpha_out=first),
+            oc.OctBatchNorm2d(wide, alpha=first),
+            oc.OctMap(nn.ReLU()),
+            oc.OctConv2d(wide, wide, draw.choice((1, 3)), 1, "same", alpha_in=first, alpha_out=second),
             oc.Merge(),
         ]
         return self.single(nn.Sequential(*layers), x)
@@ -143,7 +147,11 @@ class RandomNetwork(nn.Module):
         return self.single(nn.Upsample(scale_factor=self.draw.choice((2, 2, 3, 1.5)), mode=mode), x)
 
     def draw_cat(self, values, x):
-        others = [i for i, value in enumerate(values) if value.shape[0] == values[x].shape[0] and value.shape[2:] == values[x].shape[2:]]
+        others = [
+            i
+            for i, value in enumerate(values)
+            if value.shape[0] == values[x].shape[0] and value.shape[2:] == values[x].shape[2:]
+        ]
         chosen = [self.draw.choice(others) for _ in range(self.draw.choice((1, 2, 2, 3)))]
         return lambda v: torch.cat([v[i] for i in (x, *chosen)], 1)
 

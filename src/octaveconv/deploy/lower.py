@@ -12,30 +12,30 @@ from torch.utils import _pytree as pytree
 
 from ..errors import BackendUnavailable
 from .capture import Captured
-from .ir import INFINITY, Activation, Addend, Finish, Map, Network, Pair, Ref, Sum, Term, Window
+from .ir import INFINITY, Activation, Addend, Finish, Lowered, Map, Pair, Ref, Sum, Term, Window
 from .operations import ACTIVATIONS, METHODS, READS_SIZES, SAME
-from .values import Cat, Lowered, Value, mapped
+from .values import Cat, LayerBuilder, Value, mapped
 
 
 class Unsupported(BackendUnavailable):
-    """The engine does not know an operation; the message says which, and in what module."""
+    """The engines do not know an operation; the message says which one, and in what module."""
 
 
-def lower(captured: Captured) -> Network:
+def lower(captured: Captured) -> Lowered:
     """Turn the graph into layers.
 
     Raises:
-        Unsupported: an operation that the engine does not know.
+        Unsupported: an operation that the engines do not know.
     """
     return _Walk(captured).network()
 
 
 class _Walk:
-    """Goes through the graph once; ``values`` holds what each node has become."""
+    """Walks through the graph once; ``values`` holds what each node has become."""
 
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
-        self.out = Lowered()
+        self.out = LayerBuilder()
         shape = captured.input.meta["val"].shape
         if len(shape) != 4:
             raise Unsupported(f"the input has {len(shape)} dimensions, not 4")
@@ -45,24 +45,24 @@ class _Walk:
             self.node = node
             self.values[node] = self.visit(node)
 
-    def network(self) -> Network:
+    def network(self) -> Lowered:
         for node in self.captured.outputs:
             if not isinstance(node, fx.Node) or not _is_value(self.values.get(node)):
-                raise Unsupported(f"the output {node}, which is not a map that depends on the input")
+                raise Unsupported(f"the output {node} is not a map that depends on the input")
         refs = [self.out.refs(self.values[node], node.name) for node in self.captured.outputs]
         shapes = [tuple(node.meta["val"].shape) for node in self.captured.outputs]
-        return Network(self.input, self.out.live_layers(refs), refs, shapes)
+        return Lowered(self.input, self.out.live_layers(refs), refs, shapes)
 
     def visit(self, node: fx.Node) -> Any:
         if isinstance(node.meta.get("val"), (torch.SymInt, int)):
             return None  # a size: maps know theirs
         if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
-            raise self.unsupported(f"{node.target}, which changes its argument")
+            raise self.unsupported("it changes its argument")
         if node.target in SAME:
             return self.value(node.args[0])
         handler = self.handler(node.target)
         if node.target not in READS_SIZES and any(map(_is_size, pytree.tree_leaves((node.args, node.kwargs)))):
-            raise self.unsupported(f"{node.target} with an argument that depends on the input's size")
+            raise self.unsupported("an argument depends on the size of the input")
         arguments, named = fx.node.map_arg((node.args, node.kwargs), self.value)
         value = handler(*arguments, **named)
         if isinstance(value, Sum) and len(node.users) > 1:
@@ -78,14 +78,14 @@ class _Walk:
             return lambda x: self.activate(x, *ACTIVATIONS[operation])
         if operation in METHODS:
             return getattr(self, METHODS[operation])  # type: ignore[no-any-return]
-        raise self.unsupported(str(operation))
+        raise self.unsupported()
 
     def ref(self, value: Value) -> Ref:
-        """Compute a value, unless it is a map already."""
+        """Let a value be computed, unless it is a map already."""
         return self.out.ref(value, self.node.name)
 
     def sum(self, value: Value) -> Sum:
-        """Take a value as a sum that more can be added to."""
+        """A value as a sum that more can be added to."""
         if isinstance(value, Sum) and value.finish == Finish():
             return value
         ref = self.ref(value)
@@ -97,17 +97,18 @@ class _Walk:
         shape = made[0].shape if isinstance(made, tuple) else made.shape  # a norm also returns statistics
         return (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
 
-    def unsupported(self, what: str) -> Unsupported:
+    def unsupported(self, why: str = "") -> Unsupported:
         stack = list(self.node.meta.get("nn_module_stack", {}).values())
-        where = f" in {stack[-1][0] or 'the network itself'}" if stack else ""
-        return Unsupported(f"{what}{where} ({self.node.name})")
+        path = stack[-1][0] if stack else ""
+        where = f" in module {path}" if path else ""
+        return Unsupported(f"{self.node.target}{where} is not supported{why and ': '}{why}")
 
-    # The operations. Each takes the operation's arguments, with values in place of nodes.
+    # The operations: each method takes the operation's arguments, with values in place of nodes.
 
     def conv(self, x: Value, weight: Tensor, bias: Tensor | None = None, stride: Any = (1, 1), padding: Any = (0, 0),
              dilation: Any = (1, 1), groups: int = 1) -> Sum:  # fmt: skip
         if not isinstance(weight, Tensor):
-            raise self.unsupported("a convolution with a computed weight")
+            raise self.unsupported("its weight depends on the input")
         parts = self.out.refs(x, self.node.name)
         if groups > 1 and len(parts) > 1:
             parts = [self.out.join(parts, self.node.name)]
@@ -120,7 +121,7 @@ class _Walk:
 
     def linear(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Sum:
         if self.node.meta["val"].dim() != 2:
-            raise self.unsupported("a linear layer over the last axis of a map")
+            raise self.unsupported("it reads the last axis of a map, not the channels")
         return self.conv(x, weight[:, :, None, None], bias)
 
     def norm(self, x: Value, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, momentum: float,
@@ -176,7 +177,7 @@ class _Walk:
     def whole(self, argument: int, value: Value) -> Sum:
         """An operand as a sum; it must have the shape of the result."""
         if not self.full_size(argument):
-            raise self.unsupported(f"{self.node.target} of maps of different shapes")
+            raise self.unsupported("its maps have different shapes")
         return self.sum(value)
 
     def ones(self, total: Sum) -> Tensor:
@@ -190,10 +191,10 @@ class _Walk:
         if not self.full_size(0):
             x, y = y, x
         if isinstance(x, Cat) or (not self.full_size(0) and not self.full_size(1)):
-            raise self.unsupported("this multiplication")
+            raise self.unsupported("it multiplies a concatenation, or maps that are both smaller than their product")
         source, gate = self.ref(x), self.ref(y)
         if gate.map.size != (1, 1) or source.channels != gate.channels:
-            raise self.unsupported("a multiplication of maps")
+            raise self.unsupported("of the two maps one must have a single pixel and all channels")
         return Sum(source.channels, self.size, addends=(Addend(source, gate=gate),))
 
     def constant(self, value: Any, channels: int) -> Tensor:
@@ -202,7 +203,7 @@ class _Walk:
         dimensions = self.node.meta["val"].dim()
         shape = (*[1] * (dimensions - constant.dim()), *constant.shape)
         if len(shape) != dimensions or any(n != 1 for i, n in enumerate(shape) if i != 1):
-            raise self.unsupported(f"{self.node.target} with a constant of shape {list(constant.shape)}")
+            raise self.unsupported(f"its constant of shape {list(constant.shape)} is not one value, or one per channel")
         return constant.flatten().expand(channels).clone()
 
     def full_size(self, argument: int) -> bool:
@@ -211,12 +212,12 @@ class _Walk:
 
     def cat(self, xs: list[Value], dim: int = 0) -> Cat:
         if dim not in (1, 1 - self.node.meta["val"].dim()):
-            raise self.unsupported(f"a concatenation along dimension {dim}")
+            raise self.unsupported(f"it concatenates along dimension {dim}, not along the channels")
         return Cat(tuple(ref for x in xs for ref in self.out.refs(x, self.node.name)))
 
     def narrow(self, x: Value, dim: int, start: int, length: int) -> Value:
         if dim % self.node.meta["val"].dim() != 1:
-            raise self.unsupported(f"a slice along dimension {dim}")
+            raise self.unsupported(f"it slices dimension {dim}, not the channels")
         if isinstance(x, Cat):
             x = self.out.join(self.out.refs(x, self.node.name), self.node.name)
         ref = self.ref(x)
@@ -226,15 +227,17 @@ class _Walk:
         if not start and end in (None, sys.maxsize) and step == 1:
             return x
         if dim != 1 or step != 1:
-            raise self.unsupported(f"a slice along dimension {dim}")
+            raise self.unsupported(f"it slices dimension {dim}, not the channels")
         channels = self.node.args[0].meta["val"].shape[1]  # type: ignore[union-attr]
         first, last, _ = slice(start, end).indices(channels)
         return self.narrow(x, dim, first, last - first)
 
     def split(self, x: Value, sizes: Any, dim: int = 0) -> tuple[Ref, ...]:
         parts = [val.shape[1] for val in self.node.meta["val"]]
-        if dim not in (1, 1 - self.node.meta["val"][0].dim()) or any(val.dim() not in (2, 4) for val in self.node.meta["val"]):
-            raise self.unsupported(f"a split along dimension {dim}")
+        if dim not in (1, 1 - self.node.meta["val"][0].dim()) or any(
+            val.dim() not in (2, 4) for val in self.node.meta["val"]
+        ):
+            raise self.unsupported(f"it splits dimension {dim}, not the channels")
         ref = self.out.join(self.out.refs(x, self.node.name), self.node.name)
         starts = [sum(parts[:i]) for i in range(len(parts))]
         return tuple(Ref(ref.map, ref.first + start, part) for start, part in zip(starts, parts))
@@ -242,7 +245,7 @@ class _Walk:
     def avg_pool(self, x: Value, kernel: Any, stride: Any = (), padding: Any = (0, 0), ceil_mode: bool = False,
                  count_include_pad: bool = True, divisor: int | None = None) -> Value:  # fmt: skip
         if divisor is not None:
-            raise self.unsupported("average pooling with another divisor")
+            raise self.unsupported("it has a divisor of its own")
         kernel, stride, padding = pair(kernel), pair(stride or kernel), pair(padding)
         if (kernel, stride, padding, ceil_mode) == ((2, 2), (2, 2), (0, 0), True):
             return mapped(x, lambda part: self.out.pooled(part, self.size, self.node.name))
@@ -252,7 +255,7 @@ class _Walk:
     def max_pool(self, x: Value, kernel: Any, stride: Any = (), padding: Any = (0, 0), dilation: Any = (1, 1),
                  ceil_mode: bool = False) -> Value:  # fmt: skip
         if pair(dilation) != (1, 1):
-            raise self.unsupported("max pooling with dilation")
+            raise self.unsupported("it has a dilation")
         return mapped(x, lambda part: self.window("max", part, pair(kernel), pair(stride or kernel), pair(padding)))
 
     def window(self, kind: Any, x: Value, *arguments: Any) -> Ref:
@@ -260,19 +263,19 @@ class _Walk:
 
     def mean(self, x: Value, dim: Any, keepdim: bool = False) -> Value:
         if self.node.args[0].meta["val"].dim() != 4 or dim is None or sorted(d % 4 for d in dim) != [2, 3]:  # type: ignore[union-attr]
-            raise self.unsupported("a mean over other dimensions than height and width")
+            raise self.unsupported("it is not the mean over height and width")
         return mapped(x, lambda part: self.window("mean", part))
 
     def adaptive_avg_pool(self, x: Value, size: Any) -> Value:
         if pair(size) != (1, 1):
-            raise self.unsupported(f"adaptive average pooling to {size}")
+            raise self.unsupported(f"it pools to {size}, not to one pixel")
         return mapped(x, lambda part: self.window("mean", part))
 
     def upsample(self, x: Value, size: Any, *scales: float | None) -> Sum:
         if scales not in ((2.0, 2.0),):
-            raise self.unsupported("upsampling by another factor than 2")
+            raise self.unsupported("its factor is not 2")
         if isinstance(x, Cat):
-            raise self.unsupported("upsampling of a concatenation")
+            raise self.unsupported("its input is a concatenation")
         if isinstance(x, Sum) and x.finish == Finish() and not x.coarse and not x.addends:
             return Sum(x.channels, self.size, coarse=x.terms, bias=x.bias)
         ref = self.ref(x)
@@ -281,7 +284,7 @@ class _Walk:
     def flatten(self, x: Value, *arguments: Any) -> Value:
         before = self.node.args[0].meta["val"].shape  # type: ignore[union-attr]
         if tuple(before[2:]) not in ((), (1, 1)) or self.node.meta["val"].shape[:2] != before[:2]:
-            raise self.unsupported("a change of shape")
+            raise self.unsupported("it changes the shape of maps of more than one pixel")
         return x
 
 

@@ -1,4 +1,4 @@
-"""The operations that the native engine knows: which method of the walk in `lower` takes each."""
+"""The operations that can be lowered: which method of the walk in `lower` handles each."""
 
 from __future__ import annotations
 
