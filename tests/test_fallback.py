@@ -1,5 +1,7 @@
 """The inference form in PyTorch alone: what is folded, the same answer, what happens without a compiler."""
 
+import re
+
 import pytest
 import torch
 from networks import ALPHAS, image, shallow
@@ -8,6 +10,7 @@ from torch import nn
 import octaveconv as oc
 from octaveconv.deploy import fallback as module
 from octaveconv.deploy.fallback import fallback
+from octaveconv.deploy.capture import capture
 from octaveconv.deploy.fold import folded
 from octaveconv.errors import UsageError
 
@@ -57,8 +60,7 @@ def count(graph, *names):
 def fold(model, *shape):
     """The folded graph, after comparing what it answers."""
     x = image(*(shape or (2, 3, 9, 11)))
-    graph, guard = folded(model, x)
-    guard(x)
+    graph = folded(capture(model, x))
     with torch.no_grad():
         assert_same(graph(x), model(x))
     return graph
@@ -78,7 +80,7 @@ def eager(monkeypatch):
 @pytest.mark.parametrize(("name", "form"), FAMILIES)
 def test_a_folded_network_answers_as_the_network_does(name, form):
     model = with_statistics(shallow(name, ALPHAS[name][0], tiny=True))
-    graph, _ = folded(model, image(2, 3, 64, 96), form=form)
+    graph = folded(capture(model, image(2, 3, 64, 96), form))
     for batch, height, width in SIZES:
         x = image(batch, 3, height, width)
         with torch.no_grad():
@@ -189,7 +191,7 @@ def test_sums_are_put_in_order(wires, upsamplings, convolutions):
 
 def test_the_graph_keeps_several_outputs():
     model = with_statistics(Wired(lambda m, x: {"a": m.norm(m.a(x)), "b": (m.b(x), x)}))
-    graph, _ = folded(model, image(1, 3, 9, 9))
+    graph = folded(capture(model, image(1, 3, 9, 9)))
     x = image(3, 3, 12, 7)
     with torch.no_grad():
         actual, expected = graph(x), model(x)
@@ -264,9 +266,13 @@ def test_other_dtypes_and_layouts():
         assert (actual - expected).abs().max() <= 0.05 * expected.abs().max()
 
 
-def test_a_network_that_cannot_be_captured_is_refused():
-    with pytest.raises(Exception, match=r"data-dependent|Could not guard"):
-        fallback(Wired(lambda m, x: m.a(x) if x.sum() > 0 else m.b(x)), image(1, 3, 8, 8))
+def test_a_network_that_cannot_be_captured_runs_as_it_is_and_says_why():
+    model = Wired(lambda m, x: m.a(x) if x.sum() > 0 else m.b(x)).eval()
+    deployed = oc.deploy(model, image(1, 3, 8, 8))
+    assert deployed.engine == "eager"
+    assert re.search(r"data-dependent|Could not guard", deployed.reason)
+    for x in (torch.ones(2, 3, 8, 8), -torch.ones(1, 3, 9, 9)):
+        assert_same(deployed(x), model(x).detach())
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8), (2, 3, 4, 8, 8)])

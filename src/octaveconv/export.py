@@ -18,6 +18,7 @@ from torch.export import Dim
 from ._atomic import flush, link, sync
 from ._modes import eval_mode
 from ._text import did_you_mean
+from .deploy.capture import exported
 from .deploy.fold import folded
 from .errors import UsageError, require
 
@@ -78,7 +79,7 @@ def export(
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the exporters' own deprecations
-                _write(format, folded(model, example, (0,))[0], example, part)
+                _write(format, folded(exported(model, example, (0,), "reference")), example, part)
         except Exception as error:
             raise RuntimeError(f"{format} cannot express this network: {_reason(error)}") from error
         differences = _compare(model, load(part, format=format), example, format)

@@ -105,34 +105,36 @@ def only_input(example_inputs: Tensor | tuple[Tensor]) -> Tensor:
     return inputs[0]
 
 
-def exported(model: nn.Module, example: Tensor, dynamic: Sequence[int], form: str) -> ExportedProgram:
+def exported(model: nn.Module, example: Tensor, dynamic: Sequence[int], form: str) -> Captured:
     """The graph of ``model``, from torch.export. Threads take turns.
 
     Args:
         model: in evaluation mode.
-        example: its input; a size of 1 is fixed, even if it is dynamic.
+        example: its input; a single image is doubled where the batch is dynamic, for a size of 1 would be fixed.
         dynamic: the dimensions of the input that may differ from the example's.
         form: the backend whose operations octave convolutions become.
 
     Raises:
+        BackendUnavailable: the network draws random numbers, or changes its buffers or its input.
         Exception: whatever torch.export raises for a module that it cannot capture.
     """
+    if 0 in dynamic and len(example) == 1:
+        example = torch.cat([example, example])
     sizes: dict[int, Any] = dict.fromkeys(dynamic, Dim.AUTO)
     with _exporting, backend(form), torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=(sizes,))
-        return program.run_decompositions({})  # then nothing is changed in place
+        return Captured(program.run_decompositions({}))  # after which nothing is changed in place
 
 
-def capture(model: nn.Module, example: Tensor) -> Captured:
+def capture(model: nn.Module, example: Tensor, form: str = "reference") -> Captured:
     """Capture ``model`` for the shape of ``example``, and for as many other batch and image sizes as torch.export can.
 
     Raises:
-        Exception: whatever torch.export raises for a module that it cannot capture.
+        Exception: what `exported` raises.
     """
     alone = len(example) > 1 or _treats_one_image_alike(model, example)
     for dynamic in ((0, 2, 3), (0,), ()) if alone else ((2, 3), ()):
-        given = torch.cat([example, example]) if 0 in dynamic and len(example) == 1 else example
-        captured = Captured(exported(model, given, dynamic, "reference"))  # its four paths are the terms of layers
+        captured = exported(model, example, dynamic, form)
         captured.alone = alone and len(example) == 1
         if captured.sizes(example.shape) is not None:
             break
@@ -177,16 +179,21 @@ class Captures:
     """A model, captured as often as the shapes that come require: each capture covers a range of sizes.
 
     Args:
-        model: in evaluation mode. It is copied to the CPU and to float32, in which norms are folded; later changes
-            of its weights have no effect.
+        model: in evaluation mode. It is copied: later changes of its weights have no effect.
+        like: a tensor of the dtype and device of the model's input; without it the copy is on the CPU and in float32,
+            in which the engines fold norms.
+        form: the backend whose operations octave convolutions become; the four paths of the reference are the terms of
+            the engines' layers.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = copy.deepcopy(model).cpu().float()
+    def __init__(self, model: nn.Module, like: Tensor | None = None, form: str = "reference") -> None:
+        model = copy.deepcopy(model)
+        self.model = model.cpu().float() if like is None else model
+        self.like, self.form = torch.empty(0) if like is None else like, form
         self._all: list[Captured] = []
 
     def of(self, shape: torch.Size) -> tuple[Captured, dict[Any, int]]:
-        """The capture that covers an input's shape, and the values of its symbols.
+        """The capture that covers an input's shape, and the values of its symbols there.
 
         Raises:
             BackendUnavailable: torch.export cannot capture the model for this shape.
@@ -194,20 +201,23 @@ class Captures:
         for captured in self._all:
             if (sizes := captured.sizes(shape)) is not None:
                 return captured, sizes
-        if shape[0] == 1 and (captured := self._of_several(shape)):
-            captured.alone = True
+        if shape[0] == 1 and (found := self._of_several(shape)):
+            found.alone = True
             return self.of(shape)
         try:
-            captured = capture(self.model, torch.zeros(shape))
+            captured = capture(self.model, self.like.new_zeros(shape), self.form)
+        except BackendUnavailable:
+            raise
         except Exception as error:  # torch.export raises many kinds
             raise BackendUnavailable(f"torch.export cannot capture the network: {one_line(error)}") from error
-        self._all.append(captured)
         sizes = captured.sizes(shape)
-        assert sizes is not None
+        if sizes is None:
+            raise BackendUnavailable(f"torch.export does not cover inputs of shape {list(shape)}")
+        self._all.append(captured)
         return captured, sizes
 
     def _of_several(self, shape: torch.Size) -> Captured | None:
         """A capture of several images that is right for a single one of this shape, too."""
         several = torch.Size((2, *shape[1:]))
         found = next((captured for captured in self._all if not captured.alone and captured.sizes(several)), None)
-        return found if found and _treats_one_image_alike(self.model, torch.zeros(shape)) else None
+        return found if found and _treats_one_image_alike(self.model, self.like.new_zeros(shape)) else None

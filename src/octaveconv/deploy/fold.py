@@ -2,49 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from .capture import Captured, exported
+from .capture import Captured
 
 _OPS = torch.ops.aten
 _CONV, _ADD = _OPS.conv2d.default, _OPS.add.Tensor
 _UPSAMPLE = (_OPS.upsample_nearest2d.default, _OPS.upsample_nearest2d.vec)
 _NORM = _OPS._native_batch_norm_legit_no_training.default
 
-Guard = Callable[[Tensor], Any]
 
-
-def folded(
-    model: nn.Module, example: Tensor, dynamic: Sequence[int] = (0, 2, 3), form: str = "reference"
-) -> tuple[fx.GraphModule, Guard]:
-    """Capture ``model``, which is in evaluation mode, and fold what does not depend on the input.
-
-    Args:
-        model: any module of one tensor; it is not changed.
-        example: ``[N, C, H, W]``.
-        dynamic: the dimensions of the input that may differ from the example's.
-        form: the backend whose operations octave convolutions become: four convolutions, or with ``"merged"`` three.
-
-    Returns:
-        The module, whose parameters are new, and a function that raises AssertionError for an input of a shape that
-        the capture does not cover.
-
-    Raises:
-        Exception: whatever torch.export raises for a module that it cannot capture.
-    """
-    if 0 in dynamic and len(example) == 1:
-        example = torch.cat([example, example])
-    program = exported(model, example, dynamic, form)
-    guard = getattr(program.module(), "_guards_fn", None)
-    graph = _Graph(Captured(program))
+def folded(captured: Captured) -> fx.GraphModule:
+    """The graph as a module of its own, with new parameters: what does not depend on the input is folded."""
+    graph = _Graph(captured)
     graph.fold()
     graph.order_sums()
-    return graph.module(), guard if guard is not None else lambda x: None
+    return graph.module()
 
 
 class _Graph:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from ...backends import _triton_choice
 from ...errors import BackendUnavailable
 from ...octave import Octave
-from ..capture import Captured, Captures
+from ..capture import Captured, Captures, exported
 from ..fold import folded
 from .choices import Choices
 from .executor import Executor
@@ -131,7 +131,7 @@ class CudaNetwork(nn.Module):
     def _compiled(self, x: Tensor) -> Callable[[], Any]:
         """The whole network compiled by Inductor."""
         model = copy.deepcopy(self._captures.model).to(self.like)
-        graph, _ = folded(model, x, (), "merged")
+        graph = folded(exported(model, x, (), "merged"))
         compiled = torch.compile(graph.to(memory_format=torch.channels_last), dynamic=False)
 
         def call() -> Any:
