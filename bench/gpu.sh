@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The speed table of a GPU: checks the kernels, then measures case by case, the most telling first, until the time is
-# over. FILE holds what is measured so far, after every case. Called again, it goes on with the cases that are missing
-# (they lie in runs/gpu: delete that folder to begin anew).
+# over. After every case FILE holds what has been measured so far. Called again, it measures the cases that are missing
+# (finished ones are in runs/gpu: delete that folder to start over).
 #
 #   bench/gpu.sh [--out FILE] [--minutes N] [--dry-run] [-- OPTIONS OF octaveconv bench]
 set -euo pipefail
@@ -23,7 +23,7 @@ end=$((SECONDS + 60 * minutes))
 parts=runs/gpu
 python=${PYTHON:-.venv/bin/python}
 
-# run LIMIT COMMAND...: at most LIMIT seconds; then it is interrupted, and killed if it does not end.
+# run LIMIT COMMAND...: interrupts the command after LIMIT seconds, and kills it if it does not end.
 run() {
     local limit=$1
     shift
@@ -42,7 +42,7 @@ out.parent.mkdir(parents=True, exist_ok=True)
 whole = out.with_name(out.name + ".part")
 whole.write_text(json.dumps({"kind": "benches", "runs": runs}, indent=1) + "\n")
 os.replace(whole, out)
-print(f"{len(runs)} of {len(parts)} cases are in {out}")
+print(f"{out} has {len(runs)} of {len(parts)} cases")
 PYTHON
 }
 
@@ -52,7 +52,7 @@ if [[ ! -x $python ]]; then
 fi
 [[ $dry_run ]] || mkdir -p "$parts"
 
-# A time means nothing if the kernel is wrong. (124: it took too long, which is no failure.)
+# A time means nothing if the kernel is wrong. (124: it took too long, which is not a failure.)
 run 90 "$python" -m pytest -q -x -m gpu tests/test_cuda.py tests/test_triton.py \
     -k "measured or streams or (against_reference and (3x3 or pointwise))" || {
     code=$?
@@ -78,11 +78,11 @@ done
 for i in "${!cases[@]}"; do
     read -r model dense mode batch <<<"${cases[i]}"
     file=${files[i]}
-    left=$((end - SECONDS - 20))  # the last seconds are for ending
+    left=$((end - SECONDS - 20))  # the last seconds are for shutting down
     if [[ -s $file ]]; then
         continue
     elif ((left < 30)); then
-        echo "gpu.sh: no time left for $(basename "$file" .json): call it again to go on"
+        echo "gpu.sh: no time left for $(basename "$file" .json): call it again to measure the rest"
         continue
     fi
     options=("${infer[@]}")

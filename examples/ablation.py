@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, alpha: float, seed: int) -> dict[str, Any]:
     recipe = Recipe.of(read_yaml(folder / "config.yaml"))
     with torch.device("meta"):
         model = timm.create_model(recipe.model, alpha=alpha, num_classes=10, **recipe.model_args)
-    report = oc.cost(model, recipe.size)
+    report = oc.cost(model, input_size=recipe.size)
     return dict(
         alpha=alpha, seed=seed, top1=float(rows[-1]["top1"]), macs=report.macs, params=report.params, epochs=len(rows)
     )

@@ -21,7 +21,7 @@ import torch
 import octaveconv as oc
 from octaveconv import env
 from octaveconv.data.datasets import open_dataset, preprocessing
-from octaveconv.evaluate import Settings, evaluate
+from octaveconv.evaluate import EvalSettings, evaluate
 from octaveconv.octavify.calibrate import reestimate_norms
 from octaveconv.train.network import metadata_of
 from octaveconv.train.recipe import Recipe, read_yaml
@@ -143,7 +143,7 @@ def batches(args, model, recipe):
 
 def score(args, model, recipe):
     data = open_dataset(args.data)
-    return evaluate(model, data, Settings(recipe.size, 256, args.device)).top1
+    return evaluate(model, data, EvalSettings(recipe.size, 256, args.device)).top1
 
 
 if __name__ == "__main__":

@@ -161,12 +161,12 @@ OTHER_SPEEDS = [  # results/speed_NAME.json
 
 
 def speeds_table():
-    """The same of other networks, threads and instruction sets, and how our dense twin stands to OpenVINO's."""
+    """The same for other networks, threads and instruction sets, and our dense twin's time over OpenVINO's."""
     table = [
         ["network", "threads", "CPU", "batch", "alpha", "T", "S", "S/T", "octave ms", "in", "dense ms", "in", "ours"]
     ]
-    for name in OTHER_SPEEDS:
-        result = json.loads((ROOT / "results" / f"speed_{name}.json").read_text())
+    results = [json.loads((ROOT / "results" / f"speed_{name}.json").read_text()) for name in OTHER_SPEEDS]
+    for result in results:
         first = [result["model"], str(result["threads"]), result["env"]["cpu"].split(", ")[-1]]
         for batch in result["batches"]:
             dense = batch["best_dense"]
@@ -178,7 +178,15 @@ def speeds_table():
                 times = [text for one in (row, dense) for text in (f"{one['median'] * 1e3:.2f}", one["runtime"])]
                 alpha = f"{row['alpha']:g}"
                 table.append([*first, str(batch["batch_size"]), alpha, *ratios, *times, f"{ours:.2f}"])
-    return markdown(table)
+    return f"{markdown(table)}\n\n{conditions_of(results)}"
+
+
+def conditions_of(results):
+    """What all results share, and a line for each with the rest."""
+    parts = [speed_report.condition_parts(result) for result in results]
+    shared = [part for part in parts[0] if all(part in own for own in parts)]
+    lines = ["; ".join(part for part in own if part not in shared) for own in parts]
+    return "\n".join([f"Conditions of all: {'; '.join(shared)}. Of each:", "", *(f"- {line}" for line in lines)])
 
 
 def finetune_table():

@@ -68,7 +68,7 @@ def convert(file, folder, out, *options):
     """Have one of the files converted by the command line; return the network's name."""
     golden, name = FILES[file]
     (folder / file).write_bytes((writer.golden_tar if file.endswith(".tar") else writer.golden_file)(golden))
-    assert cli.main(["convert", str(folder / file), "--model", name, "--out", str(out), *options]) == 0
+    assert cli.main(["convert", name, str(folder / file), "--out", str(out), *options]) == 0
     return name
 
 

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -143,6 +144,44 @@ def test_compile(backend, case):
     assert_close(y.low, expected.low)
 
 
+def test_a_compiled_layer_follows_the_backend():
+    """Traced outside and inside of the context, with the graph of the backend that is asked for at the time."""
+    layer, convolutions = layer_of("inner"), []
+
+    def count(graph, inputs):
+        convolutions.append(sum("conv2d" in str(node.target) for node in graph.graph.nodes))
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, backend=count)
+    x = input_of(layer, (9, 7))
+    expected = layer(x)
+
+    def check():
+        y = compiled(x)
+        assert_close(y.high, expected.high)
+        assert_close(y.low, expected.low)
+
+    check()
+    with oc.backend("reference"):
+        check()
+        in_other_thread(check)
+    check()
+    assert convolutions == [3, 4]  # the second call of each is not compiled again
+
+
+def test_the_context_can_be_entered_in_a_compiled_function():
+    layer = layer_of("inner")
+    x = input_of(layer, (9, 7))
+
+    @torch.compile(backend="eager")
+    def function(x):
+        with oc.backend("reference"):
+            return layer(x)
+
+    assert_close(function(x).low, layer(x).low)
+    assert backends.choose(*_call()).name == "merged"
+
+
 @pytest.mark.parametrize("case", ["inner", "1d", "3d", "up"])
 def test_export_saved_and_loaded(case):
     layer = layer_of(case)
@@ -227,6 +266,48 @@ def test_the_context_manager_nests_and_restores():
     assert backends.choose(x, spec).name == "merged"
 
 
+def in_other_thread(function):
+    """What a function returns in a new thread."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def test_every_thread_asks_for_itself():
+    """Two threads enter, and leave in the order in which they came."""
+    x, spec = _call()
+    together, chosen = threading.Barrier(2, timeout=10), {}
+
+    def ask(name, is_first):
+        if not is_first:
+            together.wait()  # the first has entered
+        with oc.backend(name):
+            if is_first:
+                together.wait()
+            together.wait()  # both have entered
+            if not is_first:
+                together.wait()  # the first has left
+            chosen[name] = backends.choose(x, spec).name
+        if is_first:
+            together.wait()
+        chosen[f"after {name}"] = backends.choose(x, spec).name
+
+    threads = [threading.Thread(target=ask, args=args) for args in (("reference", True), ("merged", False))]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    assert chosen == {
+        "reference": "reference", "merged": "merged", "after reference": "merged", "after merged": "merged",
+    }  # fmt: skip
+    assert backends.choose(x, spec).name == in_other_thread(lambda: backends.choose(x, spec).name) == "merged"
+
+
+def test_a_thread_that_is_started_inside_chooses_automatically():
+    x, spec = _call()
+    with oc.backend("reference"):
+        assert in_other_thread(lambda: backends.choose(x, spec).name) == "merged"
+
+
 def test_of_several_names_the_first_that_can_run(monkeypatch):
     never = backends.Backend("never", backends.BACKENDS["merged"].run, lambda x, spec: "it is only a test")
     monkeypatch.setattr(backends, "BACKENDS", {"never": never, **backends.BACKENDS})
@@ -242,10 +323,22 @@ def test_a_named_backend_that_cannot_run_says_why_and_automatic_choice_falls_bac
     monkeypatch.setattr(backends, "BACKENDS", {"never": never, **backends.BACKENDS})
     x, spec = _call()
     assert backends.choose(x, spec).name == "merged"
-    said = backends.explain(x, spec)
+    said = backends.reasons(x, spec)
     assert (said["never"], said["merged"], said["reference"]) == ("it is only a test", "can run", "can run")
     with pytest.raises(oc.BackendUnavailable, match="cannot run this call: it is only a test"), oc.backend("never"):
         backends.choose(x, spec)
+
+
+def test_explain_says_which_backends_can_run_a_layer():
+    layer = layer_of("inner")
+    said = oc.explain(layer, input_of(layer, (9, 7)))
+    assert list(said) == ["triton", "merged", "reference"]
+    assert (said["merged"], said["reference"]) == ("can run", "can run")
+    assert oc.explain(layer_of("first"), torch.ones(1, 16, 8, 8))["merged"] == "can run"
+    with pytest.raises(TypeError, match="explain takes an octave convolution such as OctConv2d, got Conv2d"):
+        oc.explain(torch.nn.Conv2d(3, 4, 1), torch.ones(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="this layer's input has 12 high and 4 low channels"):
+        oc.explain(layer, torch.ones(1, 16, 8, 8))
 
 
 ASKED_FOR = """

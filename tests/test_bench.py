@@ -6,13 +6,16 @@ Times are made up: no test depends on how fast this machine is.
 import importlib
 import itertools
 import json
+import math
+import re
+import subprocess
 import sys
 
 import pytest
 import torch
 from torch import nn
 
-from octaveconv import cli
+from octaveconv import cli, env
 from octaveconv.bench import cases, measure, ratios, report, roofline, runtimes, speed, speed_report
 from octaveconv.bench.measure import Timing
 from octaveconv.bench.ratios import Candidate
@@ -44,6 +47,16 @@ def test_median_and_quartiles_are_of_what_the_clock_says():
     seconds = iter([5, 50, 1, 10, 4, 40, 2, 20, 3, 30])
     timings = measure.interleaved(dict.fromkeys("ab", lambda: None), 5, 0, clock=lambda call: next(seconds))
     assert timings == {"a": Timing(3, 1.5, 4.5, 5), "b": Timing(30, 15, 45, 5)}
+
+
+def test_the_stopwatch_takes_turns_and_reports_quartiles():
+    turns = []
+    timings = measure.interleaved({name: lambda name=name: turns.append(name) for name in "ab"}, runs=4, warm_up=1)
+    assert turns == ["a", "b"] * 5
+    timing = timings["a"]
+    assert timing.lower <= timing.median <= timing.upper
+    assert math.isfinite(timing.median)
+    assert timing.runs == 4
 
 
 def test_wall_clock_makes_one_call(monkeypatch):
@@ -115,15 +128,15 @@ class World:
 
     def __init__(self, monkeypatch):
         self.monkeypatch, self.seconds, self.phases = monkeypatch, {}, []
-        monkeypatch.setattr(speed, "networks", self.networks)
+        monkeypatch.setattr(speed, "make_cases", self.make_cases)
         monkeypatch.setattr(speed, "interleaved", self.interleaved)
         self.module("deploy", deploy=self.unavailable)
         self.module("export", export=self.unavailable, load=self.unavailable)
 
-    def networks(self, settings):
+    def make_cases(self, settings):
         other = ["torchvision resnet18"] if settings.dense else []
         for name in ("dense twin", *other, *(f"alpha {alpha:g}" for alpha in settings.alphas)):
-            yield cases.Network(name, ALPHAS.get(name, 0.0), MACS[name], tiny())
+            yield cases.Case(name, ALPHAS.get(name, 0.0), MACS[name], tiny())
 
     def interleaved(self, calls, runs, warm_up, *, isolate, clock):
         assert isolate
@@ -149,7 +162,7 @@ class World:
     def deploys(self, change=lambda logits: logits):
         """Let ``deploy`` work, with ``change`` applied to the logits."""
 
-        def deploy(model, example_input, engine=None):
+        def deploy(model, example_inputs, engine=None):
             assert not model.training
             module = nn.Sequential(model, Changed(change))
             module.engine = "native"
@@ -194,14 +207,14 @@ def test_a_loss_is_printed_as_a_loss(world, capsys, tmp_path):
     last = ["1", "0.25", "1.333", "0.800", "0.600", "2.50", "2.25-2.75", "deployed", "native"]
     assert last in [row[:9] for row in rows]
     assert ["alpha", "0.25,", "eager", "contiguous", "3.00", "2.70-3.30", "0.667"] in [row[:7] for row in rows]
-    assert "1 threads" in out
+    assert "; 1 thread, " in out
     assert json.loads(file.read_text())["batches"][0]["alphas"][1]["s"] == pytest.approx(1.6)
     assert [(len(names), runs) for names, runs in world.phases] == [(9, speed.QUICK_RUNS), (3, 20)]
 
 
 def test_the_other_dense_network_is_a_rival_but_not_the_theory(world):
     world.seconds = {("torchvision resnet18", "eager"): 2.0, ("dense twin", "eager"): 4.0, ("alpha 0.5", "eager"): 1.0}
-    settings = cases.Settings("oct_resnet18", (0.5,), 32, runtimes=("eager",), dense="torchvision")
+    settings = cases.BenchSettings("oct_resnet18", (0.5,), 32, runtimes=("eager",), dense="torchvision")
     result = speed.run(settings)
     [batch] = result["batches"]
     assert batch["best_dense"]["network"] == "torchvision resnet18"
@@ -209,21 +222,48 @@ def test_the_other_dense_network_is_a_rival_but_not_the_theory(world):
     assert report.table(result)[1][-1] == "torchvision resnet18, eager contiguous"
 
 
-def test_equal_times_are_no_win(world):
-    result = speed.run(cases.Settings("oct_resnet18", (0.5,), 32, runtimes=("eager",)))
+def test_equal_times_are_not_a_win(world):
+    result = speed.run(cases.BenchSettings("oct_resnet18", (0.5,), 32, runtimes=("eager",)))
     [line] = speed_report.verdicts(result)
     assert "octave is no faster than" in line
 
 
+@pytest.mark.parametrize("commit", ["0123456789ab", "0123456789ab-dirty"])
+def test_a_dirty_tree_is_noted_and_recorded(world, capsys, monkeypatch, tmp_path, commit):
+    commits = iter([commit])  # asked for before anything is measured, and only then
+    monkeypatch.setattr(env, "commit", lambda: world.phases or next(commits))
+    file = tmp_path / "bench.json"
+    code, out, _ = bench(capsys, "--alpha", "0.5", "--runtimes", "eager", "--json", str(file))
+    dirty = commit.endswith("-dirty")
+    assert code == 0
+    assert ("uncommitted changes in the working tree: these figures are not fit to publish" in out) is dirty
+    assert ("at commit 0123456789ab with uncommitted changes;" in out) is dirty
+    assert "at commit 0123456789ab" in out
+    assert json.loads(file.read_text())["env"]["commit"] == commit
+
+
+def test_the_commit_of_a_changed_tree_is_marked(tmp_path, monkeypatch):
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    file = tmp_path / "env.py"
+    monkeypatch.setattr(env, "__file__", str(file))
+    assert env.commit() == "unknown"
+    for text in ("1", "2"):
+        file.write_text(text)
+        if text == "1":
+            for command in (["init", "-q"], ["add", "env.py"], ["commit", "-q", "-m", "one"]):
+                subprocess.run([*git, *command], check=True)
+        assert re.fullmatch("[0-9a-f]{12}" + "-dirty" * (text == "2"), env.commit())
+
+
 def test_every_batch_size_is_measured_on_its_own(world):
-    result = speed.run(cases.Settings("oct_resnet18", (0.5,), 32, batch_sizes=(1, 3), runtimes=("eager",)))
+    result = speed.run(cases.BenchSettings("oct_resnet18", (0.5,), 32, batch_sizes=(1, 3), runtimes=("eager",)))
     assert [batch["batch_size"] for batch in result["batches"]] == [1, 3]
     assert [row[0] for row in report.table(result)[1:]] == ["1", "3"]
     assert len(world.phases) == 4
 
 
 def test_a_runtime_that_cannot_run_is_listed_with_its_reason(world, capsys, monkeypatch):
-    def deploy(model, example_input, engine=None):
+    def deploy(model, example_inputs, engine=None):
         raise RuntimeError("no compiler\nand a long story")
 
     monkeypatch.setattr(runtimes, "_compiled", runtimes._eager)
@@ -255,7 +295,7 @@ def test_a_network_that_nothing_can_run_is_an_error(world, monkeypatch):
     for name in ("_eager", "_compiled"):
         monkeypatch.setattr(runtimes, name, runtimes._deployed)
     world.deploys()
-    networks = list(world.networks(cases.Settings("oct_resnet18", (0.5,))))
+    networks = list(world.make_cases(cases.BenchSettings("oct_resnet18", (0.5,))))
     why = [dict(network="alpha 0.5", runtime="eager", layout=None, why="because")]
     with pytest.raises(RuntimeError, match=r"no runtime can run alpha 0\.5: eager: because"):
         speed._check_complete([candidate("dense twin", "eager", 1)], networks, why)
@@ -272,11 +312,11 @@ def test_a_wrong_output_is_an_error_and_is_not_timed(world, capsys, monkeypatch,
     world.deploys(change)
     code, _, err = bench(capsys, "--alpha", "0.5", *asked)
     assert code == 1
-    assert "dense twin, deployed: its logits are" in err
+    assert "dense twin, deployed: its logits differ from those of eager fp32 by" in err
     assert world.phases == []
 
 
-def test_rounding_is_no_wrong_output(world, capsys):
+def test_rounding_is_not_a_wrong_output(world, capsys):
     world.deploys(lambda y: y * (1 + 5e-5))
     assert bench(capsys, "--alpha", "0.5", "--runtimes", "eager", "deployed")[0] == 0
 
@@ -284,7 +324,7 @@ def test_rounding_is_no_wrong_output(world, capsys):
 def test_lower_precision_is_compared_with_float32(world):
     seen = []
     world.deploys(lambda y: seen.append(y.dtype) or y)
-    settings = cases.Settings("oct_resnet18", (0.5,), 32, dtype="bf16", runtimes=("eager", "deployed"))
+    settings = cases.BenchSettings("oct_resnet18", (0.5,), 32, dtype="bf16", runtimes=("eager", "deployed"))
     [batch] = speed.run(settings)["batches"]
     assert set(seen) == {torch.bfloat16}
     assert all(1e-4 < one["difference"] < speed.LIMITS["bf16"] for one in batch["candidates"])
@@ -293,37 +333,37 @@ def test_lower_precision_is_compared_with_float32(world):
 def test_an_exported_network_runs_on_the_threads_that_are_set(world):
     calls = []
 
-    def export(model, example_input, path, format):
-        calls.append(("export", format, path.suffix, example_input.shape[0]))
+    def export(model, example_inputs, path, *, format):
+        calls.append(("export", format, path.suffix, example_inputs.shape[0]))
         torch.save(model, path)
 
-    def load(path, format, threads, precision):
+    def load(path, *, format, threads, precision):
         calls.append(("load", format, threads))
         assert precision == "fp32"
         return torch.load(path, weights_only=False)
 
     world.module("export", export=export, load=load)
     world.monkeypatch.setattr(runtimes, "_of_fixed_size", lambda file, x: file)
-    settings = cases.Settings("oct_resnet18", (0.5,), 32, (2,), 1, runtimes=("openvino", "onnxruntime"))
+    settings = cases.BenchSettings("oct_resnet18", (0.5,), 32, (2,), 1, runtimes=("openvino", "onnxruntime"))
     speed.run(settings)
     once = [
         ("export", "openvino", ".xml", 2), ("load", "openvino", 1), ("export", "onnx", ".onnx", 2), ("load", "onnx", 1)
     ]  # fmt: skip
     assert calls == once * 2
     with pytest.raises(runtimes.CannotRun, match="fp32 only"):
-        speed.run(cases.Settings("oct_resnet18", (0.5,), 32, dtype="bf16", runtimes=("onnxruntime",)))
+        speed.run(cases.BenchSettings("oct_resnet18", (0.5,), 32, dtype="bf16", runtimes=("onnxruntime",)))
 
 
 def test_an_exported_network_is_exported_once_and_fixed_to_each_batch_size(world):
     exported, fixed = [], []
 
-    def export(model, example_input, path, format):
+    def export(model, example_inputs, path, *, format):
         exported.append(path)
         torch.save(model, path)
 
-    world.module("export", export=export, load=lambda path, *_: torch.load(path, weights_only=False))
+    world.module("export", export=export, load=lambda path, **_: torch.load(path, weights_only=False))
     world.monkeypatch.setattr(runtimes, "_of_fixed_size", lambda file, x: fixed.append((file, len(x))) or file)
-    speed.run(cases.Settings("oct_resnet18", (0.5,), 32, (1, 3), runtimes=("openvino",)))
+    speed.run(cases.BenchSettings("oct_resnet18", (0.5,), 32, (1, 3), runtimes=("openvino",)))
     assert len(set(exported)) == len(exported) == 2
     assert fixed == [(path, size) for size in (1, 3) for path in exported]
 
@@ -331,7 +371,7 @@ def test_an_exported_network_is_exported_once_and_fixed_to_each_batch_size(world
 def test_the_threads_are_set_and_restored(world):
     before, seen = torch.get_num_threads(), []
     world.deploys(lambda y: seen.append(torch.get_num_threads()) or y)
-    speed.run(cases.Settings("oct_resnet18", (0.5,), 32, threads=before + 2, runtimes=("deployed",)))
+    speed.run(cases.BenchSettings("oct_resnet18", (0.5,), 32, threads=before + 2, runtimes=("deployed",)))
     assert set(seen) == {before + 2}
     assert torch.get_num_threads() == before
 
@@ -343,7 +383,7 @@ def test_compiled_networks_of_one_class_do_not_fall_back_to_eager():
         compiled.append(graph)
         return graph
 
-    with runtimes.conditions(cases.Settings("oct_resnet18")):
+    with runtimes.conditions(cases.BenchSettings("oct_resnet18")):
         for width in range(1, 13):  # PyTorch's own limit is 8
             torch.compile(nn.Linear(3, width), backend=backend, dynamic=False)(torch.ones(1, 3))
     assert len(compiled) == 12
@@ -351,7 +391,7 @@ def test_compiled_networks_of_one_class_do_not_fall_back_to_eager():
 
 def test_further_runtimes_of_dense_networks_alone(world):
     world.deploys()
-    settings = cases.Settings("oct_resnet18", (0.5,), 32, runtimes=("eager",), rivals=("deployed",))
+    settings = cases.BenchSettings("oct_resnet18", (0.5,), 32, runtimes=("eager",), rivals=("deployed",))
     result = speed.run(settings)
     [batch] = result["batches"]
     assert {(one["network"], one["runtime"]) for one in batch["candidates"]} == {
@@ -379,13 +419,13 @@ def test_the_roofline_is_of_the_fastest_networks(world, capsys, monkeypatch):
 
 
 def test_the_roofline_has_what_is_counted_and_the_memory():
-    nets = [cases.Network("dense twin", 0, 100, None, 10, 50), cases.Network("alpha 0.5", 0.5, 50, None, 10, 30)]
+    nets = [cases.Case("dense twin", 0, 100, None, 10, 50), cases.Case("alpha 0.5", 0.5, 50, None, 10, 30)]
     rows = [
         dict(network=net.name, runtime="eager", layout=None, engine=None, median=0.5, alpha=net.alpha, peak_bytes=size)
         for net, size in zip(nets, (8 << 20, 6 << 20))
     ]
     batch = dict(batch_size=2, candidates=rows, best_dense=rows[0], alphas=rows[1:])
-    settings = cases.Settings("oct_resnet18", dtype="bf16", mode="train", device="cuda")
+    settings = cases.BenchSettings("oct_resnet18", dtype="bf16", mode="train", device="cuda")
     batch["roofline"] = speed._roofline(batch, nets, settings, dict(copy_bytes_per_s=1e4, matrix_flops_per_s=1e4))
     dense, octave = batch["roofline"]
     assert (dense["flops"], dense["bytes"]) == (3 * 2 * 2 * 100, 3 * 2 * (10 + 2 * 2 * 50))
@@ -408,7 +448,7 @@ def test_on_a_gpu_the_dense_twin_is_compiled_at_its_best(monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "compile", lambda model, dynamic, options: seen(options) or model)
     seen = options.append
     for device, dense in (("cuda", True), ("cuda", False), ("cpu", True)):
-        settings = cases.Settings("oct_resnet18", device=device)
+        settings = cases.BenchSettings("oct_resnet18", device=device)
         runtimes.prepare("compiled", runtimes.Task(tiny(), torch.ones(1), None, settings, tmp_path, dense))
     graphs = {"freezing": True, "triton.cudagraphs": True}
     assert options == [graphs | {"max_autotune": True}, graphs | {"max_autotune": False}, {"freezing": True}]
@@ -418,7 +458,7 @@ def test_on_a_gpu_the_dense_twin_is_compiled_at_its_best(monkeypatch, tmp_path):
 
 def test_memory_in_a_cuda_graph_is_not_seen():
     def seen(runtime, device, mode):
-        return runtimes.is_seen(runtime, cases.Settings("oct_resnet18", device=device, mode=mode))
+        return runtimes.is_seen(runtime, cases.BenchSettings("oct_resnet18", device=device, mode=mode))
 
     names = ("eager", "compiled", "deployed")
     assert [seen(name, "cuda", "infer") for name in names] == [True, False, False]
@@ -427,28 +467,31 @@ def test_memory_in_a_cuda_graph_is_not_seen():
 
 
 def test_the_cuda_engine_says_what_runs_the_steps(world, monkeypatch):
-    def deploy(model, example_input, engine=None):
+    def deploy(model, example_inputs, engine=None):
         model.engine, model.forms = "cuda", {"triton": 9, "aten": 2}
         return model
 
     world.module("deploy", deploy=deploy)
-    [batch] = speed.run(cases.Settings("oct_resnet18", (0.5,), 32, runtimes=("deployed",)))["batches"]
+    [batch] = speed.run(cases.BenchSettings("oct_resnet18", (0.5,), 32, runtimes=("deployed",)))["batches"]
     assert batch["best_dense"]["engine"] == "cuda: 9 triton, 2 aten"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--rivals", "openvin"], "there is no runtime 'openvin' for --mode infer: did you mean openvino?"),
-        (["--runtimes", "openvin"], "there is no runtime 'openvin' for --mode infer: did you mean openvino?"),
+        (["--rivals", "openvin"], "mode 'infer' has no runtime 'openvin': did you mean openvino?"),
+        (["--runtimes", "openvin"], "mode 'infer' has no runtime 'openvin': did you mean openvino?"),
         (["--runtimes", "tvm"], "choose from eager, compiled, deployed, openvino, onnxruntime"),
-        (["--runtimes", "deployed", "--mode", "train"], "for --mode train: choose from eager, compiled"),
-        (["--alpha", "0.5", "0"], "--alpha must be above 0 and at most 1, got 0: the dense twin is timed anyway"),
-        (["--alpha", "1.5"], "--alpha must be above 0"),
-        (["--runs", "1"], "--runs must be at least 2"),
-        (["--mode", "train", "--dtype", "fp16"], "use --dtype bf16"),
+        (
+            ["--runtimes", "deployed", "--mode", "train"],
+            "'train' has no runtime 'deployed': choose from eager, compiled",
+        ),
+        (["--alpha", "0.5", "0"], "alpha must be above 0 and at most 1, got 0: the dense twin is timed anyway"),
+        (["--alpha", "1.5"], "alpha must be above 0 and at most 1, got 1.5"),
+        (["--runs", "1"], "runs must be at least 2, for quartiles, got 1"),
+        (["--mode", "train", "--dtype", "fp16"], "a training step in fp16 needs its loss scaled: use bf16"),
         (["--dense", "resnet5O"], "there is no network 'resnet5O'"),
-        (["--dense", "oct_resnet50"], "is an octave network"),
+        (["--dense", "oct_resnet50"], "oct_resnet50 is an octave network: name a dense one to beat"),
         (["--dense", "torchvision/resnet5O"], "torchvision has no classifier 'resnet5O': did you mean resnet50?"),
     ],
 )
@@ -466,7 +509,7 @@ def test_wrong_use(capsys, options, message):
         (["oct_resnet5O"], "did you mean oct_resnet50?"),
         (["oct_resnext50_32x4d", "--alpha", "0.1"], "use an alpha out of"),
         (["oct_resnetv2_50_a250", "--alpha", "0.5"], "oct_resnetv2_50 takes every alpha"),
-        (["oct_resnetv2_26", "--dense", "torchvision"], "give one as --dense torchvision/NAME"),
+        (["oct_resnetv2_26", "--dense", "torchvision"], "'resnetv2_26': name another one, as torchvision/resnet50"),
     ],
 )
 def test_networks_that_do_not_exist(capsys, argv, message):
@@ -478,12 +521,12 @@ def test_networks_that_do_not_exist(capsys, argv, message):
 def test_without_a_gpu_cuda_is_refused(capsys):
     code, _, err = bench(capsys, "--device", "cuda")
     assert code == 2
-    assert "PyTorch sees no GPU here" in err
+    assert "device cuda: PyTorch sees no GPU here" in err
 
 
 def test_networks_have_ordinary_weights_and_statistics():
-    settings = cases.Settings("oct_resnetv2_26_a250", (0.25,), 32, dense="torchvision/mobilenet_v2")
-    made = list(cases.networks(settings))
+    settings = cases.BenchSettings("oct_resnetv2_26_a250", (0.25,), 32, dense="torchvision/mobilenet_v2")
+    made = list(cases.make_cases(settings))
     assert [(net.name, net.alpha) for net in made] == [
         ("dense twin", 0), ("torchvision mobilenet_v2", 0), ("alpha 0.25", 0.25)
     ]  # fmt: skip
@@ -508,12 +551,12 @@ def small(settings):
         torch.manual_seed(0)
         model = OctResNetV2((1, 1, 1, 1), alpha=alpha, width=8, stem="3x3", num_classes=10)
         cases._calibrate(model, settings.size)
-        yield cases.Network(name, alpha, round(1e6 * (1 - alpha / 2)), model)
+        yield cases.Case(name, alpha, round(1e6 * (1 - alpha / 2)), model)
 
 
 def test_a_training_step_trains(tmp_path):
-    [net] = small(cases.Settings("oct_resnet18", (), 32))
-    settings = cases.Settings("oct_resnet18", (), 32, mode="train")
+    [net] = small(cases.BenchSettings("oct_resnet18", (), 32))
+    settings = cases.BenchSettings("oct_resnet18", (), 32, mode="train")
     x = cases.images(settings, 4)
     before = {name: tensor.clone() for name, tensor in net.model.state_dict().items()}
     prepared = runtimes.prepare("eager", runtimes.Task(net.model, x, "channels_last", settings, tmp_path))
@@ -530,7 +573,7 @@ def test_a_training_step_trains(tmp_path):
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_a_real_run_in_eager_mode(monkeypatch, capsys, mode):
-    monkeypatch.setattr(speed, "networks", small)
+    monkeypatch.setattr(speed, "make_cases", small)
     options = ["--alpha", "0.5", "--runtimes", "eager", "--runs", "2", "--batch-size", "2"]
     code, out, _ = bench(capsys, *options, "--mode", mode)
     assert code == 0
@@ -540,8 +583,8 @@ def test_a_real_run_in_eager_mode(monkeypatch, capsys, mode):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_a_real_run_compiled(monkeypatch, mode):
-    monkeypatch.setattr(speed, "networks", small)
-    settings = cases.Settings("oct_resnet18", (0.5,), 32, (4,), 1, mode=mode, runtimes=("compiled",), runs=2)
+    monkeypatch.setattr(speed, "make_cases", small)
+    settings = cases.BenchSettings("oct_resnet18", (0.5,), 32, (4,), 1, mode=mode, runtimes=("compiled",), runs=2)
     [batch] = speed.run(settings)["batches"]
     assert [one["layout"] for one in batch["candidates"]] == ["contiguous", "channels_last"] * 2
     assert all(one["peak_bytes"] > 0 for one in batch["candidates"])
@@ -552,16 +595,16 @@ def test_a_real_run_exported(monkeypatch):
     runtimes = ("openvino", "onnxruntime")
     for runtime in runtimes:
         pytest.importorskip(runtime)
-    monkeypatch.setattr(speed, "networks", small)
-    result = speed.run(cases.Settings("oct_resnet18", (0.5,), 32, (1, 2), 1, runtimes=runtimes, runs=2))
+    monkeypatch.setattr(speed, "make_cases", small)
+    result = speed.run(cases.BenchSettings("oct_resnet18", (0.5,), 32, (1, 2), 1, runtimes=runtimes, runs=2))
     for batch in result["batches"]:
         assert [one["runtime"] for one in batch["candidates"]] == [*runtimes, *runtimes]
 
 
 @pytest.mark.gpu
 def test_a_real_run_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(speed, "networks", small)
-    settings = cases.Settings("oct_resnet18", (0.5,), 32, (4,), 1, "cuda", runtimes=("eager",), runs=2)
+    monkeypatch.setattr(speed, "make_cases", small)
+    settings = cases.BenchSettings("oct_resnet18", (0.5,), 32, (4,), 1, "cuda", runtimes=("eager",), runs=2)
     [batch] = speed.run(settings)["batches"]
     assert all(one["peak_bytes"] > 0 and one["final"]["median"] > 0 for one in batch["candidates"] if one["final"])
     assert all(0 < row[share] < 1 for row in batch["roofline"] for share in ("matrix_share", "copy_share"))
@@ -577,7 +620,7 @@ def test_cuda_events_see_the_work_of_the_device():
 @pytest.fixture
 def file(world, tmp_path):
     world.seconds = {("dense twin", "eager"): 0.004, ("alpha 0.25", "eager"): 0.005, ("alpha 0.5", "eager"): 0.0025}
-    settings = cases.Settings("oct_resnet18", (0.25, 0.5), 32, (1, 8), 1, runtimes=("eager",))
+    settings = cases.BenchSettings("oct_resnet18", (0.25, 0.5), 32, (1, 8), 1, runtimes=("eager",))
     (tmp_path / "bench.json").write_text(json.dumps(speed.run(settings)))
     return tmp_path / "bench.json"
 
@@ -611,6 +654,6 @@ def test_a_broken_bench_file_is_one_line(file, capsys, key):
 
 
 def test_usage_errors_are_found_before_anything_is_built(monkeypatch):
-    monkeypatch.setattr(speed, "networks", None)
+    monkeypatch.setattr(speed, "make_cases", None)
     with pytest.raises(UsageError, match="torchvision has no classifier"):
-        speed.run(cases.Settings("oct_resnet18", (0.5,), 32, dense="torchvision/x"))
+        speed.run(cases.BenchSettings("oct_resnet18", (0.5,), 32, dense="torchvision/x"))

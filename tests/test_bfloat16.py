@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import octaveconv as oc
-from octaveconv.deploy.native import library as native
+from octaveconv.deploy.native import library
 from octaveconv.deploy.native.engine import NativeNetwork
 
 BFLOAT16 = torch.bfloat16
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quickly")
 
 @pytest.fixture(params=["native", "avx2"])
 def target(request):
-    if request.param not in native.runnable():
+    if request.param not in library.runnable():
         pytest.skip(f"this CPU has no {request.param}")
     return request.param
 

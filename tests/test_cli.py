@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 import sys
 
 import pytest
@@ -15,8 +17,55 @@ def test_help_is_one_screen_with_an_example(capsys, verb):
     code, out, _ = run(capsys, verb, "--help")
     assert code == 0
     assert f"example: octaveconv {verb}" in out
-    assert len(out.splitlines()) <= 24
+    assert len(out.splitlines()) <= 30
     assert run(capsys, "--help")[0] == 0
+
+
+def positions(words, text):
+    """Where each of the words stands in a text, of those that do."""
+    found = [re.search(rf"^ +{word}\b", text, re.MULTILINE) for word in words]
+    return [match.start() for match in found if match]
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_example_parses(verb):
+    example = cli.VERBS[verb].add.__doc__.partition("Example: ")[2].strip()
+    program, *argv = shlex.split(example)
+    assert program == "octaveconv"
+    assert cli.parse(argv).verb == verb
+
+
+# In the help of every verb, those that it has come in this order.
+COMMON = [
+    "MODEL", "--alpha", "--checkpoint", "--data", "--size", "--batch-size", "--device", "--dtype", "--workers",
+    "--threads", "--seed", "--out", "--json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_what_verbs_share_comes_in_one_order(capsys, verb):
+    found = positions(COMMON, run(capsys, verb, "--help")[1])
+    assert found == sorted(found)
+
+
+WITH_MODEL = ["cost", "bench", "convert", "octavify", "eval", "train", "export"]
+
+
+@pytest.mark.parametrize("verb", WITH_MODEL)
+@pytest.mark.parametrize("option", [["--model", "resnet18"], ["--model=resnet18"]])
+def test_model_is_the_first_argument(capsys, verb, option):
+    code, out, err = run(capsys, verb, *option, "--alpha", "0.25", "--out", "file")
+    cure = f"octaveconv {verb}: give the model as the first argument: octaveconv {verb} resnet18\n"
+    assert (code, out, err) == (2, "", cure)
+    assert "--model " not in run(capsys, verb, "--help")[1]
+
+
+def test_the_model_may_follow_options_where_it_is_optional():
+    before = cli.parse(["train", "oct_resnet18", "--recipe", "a.yaml", "--data", "images"])
+    after = cli.parse(["train", "--recipe", "a.yaml", "--data", "images", "oct_resnet18"])
+    assert before == after
+    assert (before.model, before.data) == ("oct_resnet18", "images")
+    assert cli.parse(["train", "--recipe", "a.yaml"]).model is None
 
 
 def test_cost(capsys, tmp_path):
@@ -96,12 +145,16 @@ def test_without_matplotlib_the_figures_are_not_lost(capsys, monkeypatch, tmp_pa
     ("argv", "message"),
     [
         (["qickstart"], "did you mean quickstart?"),
+        (["zzz"], "invalid choice: 'zzz'"),
+        (["bench", "oct_resnet50", "--device", "cud"], "did you mean cuda?"),
+        (["train", "--recipe", "a.yaml", "oct_resnet18", "more"], "unrecognized arguments: more"),
+        (["cost", "oct_resnet50", "--aplha=1"], "did you mean --alpha?"),
         (["cost", "oct_resnet5O"], "there is no network 'oct_resnet5O': did you mean oct_resnet50?"),
         (["cost", "zzz"], "octaveconv models lists them"),
         (["cost", "oct_resnet50", "--aplha", "1"], "did you mean --alpha?"),
         (["cost", "oct_resnet50", "--alpha", "2"], "must be in [0, 1], got 2.0"),
-        (["cost", "oct_resnext50_32x4d", "--alpha", "0.1"], "use an alpha out of 0, 0.25, 0.5, 0.75, 1"),
-        (["cost", "resnet18", "--alpha", "0.5"], "resnet18 has no alpha"),
+        (["cost", "oct_resnext50_32x4d", "--alpha", "0.1"], "use an alpha of 0, 0.25, 0.5, 0.75, 1"),
+        (["cost", "resnet18", "--alpha", "0.5"], "resnet18 is a dense network and has no alpha"),
         (["cost", "oct_resnet50", "--size", "0"], "must be a whole number from 1 up, got '0'"),
         (["cost"], "required: MODEL"),
         (["models", "oct_rasnet50"], "did you mean oct_resnet50?"),
@@ -115,6 +168,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(capsys, argv, message):
     assert out == ""
     assert message in err
     assert len(err.splitlines()) == 1
+    assert "did you mean" in message or "did you mean" not in err
 
 
 def test_a_failure_is_one_line_and_exit_code_1(capsys, tmp_path):

@@ -17,7 +17,7 @@ NAMES = list(octaveconv.models.COSTS)
 @functools.lru_cache(maxsize=8)
 def report_of(name, alpha, size=224):
     with torch.device("meta"):
-        return oc.cost(timm.create_model(name, alpha=alpha), size)
+        return oc.cost(timm.create_model(name, alpha=alpha), input_size=size)
 
 
 @pytest.mark.parametrize(("alpha", "size"), [(0.25, 65), (0.75, 64), (1, 65)])
@@ -38,7 +38,7 @@ def test_formula_count_and_dense_twin_agree(name, alpha, size):
 def test_table_1_of_the_paper(alpha, compute, memory):
     """One layer; the paper prints 63 and 35 for the memory's 62.5 and 34.4."""
     net = nn.Sequential(oc.Split(64, alpha), oc.OctConv2d(64, 64, 3, padding=1, alpha_in=alpha, alpha_out=alpha))
-    report = oc.cost(net, (64, 56, 56))
+    report = oc.cost(net, torch.zeros(1, 64, 56, 56))
     assert round(100 * report.macs / report.dense.macs) == compute
     assert round(100 * report.activation_bytes / report.dense.activation_bytes) == memory
 
@@ -49,7 +49,7 @@ def test_table_1_of_the_paper(alpha, compute, memory):
 def test_a_layer_by_hand(backend, groups, stride):
     layer = oc.OctConv2d(8, 8, 3, stride, 1, groups=groups, alpha_in=0.5, alpha_out=0.5)
     with oc.backend(backend):
-        report = oc.cost(nn.Sequential(oc.Split(8, 0.5), layer), (8, 9, 7))
+        report = oc.cost(nn.Sequential(oc.Split(8, 0.5), layer), input_size=(8, 9, 7))
     assert report.macs == report.counted_macs
     high = {1: 63, 2: 20, (1, 2): 36}[stride]
     low = {1: 20, 2: 6, (1, 2): 10}[stride]
@@ -80,15 +80,15 @@ def test_the_whole_family_against_the_count_and_the_dense_twin(backend, alpha, s
         size = tuple(n + n % 2 for n in size)  # else the high size is not known, and taken as twice the low one
     net = nn.Sequential(oc.Split(8, alpha), layer(*arguments, groups=groups, alpha_in=alpha, alpha_out=alpha))
     with oc.backend(backend):
-        report = oc.cost(net, (8, *size))
-    twin = oc.cost(dense(*arguments, groups=groups), (8, *size))
+        report = oc.cost(net, input_size=(8, *size))
+    twin = oc.cost(dense(*arguments, groups=groups), input_size=(8, *size))
     assert (report.macs, twin.macs) == (report.counted_macs, twin.counted_macs)
     assert report.dense == twin.total
 
 
 def test_a_transposed_layer_by_hand():
     layer = oc.OctConvTranspose2d(8, 8, 4, 2, 1, alpha_in=0.5, alpha_out=0.5)
-    report = oc.cost(nn.Sequential(oc.Split(8, 0.5), layer), (8, 9, 7))
+    report = oc.cost(nn.Sequential(oc.Split(8, 0.5), layer), input_size=(8, 9, 7))
     pixels = dict(hh=63, hl=20, lh=20, ll=20)  # of the inputs, hl's after pooling
     assert report.layers[0].paths == {path: 16 * 16 * n for path, n in pixels.items()}
     assert (report.high.activation_bytes, report.low.activation_bytes) == (4 * 18 * 14 * 4, 4 * 9 * 7 * 4)
@@ -100,7 +100,7 @@ def test_it_changes_nothing_and_runs_no_arithmetic():
     )
     model[2].eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    oc.cost(model, 8)
+    oc.cost(model, input_size=8)
     assert [module.training for module in model] == [True, True, False]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
@@ -109,7 +109,7 @@ def test_it_changes_nothing_and_runs_no_arithmetic():
 def test_a_failing_forward_leaves_no_hooks():
     model = nn.Sequential(nn.Conv2d(4, 4, 1))
     with pytest.raises(RuntimeError):
-        oc.cost(model, (3, 8, 8))
+        oc.cost(model, input_size=(3, 8, 8))
     assert not model[0]._forward_hooks
     assert model.training
 
@@ -123,9 +123,33 @@ def test_shared_and_idle_layers_count_their_parameters_once():
         def forward(self, x):
             return self.shared(input=self.shared(x))
 
-    report = oc.cost(Net(), 4)
+    report = oc.cost(Net(), input_size=4)
     assert report.params == sum(p.numel() for p in Net().parameters())
     assert report.macs == report.counted_macs == 2 * 9 * 16
+
+
+def test_example_inputs_or_a_size():
+    class TwoInputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 4, 1), nn.Linear(5, 4)
+
+        def forward(self, x, scale, features):
+            return self.conv(x) * scale + self.linear(features)[..., None, None]
+
+    report = oc.cost(TwoInputs(), (torch.zeros(2, 3, 7, 5), 2.0, torch.zeros(2, 5)))
+    assert report.macs == report.counted_macs == 2 * (3 * 4 * 35 + 5 * 4)
+    assert report.input_size == (3, 7, 5)
+    conv = nn.Conv2d(3, 4, 1)
+    assert oc.cost(conv).input_size == (3, 224, 224)
+    conv.pretrained_cfg = {"input_size": (3, 32, 48)}
+    assert oc.cost(conv) == oc.cost(conv, torch.zeros(1, 3, 32, 48)) == oc.cost(conv, input_size=(3, 32, 48))
+    assert oc.cost(conv, input_size=24).input_size == (3, 24, 24)
+    with pytest.raises(ValueError, match="example_inputs or input_size, got both"):
+        oc.cost(conv, torch.zeros(1, 3, 4, 4), input_size=4)
+    for size in (224, (3, 8, 8)):
+        with pytest.raises(ValueError, match=r"a tensor or a tuple with one, got .*: pass a size as input_size="):
+            oc.cost(conv, size)
 
 
 def test_text_and_json():

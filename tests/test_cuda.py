@@ -5,9 +5,11 @@ Times are made up, except on a GPU. The Triton kernel is interpreted, in a proce
 
 import copy
 import json
+import sys
 import threading
 import weakref
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,12 +19,13 @@ from torch import nn
 from triton_parts import INTERPRETED, passed_interpreted
 
 import octaveconv as oc
+from octaveconv import backends, reference
 from octaveconv.deploy.capture import Captures
-from octaveconv.deploy.cuda import choices
+from octaveconv.deploy.cuda import choices, steps
 from octaveconv.deploy.cuda import engine as cuda
 from octaveconv.deploy.cuda.choices import Choices
+from octaveconv.deploy.cuda.executor import Executor
 from octaveconv.deploy.cuda.groups import groups
-from octaveconv.deploy.cuda.program import Program
 from octaveconv.deploy.lower import lower
 from octaveconv.errors import BackendUnavailable
 from octaveconv.models import OctResNet, OctResNetV2
@@ -121,7 +124,7 @@ def test_lower_precision_folds_norms_in_float32():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not list(deployed.parameters())
     captured, _ = Captures(small(OctResNetV2, 0.5)).of(torch.Size((2, 3, 33, 40)))
-    placed = [step.aten.placed(deployed.like) for step in Program(captured).steps]
+    placed = [step.aten.placed(deployed.like) for step in Executor(captured).steps]
     dtypes = {(tensor.dim(), tensor.dtype) for form in placed for tensor in form.constants}
     assert dtypes == {(1, torch.bfloat16), (3, torch.float32), (4, torch.bfloat16)}
 
@@ -174,8 +177,45 @@ def test_maps_are_freed_after_their_last_reader():
         return step.aten
 
     with torch.no_grad():
-        Program(captured).run(image(2, 3, 8, 8), sizes, choose)
+        Executor(captured).run(image(2, 3, 8, 8), sizes, choose)
     assert alive == [0, *[1] * 8]  # the one that is read now
+
+
+@on_host
+@pytest.mark.parametrize("family", [OctResNet, OctResNetV2])
+def test_only_what_is_read_is_pooled(family, monkeypatch):
+    captured, sizes = Captures(small(family, 0.25)).of(torch.Size((2, 3, 64, 64)))
+    executor, pooled = Executor(captured), []
+    pool = steps.pool
+    monkeypatch.setattr(steps, "pool", lambda x: pooled.append(x.shape) or pool(x))
+    with torch.no_grad():
+        executor.run(image(2, 3, 64, 64), sizes, lambda step, maps, shapes: step.aten)
+    outputs = [output for layer in executor.network.layers for output in layer.outputs]
+    assert len(pooled) == sum(output.pooled is not None for output in outputs)
+    assert 0 < len(pooled) < len(outputs)
+
+
+@on_host
+def test_what_the_kernel_pooled_is_not_pooled_again(monkeypatch):
+    captured, sizes = Captures(small(OctResNet, 0.25)).of(torch.Size((2, 3, 64, 64)))
+    executor, pooled, by_kernel = Executor(captured), [], []
+    pool = steps.pool
+
+    def fused(x, weight, bias, spec, *, pooled, residual, relu, with_pooled):
+        y = reference.octconv(x, weight, bias, spec)
+        y = oc.Octave(*(part if more is None else part + more for part, more in zip(y, residual)))
+        y = oc.octave_map(torch.relu, y) if relu else y
+        by_kernel.append(with_pooled)
+        return y, pool(y.high) if with_pooled else None
+
+    monkeypatch.setitem(sys.modules, "octaveconv.backends.triton", SimpleNamespace(fused=fused))
+    monkeypatch.setattr(backends, "triton", SimpleNamespace(fused=fused), raising=False)
+    monkeypatch.setattr(steps, "pool", lambda x: pooled.append(x.shape) or pool(x))
+    with torch.no_grad():
+        executor.run(image(2, 3, 64, 64), sizes, lambda step, maps, shapes: step.triton if step.spec else step.aten)
+    outputs = [output for layer in executor.network.layers for output in layer.outputs]
+    assert any(by_kernel)
+    assert len(pooled) + sum(by_kernel) == sum(output.pooled is not None for output in outputs)
 
 
 @on_host
@@ -219,7 +259,7 @@ def test_threads_take_turns():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda model, x: (model, x), "is for NVIDIA GPUs, and the model is on cpu: move it by .to"),
+        (lambda model, x: (model, x), "is for NVIDIA GPUs, and the model is on cpu: move it with .to"),
         (lambda model, x: (model.half(), x), "in one dtype and on one device"),
         (lambda model, x: (model.to("meta"), x), "in one dtype and on one device"),
     ],
@@ -245,7 +285,7 @@ def test_an_input_of_another_kind_is_refused():
 def test_a_step_by_inductor():
     model, x = small(OctResNetV2, 0.5), image(2, 3, 32, 32)
     captured, sizes = Captures(model).of(x.shape)
-    program, seen = Program(captured), []
+    executor, seen = Executor(captured), []
 
     def choose(step, maps, shapes):
         if step.spec and len(seen) < 2:
@@ -253,8 +293,8 @@ def test_a_step_by_inductor():
             seen.append(max((a - b).abs().max() / a.abs().max() for a, b in zip(expected, got, strict=True)))
         return step.aten
 
-    with torch.no_grad(), cuda._settings():
-        program.run(x, sizes, choose)
+    with torch.no_grad(), cuda._tuning():
+        executor.run(x, sizes, choose)
     assert len(seen) == 2
     assert max(seen) < 1e-5
 
@@ -315,12 +355,12 @@ def test_one_way_alone_is_neither_measured_nor_kept(stopwatch):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (RuntimeError("no\ncompiler"), "deploy does without b: RuntimeError: no$"),
-        (1.1, "deploy does without b: ArithmeticError: it is off by 0.1, where the largest value is 1"),
-        (float("nan"), "it is off by nan"),
+        (RuntimeError("no\ncompiler"), "deploy omits the form 'b': RuntimeError: no compiler$"),
+        (1.1, "deploy omits the form 'b': ArithmeticError: its result is off by 0.1, where the largest value is 1"),
+        (float("nan"), "its result is off by nan"),
     ],
 )
-def test_a_way_that_fails_or_is_wrong_is_left_out_with_a_warning(stopwatch, wrong, message):
+def test_a_way_that_fails_or_is_wrong_is_omitted_with_a_warning(stopwatch, wrong, message):
     stopwatch[0].update(a=2.0, b=0.1)
     with pytest.warns(RuntimeWarning, match=message):
         assert Choices(CPU).fastest("key", makers(a=1, b=wrong))[0] == "a"
@@ -336,7 +376,7 @@ def test_rounding_is_not_wrong_and_the_first_way_must_run(stopwatch):
 
 @on_host
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"key": 1}', '{"0": {}}', "\x00\xff"])
-def test_a_broken_file_is_measured_anew(stopwatch, content):
+def test_a_broken_file_is_measured_again(stopwatch, content):
     stopwatch[0].update(a=2.0, b=1.0)
     path = Choices(CPU).path
     path.parent.mkdir()
@@ -372,11 +412,11 @@ def test_processes_at_the_same_time(cache):
 
 
 @on_host
-def test_where_nothing_can_be_written_it_goes_on_with_a_warning(stopwatch, cache):
+def test_where_nothing_can_be_written_it_continues_with_a_warning(stopwatch, cache):
     stopwatch[0].update(a=2.0, b=1.0)
     cache.write_text("a file")
     chosen = Choices(CPU)
-    with pytest.warns(RuntimeWarning, match="is not kept for the next process"):
+    with pytest.warns(RuntimeWarning, match="deploy cannot store its measurements"):
         assert chosen.fastest("key", makers(a=1, b=1))[0] == "b"
     assert chosen.fastest("key", makers(a=1, b=1))[0] == "b"
     assert len(stopwatch[1]) == 1
@@ -389,6 +429,11 @@ def test_the_stopwatch_takes_turns_and_the_least_time(monkeypatch):
     monkeypatch.setattr(choices.time, "perf_counter", lambda: next(ticks))
     assert choices.seconds({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU) == {"a": 2, "b": 1}
     assert order == ["a", "b"] * choices.ROUNDS
+
+
+@on_host
+def test_times_depend_on_the_kernel_and_on_the_steps():
+    assert {"steps.py", "triton.py", "_triton_kernels.py"} <= {path.name for path in choices.SOURCES}
 
 
 # The Triton kernel's form.
@@ -429,7 +474,7 @@ def test_by_the_kernel(kind, last, steps):
         return step.triton if step.spec else step.aten
 
     with torch.no_grad():
-        got, expected = Program(captured).run(x, sizes, choose), model(x)
+        got, expected = Executor(captured).run(x, sizes, choose), model(x)
     assert sum(fused) == steps
     assert (got - expected).abs().max() <= LIMITS[x.dtype] * expected.abs().max()
 

@@ -64,7 +64,7 @@ def test_splits(tmp_path, kind):
 def test_training_images_are_not_scored_by_accident(tmp_path, kind):
     make_folder(tmp_path / "set" / "train")
     source = tmp_path / "set" if kind == "folder" else make_tar(tmp_path / "set.tar", tmp_path / "set")
-    with pytest.raises(UsageError, match="has train but no val, validation or test: say which folder with --split"):
+    with pytest.raises(UsageError, match="has train but no val, validation or test: name a folder as the split"):
         open_dataset(source)
 
 
@@ -109,13 +109,13 @@ def test_what_is_no_data_set_is_told(tmp_path, monkeypatch):
         "empty": "there are no images .* in empty",
         "empty.tar": r"there are no images .* in empty\.tar",
         "empty.rec": r"there are no images .* in empty\.rec",
-        "flat": "images lie directly in flat: put each in a folder named after its class",
-        "flat.tar": r"images lie directly in flat\.tar",
-        "mixed": "images lie directly in mixed",
-        "split": "images lie directly in split",
+        "flat": "there are images directly in flat: put each in a folder named after its class",
+        "flat.tar": r"there are images directly in flat\.tar",
+        "mixed": "there are images directly in mixed",
+        "split": "there are images directly in split",
         "image.png": "neither a folder nor a .tar nor a .rec file: unpack it and name the folder",
-        "text.tar": "not a whole, uncompressed tar",
-        "torch/cifar99": "timm knows no data set 'torch/cifar99'",
+        "text.tar": "not a complete, uncompressed tar",
+        "torch/cifar99": "timm has no data set 'torch/cifar99'",
         "torch/cifar10": r"torch/cifar10 cannot be opened \(folder data\): Dataset not found",
     }.items():
         with pytest.raises(UsageError, match=message):
@@ -125,7 +125,7 @@ def test_what_is_no_data_set_is_told(tmp_path, monkeypatch):
 def test_a_cut_tar_is_told(folder, tmp_path):
     whole = make_tar(tmp_path / "set.tar", folder[0]).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2 + 100])
-    with pytest.raises(UsageError, match="not a whole, uncompressed tar file"):
+    with pytest.raises(UsageError, match="not a complete, uncompressed tar file"):
         open_dataset(tmp_path / "cut.tar")
 
 
@@ -145,8 +145,8 @@ def bomb():
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "it is no image that Pillow knows"),
-        (b"no image", "it is no image that Pillow knows"),
+        (b"", "it is not an image that Pillow knows"),
+        (b"no image", "it is not an image that Pillow knows"),
         (broken_png(), "truncated|broken|incomplete"),
         (bomb(), "decompression bomb"),
     ],
@@ -190,7 +190,7 @@ def test_a_lost_file_and_a_damaged_record_are_corrupt_images_too(folder, tmp_pat
 
 @pytest.mark.parametrize("label", [1.5, float("nan"), float("inf")])
 def test_a_label_that_is_no_index_is_told(tmp_path, label):
-    with pytest.raises(CorruptImage, match=f"record 0 cannot be read: its label {label} is no class index"):
+    with pytest.raises(CorruptImage, match=f"record 0 cannot be read: its label {label} is not a class index"):
         open_dataset(make_records(tmp_path / "a.rec", [(label, encoded(0))]))[0]
 
 
@@ -277,10 +277,10 @@ def test_webdataset(tmp_path):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("val-{0..2}.tar|13", "hold 12 images, 13 are announced"),
-        ("val-{2..3}.tar", r"there are no shards val-3.tar in .*name them, as in --split"),
+        ("val-{0..2}.tar|13", "contain 12 images, expected 13"),
+        ("val-{2..3}.tar", r"there are no shards val-3.tar in .*name them as the split"),
         ("train", r"no shards named \*train\*.tar"),
-        ("bare.tar", r"7.png has no class beside it"),
+        ("bare.tar", r"7.png has no class: add a .cls file"),
         ("broken.tar", r"broken.tar cannot be read"),
     ],
 )
@@ -372,5 +372,5 @@ def test_workers_read_a_tar_that_this_process_has_read(folder, tmp_path):
 def test_images_can_be_built_on_any_reader():
     images = Images("mine", [(picture(0), 1), (picture(1), 2.5)])
     assert images[0][1] == 1
-    with pytest.raises(CorruptImage, match=r"mine: image 1 cannot be read: its label 2\.5 is no class index"):
+    with pytest.raises(CorruptImage, match=r"mine: image 1 cannot be read: its label 2\.5 is not a class index"):
         images[1]

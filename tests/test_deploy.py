@@ -7,7 +7,7 @@ from graphs import CONVOLUTIONS, GRAPHS, conv
 from networks import ALPHAS, SHALLOW, difference, image, settle, shallow
 from torch import nn
 
-from octaveconv.deploy.native import library as native
+from octaveconv.deploy.native import library
 from octaveconv.deploy.native.engine import NativeNetwork
 
 LIMIT = 1e-5  # of the largest output; float32 in another order of summation
@@ -31,7 +31,7 @@ def test_every_network(name, alpha):
 @pytest.mark.parametrize("target", ["avx512", "avx2", "generic"])
 @pytest.mark.parametrize("name", ["oct_resnet50", "oct_resnextv2_50_32x4d", "oct_mobilenetv2_100", "oct_seresnetv2_50"])
 def test_every_instruction_set(name, target):
-    if target not in native.runnable():
+    if target not in library.runnable():
         pytest.skip(f"this CPU has no {target}")
     check(settle(shallow(name, 0.5)), image(1, 3, 64, 64), image(3, 3, 33, 49), target=target)
 

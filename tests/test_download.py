@@ -53,8 +53,8 @@ def fails(server, path, name="a.tar", **known):
     with pytest.raises(DownloadError) as caught:
         fetch(server.url(name), path, **known)
     assert not path.exists()
-    text, _, cure = str(caught.value).rpartition(": fetch ")
-    assert cure == f"{server.url(name)} by other means and put it at {path}"
+    text, _, cure = str(caught.value).rpartition(": download ")
+    assert cure == f"{server.url(name)} by other means and save it as {path}"
     assert text.isprintable()
     return text
 
@@ -193,13 +193,13 @@ def test_a_complete_part_of_another_version_or_size_is_not_used(server, path):
     server.files["a.tar"] = BODY
     interrupted(server, path)
     part.write_bytes(BODY)
-    assert fails(server, path, size=5) == "the file there has 1,000,000 bytes, expected 5"
+    assert fails(server, path, size=5) == "the server's file has 1,000,000 bytes, expected 5"
 
 
 def test_wrong_bytes(server, path):
     server.files["a.tar"] = OTHER
     got = hashlib.sha256(OTHER).hexdigest()
-    assert fails(server, path, sha256=SHA256) == f"the file that came has sha256 {got}, expected {SHA256}"
+    assert fails(server, path, sha256=SHA256) == f"the downloaded file has sha256 {got}, expected {SHA256}"
     assert names(path) == [".lock"]
 
 
@@ -215,7 +215,7 @@ def test_a_damaged_part_is_found_out(server, path):
 def test_a_wrong_announced_size_costs_nothing(server, path):
     interrupted(server, path)
     server.files["a.tar"] = b"<html>log in first</html>"
-    assert fails(server, path, size=len(BODY)) == "the file there has 25 bytes, expected 1,000,000"
+    assert fails(server, path, size=len(BODY)) == "the server's file has 25 bytes, expected 1,000,000"
     server.files["a.tar"] = BODY
     fetch(server.url("a.tar"), path)
     assert arrived(path)
@@ -237,12 +237,12 @@ def test_without_a_length(server, path, reply, monkeypatch):
     fetch(server.url("a.tar"), path)
     assert arrived(path)
     path.unlink()
-    assert fails(server, path, size=999_999) == "more came than the 999,999 bytes expected"
+    assert fails(server, path, size=999_999) == "the server sent more than the expected 999,999 bytes"
     monkeypatch.setattr(download, "MAX_BYTES", 999_998)
-    assert fails(server, path) == "more came than the 999,998 bytes expected"
+    assert fails(server, path) == "the server sent more than the expected 999,998 bytes"
     assert names(path) == [".lock"]
     server.usual = dataclasses.replace(reply, hang=CUT)  # said when it is known, not at the end
-    assert fails(server, path, size=1000) == "more came than the 1,000 bytes expected"
+    assert fails(server, path, size=1000) == "the server sent more than the expected 1,000 bytes"
 
 
 def test_without_a_length_the_size_given_tells_a_cut(server, path):
@@ -257,7 +257,7 @@ def test_without_a_length_the_size_given_tells_a_cut(server, path):
 def test_a_range_longer_than_announced(server, path):
     interrupted(server, path)
     server.usual = Reply(headers={"Content-Range": f"bytes {CUT}-499999/500000"})
-    assert fails(server, path) == "more came than the 500,000 bytes expected"
+    assert fails(server, path) == "the server sent more than the expected 500,000 bytes"
 
 
 @pytest.mark.parametrize("hang", [0, CUT])
@@ -269,10 +269,10 @@ def test_a_server_that_falls_silent(server, path, hang, monkeypatch):
     assert arrived(path)
     path.unlink()
     server.usual = Reply(hang=0)
-    text = "the connection was cut after 0 of 1,000,000 bytes (nothing came for 0.1 s) (4 tries)"
+    text = "the connection was cut after 0 of 1,000,000 bytes (no data for 0.1 s) (4 tries)"
     assert fails(server, path) == text
     server.usual = Reply(gate=server._closing)
-    assert fails(server, path) == "the server gave no answer (nothing came for 0.1 s) (4 tries)"
+    assert fails(server, path) == "the server did not answer (no data for 0.1 s) (4 tries)"
     assert time.monotonic() - begin < 5  # of nine silences
 
 
@@ -315,9 +315,9 @@ def test_a_network_lost_on_the_way_is_tried_again(server, path, monkeypatch):
 def test_what_is_no_web_address(path, url):
     with pytest.raises(DownloadError) as caught:
         fetch(url, path)
-    text, _, cure = str(caught.value).partition(": fetch ")
-    assert cure == f"{url} by other means and put it at {path}"
-    assert text.startswith("this is no address" if url.startswith("http") else "only http and https addresses")
+    text, _, cure = str(caught.value).partition(": download ")
+    assert cure == f"{url} by other means and save it as {path}"
+    assert text.startswith("this is not a valid address" if url.startswith("http") else "only http and https addresses")
 
 
 def test_a_disk_too_full_is_known_before(server, path, monkeypatch):
@@ -421,15 +421,28 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_shows_a_bar(server, path, monkeypatch):
     interrupted(server, path)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", Terminal())
     fetch(server.url("a.tar"), path)
-    assert "a b.tar:  30%" in sys.stderr.getvalue()
+    shown = sys.stderr.getvalue()
+    assert "a b.tar" in shown
+    assert "0.3/1.0 MB" in shown
 
 
-# Without `import octaveconv`, whose torch takes seconds to load.
+def test_a_terminal_without_rich_shows_a_line(server, path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    fetch(server.url("a.tar"), path)
+    assert sys.stderr.getvalue() == "downloading a b.tar\n"
+
+
+# Without octaveconv's own __init__, whose torch takes seconds to load.
 ALONE = """
-import runpy, sys, pathlib
-fetch = runpy.run_path(sys.argv[1])["fetch"]
+import pathlib, sys, types
+for name, folder in ("octaveconv", "."), ("octaveconv.weights", "weights"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [str(pathlib.Path(sys.argv[1]) / folder)]
+from octaveconv.weights.download import fetch
 print("ready", flush=True)
 fetch(sys.argv[2], pathlib.Path(sys.argv[3]))
 """
@@ -441,7 +454,8 @@ def start(server, path):
     processes = []
 
     def start():
-        argv = [sys.executable, "-c", ALONE, download.__file__, server.url("a.tar"), str(path)]
+        package = os.path.dirname(os.path.dirname(download.__file__))
+        argv = [sys.executable, "-c", ALONE, package, server.url("a.tar"), str(path)]
         processes.append(subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         assert processes[-1].stdout.readline() == b"ready\n"
         return processes[-1]

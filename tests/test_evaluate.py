@@ -18,9 +18,9 @@ from octaveconv import _csv, cli, env, evaluate, processes
 from octaveconv._text import text_table
 from octaveconv.data.datasets import CorruptImage, Images, Stream, open_dataset, preprocessing
 from octaveconv.errors import UsageError
-from octaveconv.evaluate import Settings
+from octaveconv.evaluate import EvalSettings
 
-SMALL = Settings(size=32, batch_size=4)
+SMALL = EvalSettings(size=32, batch_size=4)
 
 
 class Fixed(nn.Module):
@@ -62,7 +62,7 @@ def test_counts_are_exact(net, files, tmp_path, batch_size, workers):
     top1, _ = by_hand(net, files)
     assert 0 < top1 < 13
     seen = []
-    settings = Settings(size=32, batch_size=batch_size, workers=workers)
+    settings = EvalSettings(size=32, batch_size=batch_size, workers=workers)
     score = evaluate.evaluate(net, open_dataset(tmp_path / "set"), settings, lambda *counts: seen.append(counts))
     assert (score.top1_count, score.top5_count, score.k) == (top1, 13, 3)
     assert (score.images, score.skipped, score.announced, score.processes) == (13, (), 13, 1)
@@ -96,7 +96,7 @@ def test_of_equal_logits_the_first_class_comes_first(tmp_path):
 def test_low_precision_is_used_and_agrees(net, files, tmp_path, dtype):
     dtypes = set()
     hook = net.fc.register_forward_hook(lambda module, args, out: dtypes.add(out.dtype))
-    score = evaluate.evaluate(net, open_dataset(tmp_path / "set"), Settings(32, 4, dtype=dtype))
+    score = evaluate.evaluate(net, open_dataset(tmp_path / "set"), EvalSettings(32, 4, dtype=dtype))
     hook.remove()
     assert dtypes == {evaluate.DTYPES[dtype]}
     assert abs(score.top1_count - by_hand(net, files)[0]) <= 2
@@ -120,7 +120,7 @@ def test_memory_layout(net, files, tmp_path, channels_last):
     hook = net.register_forward_pre_hook(
         lambda module, args: layouts.add(args[0].is_contiguous(memory_format=torch.channels_last))
     )
-    evaluate.evaluate(net, open_dataset(tmp_path / "set"), Settings(32, 4, channels_last=channels_last))
+    evaluate.evaluate(net, open_dataset(tmp_path / "set"), EvalSettings(32, 4, channels_last=channels_last))
     hook.remove()
     assert layouts == {channels_last}
 
@@ -131,9 +131,9 @@ def test_a_corrupt_image_stops_the_run_or_is_counted_and_named(net, tmp_path, wo
     names = [str(tmp_path / name) for name in ("cat/4.png", "dog2/0.png")]
     dataset = open_dataset(tmp_path)
     with pytest.raises(CorruptImage) as caught:
-        evaluate.evaluate(net, dataset, Settings(32, 4, workers=workers))
-    assert str(caught.value) == f"{names[0]} cannot be read: it is no image that Pillow knows"
-    score = evaluate.evaluate(net, dataset, Settings(32, 4, workers=workers, skip_corrupt=True))
+        evaluate.evaluate(net, dataset, EvalSettings(32, 4, workers=workers))
+    assert str(caught.value) == f"{names[0]} cannot be read: it is not an image that Pillow knows"
+    score = evaluate.evaluate(net, dataset, EvalSettings(32, 4, workers=workers, skip_corrupt=True))
     whole = [(file, label) for file, label in files if str(file) not in names]
     assert score.skipped == tuple(names)
     assert (score.images, score.announced, score.top1_count) == (11, 13, by_hand(net, whole)[0])
@@ -143,19 +143,19 @@ def test_a_corrupt_image_stops_the_run_or_is_counted_and_named(net, tmp_path, wo
 def test_nothing_but_corrupt_images_is_no_score(net, tmp_path):
     make_folder(tmp_path, (1, 1, 1), corrupt=[("cat", 0), ("dog2", 0), ("dog10", 0)])
     with pytest.raises(RuntimeError, match=r"none of the 3 images of .* could be read"):
-        evaluate.evaluate(net, open_dataset(tmp_path), Settings(32, 4, skip_corrupt=True))
+        evaluate.evaluate(net, open_dataset(tmp_path), EvalSettings(32, 4, skip_corrupt=True))
 
 
 @pytest.mark.parametrize("label", [3, 1000, -1])
 def test_a_label_that_the_network_does_not_have(net, tmp_path, label):
     records = make_records(tmp_path / "a.rec", [(0, encoded(0)), (label, encoded(1))])
-    message = rf"a\.rec: record 1 has label {label}, but the network has 3 classes \(0 to 2\): give weights"
+    message = rf"a\.rec: record 1 has label {label}, but the network has 3 classes \(0 to 2\): use weights"
     with pytest.raises(ValueError, match=message):
         evaluate.evaluate(net, open_dataset(records), SMALL)
 
 
 def test_a_network_of_other_classes(files, tmp_path):
-    with pytest.raises(UsageError, match=r"the network has 5 classes, .*set has 3: give weights"):
+    with pytest.raises(UsageError, match=r"the network has 5 classes, .*set has 3: use weights"):
         evaluate.evaluate(classifier(5), open_dataset(tmp_path / "set"), SMALL)
 
 
@@ -171,7 +171,7 @@ def test_a_network_that_is_no_classifier(files, tmp_path, shape):
         def forward(self, x):
             return x.new_zeros(len(x), *shape)
 
-    with pytest.raises(UsageError, match="a classifier gives logits"):
+    with pytest.raises(UsageError, match="a classifier outputs logits"):
         evaluate.evaluate(Features(), open_dataset(tmp_path / "set"), SMALL)
 
 
@@ -202,14 +202,14 @@ def test_streams():
             evaluate.evaluate(net, stream(count, 5), SMALL)
     for announced in (6, 0):
         with pytest.raises(CorruptImage, match="an image of hfids/x cannot be read: the shard is cut"):
-            evaluate.evaluate(net, stream(5, announced, broken=True), Settings(32, 4, skip_corrupt=True))
+            evaluate.evaluate(net, stream(5, announced, broken=True), EvalSettings(32, 4, skip_corrupt=True))
 
 
 def score_twice(path, skip_corrupt):
     """With the same weights in every process, and with others."""
     with processes.joined("cpu"):
         rank, dataset = processes.rank(), open_dataset(path)
-        settings = Settings(32, 4, skip_corrupt=skip_corrupt)
+        settings = EvalSettings(32, 4, skip_corrupt=skip_corrupt)
         try:
             score = evaluate.evaluate(classifier(), dataset, settings)
             print(json.dumps(score.to_dict() | {"rank": rank}), flush=True)
@@ -231,7 +231,7 @@ def two_processes(function, *arguments):
 
 def test_two_processes_of_the_same_weights_count_what_one_does(net, tmp_path):
     files = make_folder(tmp_path, (6, 3, 4), corrupt=[("cat", 1), ("cat", 2), ("dog10", 2)])
-    expected = evaluate.evaluate(net, open_dataset(tmp_path), Settings(32, 4, skip_corrupt=True))
+    expected = evaluate.evaluate(net, open_dataset(tmp_path), EvalSettings(32, 4, skip_corrupt=True))
     for rank, (out, error, code) in enumerate(two_processes(score_twice, tmp_path, True)):
         figures = json.loads(out)
         assert figures["rank"] == rank
@@ -239,15 +239,15 @@ def test_two_processes_of_the_same_weights_count_what_one_does(net, tmp_path):
         assert (figures["top1_count"], figures["top5_count"]) == (expected.top1_count, expected.top5_count)
         assert figures["skipped_files"] == list(expected.skipped)
         assert figures["k"] == 3
-        assert (code, "the processes hold different weights" in error) == (1, True)  # the second time
+        assert (code, "the processes have different weights" in error) == (1, True)  # the second time
 
 
 def test_an_error_in_one_process_ends_the_other_too(tmp_path):
     make_folder(tmp_path, (6, 3, 4), corrupt=[("cat", 1)])  # the second image is the second process's
     (_, first, code), (_, second, other) = two_processes(score_twice, tmp_path, False)
     assert (code, other) == (1, 1)
-    assert "another of the processes has ended early: its own message says why" in first
-    assert second.strip().endswith("1.png cannot be read: it is no image that Pillow knows")
+    assert "another process has ended early: its own message says why" in first
+    assert second.strip().endswith("1.png cannot be read: it is not an image that Pillow knows")
 
 
 def test_each_process_has_its_share(monkeypatch, tmp_path):
@@ -345,7 +345,7 @@ def test_progress_prints_a_line_per_tenth_off_a_terminal(capsys):
     assert len(lines) == 10
     assert lines[0].startswith("120/1,000 images  top-1 25.00%  ")
     assert lines[-1].startswith("1,000/1,000 images  top-1 25.00%  ")
-    assert lines[-1].endswith(" images/s")
+    assert lines[-1].endswith(" images/s  ETA 0:00:00")
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch):
@@ -377,10 +377,10 @@ def verb(capsys, *arguments):
 def test_the_verb(capsys, tmp_path):
     make_folder(tmp_path / "set" / "val", (3, 2, 2), corrupt=[("cat", 1)])
     table, report = tmp_path / "results.csv", tmp_path / "report.json"
-    arguments = ("--model", "oct_resnetv2_26", "--alpha", 0.5, "--data", tmp_path / "set", "--results-file", table)
+    arguments = ("oct_resnetv2_26", "--alpha", 0.5, "--data", tmp_path / "set", "--results-file", table)
     code, _, error = verb(capsys, *arguments)
     assert (code, len(error.splitlines())) == (1, 1)
-    assert error.endswith("1.png cannot be read: it is no image that Pillow knows\n")
+    assert error.endswith("1.png cannot be read: it is not an image that Pillow knows\n")
     code, out, _ = verb(capsys, *arguments, "--skip-corrupt", "--json", report)
     assert code == 0
     for words in ("random weights, seed 0", "top-3", "32x32 pixels, bicubic, crop 0.875", "1.png"):
@@ -393,7 +393,7 @@ def test_the_verb(capsys, tmp_path):
 
 def test_the_verb_in_two_processes(files, tmp_path):
     """Started as torchrun starts them."""
-    argv = ["eval", "--model", "oct_mobilenetv1_075", "--size", "32", "--workers", "0", "--data", str(tmp_path / "set")]
+    argv = ["eval", "oct_mobilenetv1_075", "--size", "32", "--workers", "0", "--data", str(tmp_path / "set")]
     assert cli.main([*argv, "--json", str(tmp_path / "1.json")]) == 0
     for _, error, code in two_processes(cli.main, [*argv, "--json", str(tmp_path / "2.json")]):
         assert code == 0, error
@@ -408,7 +408,7 @@ def test_the_verb_takes_the_weights_and_the_classes_of_a_file(capsys, tmp_path):
     net = timm.create_model("oct_resnetv2_26", num_classes=3)
     nn.init.constant_(net.fc.bias[1:2].detach(), 1e6)  # all are class 1
     torch.save(net.state_dict(), tmp_path / "weights.pth")
-    arguments = ("--model", "oct_resnetv2_26", "--checkpoint", tmp_path / "weights.pth")
+    arguments = ("oct_resnetv2_26", "--checkpoint", tmp_path / "weights.pth")
     code, out, _ = verb(capsys, *arguments, "--data", tmp_path / "set")
     assert code == 0
     assert ["top-1", "44.444", "%", "4"] in [line.split() for line in out.splitlines()]

@@ -1,5 +1,6 @@
-"""Exported files: they answer as the network does, at every batch size, or they do not appear."""
+"""Exported files: they output what the network does, at every batch size, or they do not appear."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -12,11 +13,11 @@ from torch import nn
 
 import octaveconv as oc
 from octaveconv import cli
-from octaveconv import export as exporting
 from octaveconv.errors import MissingExtra, UsageError
 from octaveconv.export import FORMATS, export, load
 from octaveconv.verbs import export as verb
 
+exporting = importlib.import_module("octaveconv.export")  # the module; oc.export is the function
 ODD = (33, 57)
 
 
@@ -31,10 +32,10 @@ def block():
 def exported(model, tmp_path, format, size=ODD):
     """Export, load, and compare at other batch sizes than `export` itself does."""
     path = tmp_path / f"model{FORMATS[format]}"
-    differences = export(model, image(1, 3, *size), path, format)
+    differences = export(model, image(1, 3, *size), path, format=format)
     assert set(differences) == {1, 3}
     assert max(differences.values()) < 2e-5
-    run = load(path, format)
+    run = load(path, format=format)
     for batch in (2, 5):
         x = image(batch, 3, *size)
         with torch.no_grad():
@@ -68,7 +69,7 @@ import signal, subprocess, sys
 from pathlib import Path
 from octaveconv.export import load
 signal.signal(signal.SIGCHLD, lambda *_: print("signal"))
-first, second = (load(Path(sys.argv[1]), "openvino") for _ in range(2))
+first, second = (load(Path(sys.argv[1]), format="openvino") for _ in range(2))
 del first
 del second
 subprocess.run(["true"])
@@ -77,7 +78,7 @@ subprocess.run(["true"])
 
 @pytest.mark.slow
 def test_signals_can_be_handled_after_two_openvino_networks(tmp_path):
-    export(block(), torch.randn(1, 3, 16, 16), tmp_path / "m.xml", "openvino")
+    export(block(), torch.randn(1, 3, 16, 16), tmp_path / "m.xml", format="openvino")
     done = subprocess.run([sys.executable, "-c", SIGNALS, tmp_path / "m.xml"], capture_output=True, text=True)
     assert (done.returncode, done.stdout[:7]) == (0, "signal\n"), done.stderr
 
@@ -112,11 +113,11 @@ def test_the_network_is_taken_in_evaluation_mode_and_not_changed(tmp_path):
     model = block().train()
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     path = tmp_path / "new" / "model.pt2"
-    export(model, image(4, 3, 8, 8), path, "pt2")
+    export(model, image(4, 3, 8, 8), path, format="pt2")
     assert all(module.training for module in model.modules())
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
     x = image(2, 3, 8, 8)
-    answer = load(path, "pt2")(x)
+    answer = load(path, format="pt2")(x)
     assert not answer.requires_grad
     assert torch.allclose(answer, model.eval()(x), atol=1e-5)
 
@@ -129,18 +130,39 @@ def test_the_network_is_taken_in_evaluation_mode_and_not_changed(tmp_path):
         ("onnx", "m.pt2", "must end in .onnx"),
         ("openvino", "m.onnx", "must end in .xml"),
         ("aoti", "m.so", "must end in .pt2"),
+        (None, "m.so", "the ending of .*m.so names no export format: use .onnx, .xml, .pt2"),
     ],
 )
 def test_wrong_use(format, file, message, tmp_path):
     with pytest.raises(UsageError, match=message):
-        export(block(), image(1, 3, 8, 8), tmp_path / file, format)
+        export(block(), image(1, 3, 8, 8), tmp_path / file, format=format)
     assert not list(tmp_path.iterdir())
 
 
+def test_the_ending_decides_the_format(tmp_path):
+    assert oc.export is export
+    export(block(), (image(1, 3, 8, 8),), str(tmp_path / "m.pt2"))
+    assert load(str(tmp_path / "m.pt2"))(image(2, 3, 8, 8)).shape == (2, 8, 8, 8)
+    for name, format in (("m.onnx", "onnx"), ("m.xml", "openvino"), ("m.pt2", "pt2")):
+        assert exporting.check(None, tmp_path / name) == format
+    with pytest.raises(UsageError, match=r"names no export format: use .onnx, .xml, .pt2"):
+        load(tmp_path / "m.so")
+
+
+@pytest.mark.parametrize("inputs", [(), (torch.zeros(1, 3, 8, 8),) * 2, [torch.zeros(1, 3, 8, 8)], (8, 8)])
+def test_only_one_input(inputs, tmp_path):
+    with pytest.raises(ValueError, match=r"takes example_inputs of one tensor \[N, C, H, W\], got \("):
+        export(block(), inputs, tmp_path / "m.pt2")
+
+
 def test_only_float32_on_the_cpu(tmp_path):
-    for model, x in ((block(), image(1, 3, 8, 8).half()), (block().to("meta"), image(1, 3, 8, 8))):
-        with pytest.raises(ValueError, match=r"float32 on the CPU: use .float\(\).cpu\(\)"):
-            export(model, x, tmp_path / "m.pt2", "pt2")
+    for model, x, given in (
+        (block(), image(1, 3, 8, 8).half(), r"torch.float16 and tensors on cpu"),
+        (block().to("meta"), image(1, 3, 8, 8), r"torch.float32 and tensors on cpu, meta"),
+    ):
+        message = rf"float32 on the CPU, got an example of {given}: use .float\(\).cpu\(\)"
+        with pytest.raises(ValueError, match=message):
+            export(model, x, tmp_path / "m.pt2", format="pt2")
 
 
 @pytest.mark.parametrize(
@@ -149,20 +171,20 @@ def test_only_float32_on_the_cpu(tmp_path):
 def test_a_missing_package_is_named(format, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match=rf"needs {package}.*octaveconv\[export\]"):
-        export(block(), image(1, 3, 8, 8), tmp_path / f"m{FORMATS[format]}", format)
+        export(block(), image(1, 3, 8, 8), tmp_path / f"m{FORMATS[format]}", format=format)
     assert not list(tmp_path.iterdir())
 
 
-def test_loading_what_is_no_file_of_the_format(tmp_path):
+def test_loading_a_file_of_another_format(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
-        load(tmp_path / "m.onnx", "onnx")
+        load(tmp_path / "m.onnx", format="onnx")
     with pytest.raises(UsageError, match="did you mean onnx"):
-        load(tmp_path / "m.onnx", "onxx")
+        load(tmp_path / "m.onnx", format="onxx")
     for format, suffix in FORMATS.items():
         file = tmp_path / f"broken{suffix}"
         file.write_bytes(b"nothing of the kind")
         with pytest.raises(RuntimeError, match=f"cannot be read as {format}"):
-            load(file, format)
+            load(file, format=format)
 
 
 def test_threads_reach_the_runtimes(tmp_path, monkeypatch):
@@ -173,12 +195,12 @@ def test_threads_reach_the_runtimes(tmp_path, monkeypatch):
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda file, options, **_: seen.append(options) or options)
     monkeypatch.setattr(openvino.Core, "compile_model", lambda self, *arguments: seen.append(arguments[-1]))
     (tmp_path / "m").touch()
-    load(tmp_path / "m", "openvino", threads=3)
+    load(tmp_path / "m", format="openvino", threads=3)
     assert seen.pop()["INFERENCE_NUM_THREADS"] == 3
-    load(tmp_path / "m", "openvino")
+    load(tmp_path / "m", format="openvino")
     assert "INFERENCE_NUM_THREADS" not in seen.pop()
     with pytest.raises(RuntimeError):
-        load(tmp_path / "m", "onnx", threads=3)
+        load(tmp_path / "m", format="onnx", threads=3)
     assert seen.pop().intra_op_num_threads == 3
 
 
@@ -195,7 +217,7 @@ def other_shape(path, format):
 
 
 def right_at_batch_1(path, format):
-    run = load(path, format)
+    run = load(path, format=format)
     return lambda x: run(x) if len(x) == 1 else run(x) + 1
 
 
@@ -211,11 +233,11 @@ def stopped(path, format):
 def test_a_file_that_fails_the_check_does_not_appear(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "load", fault)
     with pytest.raises((RuntimeError, KeyboardInterrupt)):
-        export(block(), image(1, 3, 8, 8), tmp_path / "m.pt2", "pt2")
+        export(block(), image(1, 3, 8, 8), tmp_path / "m.pt2", format="pt2")
     assert not list(tmp_path.iterdir())
     (tmp_path / "m.pt2").write_text("the one before")
     with pytest.raises((RuntimeError, KeyboardInterrupt)):
-        export(block(), image(1, 3, 8, 8), tmp_path / "m.pt2", "pt2")
+        export(block(), image(1, 3, 8, 8), tmp_path / "m.pt2", format="pt2")
     assert [file.read_text() for file in tmp_path.iterdir()] == ["the one before"]
 
 
@@ -225,7 +247,7 @@ def test_a_network_that_cannot_be_captured_leaves_no_file(tmp_path):
             return x if x.sum() > 0 else -x
 
     with pytest.raises(RuntimeError, match="onnx cannot express this network"):
-        export(Erratic(), image(1, 3, 8, 8), tmp_path / "m.onnx", "onnx")
+        export(Erratic(), image(1, 3, 8, 8), tmp_path / "m.onnx", format="onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -260,9 +282,9 @@ class Rounding(nn.Module):
 def test_a_network_that_amplifies_rounding_is_allowed_its_own():
     model, x = Rounding(), image(1, 3, 8, 8)
     assert max(exporting._compare(model, lambda x: model(x) + 2e-4, x, "onnx").values()) > exporting.TOLERANCE
-    with pytest.raises(RuntimeError, match=r"differently: by 1.*e-03 of the answer's standard deviation at batch 1"):
+    with pytest.raises(RuntimeError, match=r"of onnx differs by 1.*e-03 of its standard deviation at batch 1"):
         exporting._compare(model, lambda x: model(x) + 1e-3, x, "onnx")
-    with pytest.raises(RuntimeError, match="1e-04 is allowed"):
+    with pytest.raises(RuntimeError, match="at most 1e-04 is allowed"):
         exporting._compare(nn.Identity(), lambda x: x + 2e-4, x, "onnx")
 
 
@@ -290,7 +312,9 @@ def test_verb(capsys, tmp_path):
     assert figures["t"] == figures["macs"]["dense twin"] / figures["macs"]["octave"]
     assert figures["difference"]["1"] < 1e-4
     assert figures["runtime"] == {"torch": figures["torch"]}
-    assert load(file, "pt2")(image(4, 3, 33, 33)).shape == (4, 1000)
+    assert "2 interleaved runs, each after 12 ms of sleep and 30 ms of untimed calls" in out
+    assert (figures["pause_s"], figures["warm_s"]) == (0.012, 0.03)
+    assert load(file, format="pt2")(image(4, 3, 33, 33)).shape == (4, 1000)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.json", "m.pt2"]
 
 
@@ -298,7 +322,7 @@ def test_verb_without_timing_and_a_dense_network(capsys, tmp_path):
     arguments = ("oct_resnet18", "--alpha", "0", "--format", "pt2", "--out", str(tmp_path / "m.pt2"), "--size", "32")
     code, out, _ = run(capsys, *arguments, "--no-timing")
     assert code == 0
-    assert "it answers as the network does" in out
+    assert "it outputs what the network does" in out
     assert "Conditions" not in out
     code, out, _ = run(capsys, *arguments, "--runs", "2")
     assert code == 0
@@ -313,7 +337,8 @@ def test_a_loss_is_called_a_loss():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["oct_resnet18", "--out", "m.onnx"], "required: --format"),
+        (["oct_resnet18", "--format", "onnx"], "required: --out"),
+        (["oct_resnet18", "--out", "m.tflite"], "names no export format: use .onnx, .xml, .pt2"),
         (["oct_resnet18", "--format", "onx", "--out", "m.onnx"], "did you mean onnx?"),
         (["oct_resnet18", "--format", "onnx", "--out", "m.pt2"], "must end in .onnx"),
         (["oct_resnet1", "--format", "pt2", "--out", "m.pt2"], "did you mean oct_resnet1"),
@@ -331,9 +356,9 @@ def test_wrong_use_exits_with_2(capsys, tmp_path, monkeypatch, argv, message):
 
 
 def test_a_failed_check_exits_with_1(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "_compare", lambda *_: (_ for _ in ()).throw(RuntimeError("answers differently")))
+    monkeypatch.setattr(exporting, "_compare", lambda *_: (_ for _ in ()).throw(RuntimeError("it differs")))
     arguments = ("oct_resnet18", "--format", "pt2", "--out", str(tmp_path / "m.pt2"), "--size", "32")
-    assert run(capsys, *arguments) == (1, "", "octaveconv: answers differently\n")
+    assert run(capsys, *arguments) == (1, "", "octaveconv: it differs\n")
     assert not list(tmp_path.iterdir())
     code, _, err = run(capsys, *arguments[:-3], "/proc/nowhere/m.pt2")
     assert code == 1

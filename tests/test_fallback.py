@@ -275,6 +275,30 @@ def test_series_and_volumes_are_refused(shape):
         oc.deploy(octave_block(), torch.ones(shape))
 
 
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        ((), r"got \(\)"),
+        ((torch.ones(1, 3, 8, 8), torch.ones(1, 3, 8, 8)), r"got \(Tensor, Tensor\)"),
+        ([torch.ones(1, 3, 8, 8)], "got list"),
+        ({"x": torch.ones(1, 3, 8, 8)}, "got dict"),
+        (((1, 3, 8, 8),), r"got \(tuple\)"),
+        (None, "got NoneType"),
+    ],
+)
+@pytest.mark.parametrize("function", [oc.deploy, fallback])
+def test_example_inputs_that_are_not_one_tensor_are_refused(function, given, got):
+    with pytest.raises(UsageError, match=f"example_inputs must be one tensor .* a tuple of one, {got}: a network"):
+        function(octave_block(), given)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_tuple_of_one_example_is_taken():
+    model, x = octave_block(), image(1, 3, 8, 8)
+    assert_same(fallback(model, (x,))(x), model(x).detach())
+    assert oc.deploy(model, (x,), engine="inductor").engine == "eager"
+
+
 @pytest.mark.slow
 def test_compiled():
     model = octave_block()

@@ -74,5 +74,5 @@ def test_it_holds_what_group_norm_holds_and_prints_its_alpha():
 
 def test_cost_counts_its_parameters_by_part():
     net = nn.Sequential(oc.OctConv2d(3, 8, 3, padding=1, alpha_out=0.25), oc.OctGroupNorm(2, 8, alpha=0.25))
-    layer = oc.cost(net, 16).layers[1]
+    layer = oc.cost(net, input_size=16).layers[1]
     assert (layer.high.params, layer.low.params, layer.total.params) == (12, 4, 16)

@@ -212,7 +212,7 @@ def test_weights_of_another_alpha_are_refused(name, alpha):
         other.load_state_dict(state, strict=True, assign=True)  # dense weights are welcome at every alpha
         return
     for target in (other, deep(name, 0)):
-        with pytest.raises(RuntimeError, match=f"weights are of alpha .{alpha},"):
+        with pytest.raises(RuntimeError, match=f"weights have alpha .{alpha},"):
             target.load_state_dict(state, assign=True)
     with pytest.raises(RuntimeError) as error:
         other.load_state_dict(state, assign=True)
@@ -259,7 +259,7 @@ def test_torchvision_weights_load_strictly(name, alpha):
 
 
 def test_resnext_refuses_an_alpha_that_its_groups_cannot_share():
-    with pytest.raises(ValueError, match=r"use an alpha out of 0, 0.25, 0.5, 0.75, 1"):
+    with pytest.raises(ValueError, match=r"use an alpha of 0, 0.25, 0.5, 0.75, 1"):
         timm.create_model("oct_resnext50_32x4d", alpha=0.125)
 
 

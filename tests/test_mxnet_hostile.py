@@ -128,7 +128,7 @@ def test_names_are_strict_utf8(name):
 
 @pytest.mark.parametrize("name", ["a", "", "\n\x1b[2J"])
 def test_duplicate_names(name):
-    fails(writer.list_bytes([ARRAY] * 3, ["x", name, name]), "name 2", f"{name!r} stands there twice")
+    fails(writer.list_bytes([ARRAY] * 3, ["x", name, name]), "name 2", f"{name!r} appears twice")
 
 
 @pytest.mark.parametrize("magic", [33, 0xF993FAC7, 0xF993FACB, 2**32 - 1])
@@ -175,7 +175,7 @@ WRAPPING = [  # in 64 bits the product is 0, or small, or negative
 @pytest.mark.parametrize("shape", WRAPPING, ids=str)
 @pytest.mark.parametrize("magic", [V1, V2, V3])
 def test_products_that_wrap(magic, shape):
-    fails(header(magic, shape, data=bytes(100)), "array 0 shape", "more cells than can be counted")
+    fails(header(magic, shape, data=bytes(100)), "array 0 shape", "more elements than can be counted")
 
 
 @pytest.mark.parametrize(("shape", "field"), [([2**32 - 1] * 2, "shape"), ([2**16] * 4, "shape"), ([2] * 32, "data")])
@@ -277,7 +277,7 @@ def test_tar_sizes_beyond_the_file(size):
 )
 def test_tar_sizes_that_are_none(size):
     data = writer.tar({"a": SMALL})
-    fails(checked(data[:124] + size + data[136:]), "tar header", "a size that is no number", 0)
+    fails(checked(data[:124] + size + data[136:]), "tar header", "a size that is not a number", 0)
 
 
 @pytest.mark.parametrize(

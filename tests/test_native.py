@@ -1,13 +1,17 @@
 """The native engine's surroundings: its library, what it refuses, who takes over then, and the sanitizers."""
 
+import copy
 import os
+import re
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from graphs import GRAPHS
@@ -15,7 +19,8 @@ from networks import difference, image, settle, shallow
 from torch import nn
 
 import octaveconv as oc
-from octaveconv.deploy.native import library as native
+from octaveconv import backends
+from octaveconv.deploy.native import library, records
 from octaveconv.deploy.native.engine import NativeNetwork
 from octaveconv.errors import BackendUnavailable, UsageError
 
@@ -26,9 +31,9 @@ pytestmark = pytest.mark.usefixtures("quickly")
 def empty_cache(monkeypatch, tmp_path):
     """No library built yet, neither on disk nor in this process."""
     monkeypatch.setenv("OCTAVECONV_CACHE", str(tmp_path / "cache"))
-    native.library.cache_clear()
+    library.load.cache_clear()
     yield tmp_path / "cache"
-    native.library.cache_clear()
+    library.load.cache_clear()
 
 
 def compiler(path, line):
@@ -50,15 +55,15 @@ def compiler(path, line):
 def test_no_more_instructions_than_pytorch_may_use(asked, has, target, monkeypatch):
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", asked)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: has)
-    assert native.default_target() == target
+    assert library.default_target() == target
 
 
 def lanes(target):
-    return native.library(target).lanes()
+    return library.load(target).lanes()
 
 
 def test_processes_that_need_the_library_at_once_build_it_once(request, monkeypatch, tmp_path):
-    log, built = tmp_path / "log", native.library("generic")._name  # that is what the stand-in "compiles"
+    log, built = tmp_path / "log", library.load("generic")._name  # that is what the stand-in "compiles"
     empty_cache = request.getfixturevalue("empty_cache")
     line = f'echo built >> {log}\nsleep 0.5\nfor out; do :; done\ncp {built} "$out"'
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", line))
@@ -70,16 +75,43 @@ def test_processes_that_need_the_library_at_once_build_it_once(request, monkeypa
 
 def test_a_compiler_that_fails_is_named(empty_cache, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", "echo 'x.cpp:1: error: no such thing' >&2; exit 1"))
-    with pytest.raises(BackendUnavailable, match=r"cxx: x.cpp:1: error: no such thing"):
-        native.library("generic")
+    with pytest.raises(BackendUnavailable, match=r"cxx could not compile .*: x.cpp:1: error: no such thing"):
+        library.load("generic")
     assert not list(empty_cache.glob("*.so"))
 
 
 def test_without_a_compiler_the_message_names_the_cure(empty_cache, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    monkeypatch.setattr(library.shutil, "which", lambda name: None)
     with pytest.raises(BackendUnavailable, match=r"install g\+\+ or clang\+\+, or set CXX"):
-        native.library("generic")
+        library.load("generic")
+
+
+def test_records_laid_out_in_another_way_are_refused(monkeypatch):
+    swapped = records._struct(weights=np.uintp, count=np.int32, first=np.int32)
+    monkeypatch.setitem(records.RECORDS, "Slice", swapped)
+    library.load.cache_clear()
+    message = r"another layout .*C\+\+: Slice 16, weights 0, first 8, count 12; Python: .* count 8, first 12.*set CXX"
+    with pytest.raises(BackendUnavailable, match=message):
+        library.load()
+    model = nn.Conv2d(3, 4, 1)
+    monkeypatch.setattr(sys.modules["octaveconv.deploy"], "_inductor", lambda model, example: copy.copy(model))
+    assert re.search(message, oc.deploy(model, image(1, 3, 8, 8)).reason)
+
+
+@pytest.mark.parametrize("path", library.SOURCES, ids=lambda path: path.name)
+def test_every_source_includes_what_it_uses(path):
+    headers = {
+        "algorithm": r"std::(min|max)\b", "chrono": "std::chrono", "cstddef": r"\boffsetof\b", "cstdint": r"int\d+_t",
+        "cstring": r"std::mem(cpy|set)", "limits": "std::numeric_limits", "string": "std::string",
+        "vector": "std::vector",
+    }  # fmt: skip
+    included, own = set(), [path.name]
+    for name in own:  # which grows
+        text = (path.parent / name).read_text()
+        included |= set(re.findall(r"#include <(\w+)>", text))
+        own += [header for header in re.findall(r'#include "(.+)"', text) if header not in own]
+    assert {header for header, use in headers.items() if re.search(use, path.read_text())} <= included
 
 
 class Strange(nn.Module):
@@ -94,12 +126,12 @@ def strange():
 
 
 def test_an_unknown_operation_is_named_with_its_place():
-    with pytest.raises(BackendUnavailable, match=r"aten.special_erfcx.default in 1\.0"):
+    with pytest.raises(BackendUnavailable, match=r"aten.special_erfcx.default in module 1\.0 is not supported"):
         oc.deploy(strange(), image(1, 3, 8, 8), engine="native")
 
 
 def test_an_absent_part_of_an_octave_is_refused():
-    with pytest.raises(BackendUnavailable, match="an output that does not depend on the input"):
+    with pytest.raises(BackendUnavailable, match="an output does not depend on the input"):
         oc.deploy(oc.OctConv2d(3, 4, 1).eval(), image(1, 3, 8, 8), engine="native")
 
 
@@ -108,7 +140,7 @@ def test_the_fallback_takes_over_and_says_why():
     model = strange()
     deployed = oc.deploy(model, image(1, 3, 8, 8))
     assert deployed.engine in ("inductor", "eager")
-    assert "not the native engine: aten.special_erfcx.default in 1.0" in deployed.reason
+    assert deployed.reason == "not the native engine: aten.special_erfcx.default in module 1.0 is not supported"
     assert difference(model, deployed, image(2, 3, 8, 8)) < 1e-5
 
 
@@ -180,15 +212,52 @@ def test_calls_from_several_threads_take_turns():
     assert all(torch.equal(a, b) for a, b in zip(got, expected))
 
 
+def test_threads_with_unseen_sizes_leave_the_backend_as_it_was(monkeypatch):
+    """Two threads capture: the first to begin is the first to end. A third one computes meanwhile."""
+    model = settle(shallow("oct_resnet18", 0.25, tiny=True))
+    deployed = oc.deploy(model, image(1, 3, 64, 64))
+    layer, x = oc.OctConv2d(4, 4, 1, alpha_out=0.5), image(1, 4, 8, 8)
+    octave, sizes = oc.Octave(x, None), ((33, 1), (1, 33))  # which no capture covers yet
+    began, ended, meanwhile, differences = [], [], [], {}
+    export = torch.export.export
+
+    def wait_for(events, count):
+        deadline = time.monotonic() + 1
+        while len(events) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def slowly(*args, **kwargs):
+        began.append(threading.get_ident())
+        wait_for(began, 2)  # in vain, where threads take turns
+        if began[0] != threading.get_ident():
+            wait_for(ended, 1)
+        other = threading.Thread(target=lambda: meanwhile.append(backends.choose(octave, layer.spec).name))
+        other.start(), other.join()
+        return export(*args, **kwargs)
+
+    def call(height, width):
+        differences[height] = difference(model, deployed, image(2, 3, height, width))
+        ended.append(height)
+
+    monkeypatch.setattr(torch.export, "export", slowly)
+    workers = [threading.Thread(target=call, args=size) for size in sizes]
+    [worker.start() for worker in workers], [worker.join() for worker in workers]
+    assert len(differences) == 2
+    assert max(differences.values()) < 1e-5
+    assert len(set(began)) == 2
+    assert set(meanwhile) == {"merged"}
+    assert backends.choose(octave, layer.spec).name == "merged"
+
+
 SANITIZED = """
 import torch
-from octaveconv.deploy.native import library as native, tune
+from octaveconv.deploy.native import library, tune
 from octaveconv.deploy.native.engine import NativeNetwork
 from graphs import GRAPHS, Net
 from networks import image, settle, shallow
 tune.SECONDS = 0
-native.FLAGS[:1] = ["-O0", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
-                    "-fno-sanitize-recover=undefined"]
+library.FLAGS[:1] = ["-O0", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
+                     "-fno-sanitize-recover=undefined"]
 networks = [shallow("oct_mobilenetv2_100", 0.25, tiny=True), shallow("oct_seresnetv2_50", 0.25, tiny=True, width=16)]
 for model in networks:
     deployed = NativeNetwork(settle(model), image(1, 3, 64, 64))

@@ -1,4 +1,4 @@
-"""The layers: parameters, initialisation, printing, state dicts, errors."""
+"""The layers: parameters, initialization, printing, state dicts, errors."""
 
 import copy
 import io
@@ -21,7 +21,7 @@ SIZES = {1: (9,), 2: (9, 7), 3: (3, 9, 7)}  # by the number of axes
 
 
 @pytest.mark.parametrize("octave_class", CONVS)
-def test_initialisation_equals_that_of_the_dense_layer(octave_class):
+def test_initialization_equals_that_of_the_dense_layer(octave_class):
     torch.manual_seed(3)
     dense = CONVS[octave_class](8, 12, 3, padding=1)
     torch.manual_seed(3)
@@ -106,15 +106,15 @@ def test_same_padding(padding):
     [
         (dict(stride=3), "stride 1 or 2 on each axis, got 3"),
         (dict(padding=0), r"use padding \(1, 1\), or alpha_in=alpha_out=0"),
-        (dict(kernel_size=2), "use an odd one"),
+        (dict(kernel_size=2), "use an odd kernel size"),
         (dict(alpha_in=1.5), r"must be in \[0, 1\], got 1.5"),
-        (dict(groups=4, alpha_in=0.3), "use an alpha out of 0, 0.5, 1"),
+        (dict(groups=4, alpha_in=0.3), "use an alpha of 0, 0.5, 1"),
         (dict(groups=8, alpha_in=0.5), "depthwise convolution keeps each channel's frequency"),
-        (dict(groups=2, cut_in=4), "leave cut_in and cut_out away"),
+        (dict(groups=2, cut_in=4), "omit cut_in and cut_out"),
         (dict(cut_in=3), "3 groups cannot share evenly"),
         (dict(padding_mode="zero"), "padding_mode must be one of"),
         (dict(groups=3), "divisible by groups"),
-        (dict(kernel_size=(3, 3, 3)), r"expected one number, or one for each of 2 axes, got \(3, 3, 3\)"),
+        (dict(kernel_size=(3, 3, 3)), r"expected one number or 2 of them, one for each axis, got \(3, 3, 3\)"),
         (dict(factor=3), r"got 3: omit it for \(2, 2\)"),
     ],
 )
@@ -163,11 +163,11 @@ def test_functional_checks_too():
     with pytest.raises(ValueError, match=r"weight must be \[out, in / groups, .* 1 to 3 axes\], got \[3, 3\]"):
         oc.functional.octconv(x, torch.ones(3, 3), alpha_in=0, alpha_out=0)
     weight = torch.ones(3, 3, 3, 3)
-    with pytest.raises(ValueError, match="give transposed=True, got output_padding=1"):
+    with pytest.raises(ValueError, match="pass transposed=True, got output_padding=1"):
         oc.functional.octconv(x, weight, output_padding=1, alpha_in=0, alpha_out=0)
     with pytest.raises(ValueError, match="takes its padding in pixels, got 'same'"):
         oc.functional.octconv(x, weight, padding="same", transposed=True, alpha_in=0, alpha_out=0)
-    with pytest.raises(ValueError, match="pads by zeros alone, got padding_mode='reflect'"):
+    with pytest.raises(ValueError, match="only pads with zeros, got padding_mode='reflect'"):
         oc.functional.octconv(x, weight, padding_mode="reflect", transposed=True, alpha_in=0, alpha_out=0)
 
 
@@ -205,7 +205,7 @@ def test_weights_of_another_alpha_are_refused(through):
 
     trained = through(net(0.5).state_dict())
     net(0.5).load_state_dict(trained)
-    with pytest.raises(RuntimeError, match=r"0: these weights are of alpha \(0.0, 0.5\)"):
+    with pytest.raises(RuntimeError, match=r"0: these weights have alpha \(0.0, 0.5\)"):
         net(0.25).load_state_dict(trained)
     net(0.25).load_state_dict(dict(trained))  # knowingly
     net(0.25).load_state_dict(through(net(0).state_dict()))  # dense weights
@@ -263,7 +263,7 @@ def test_batch_norm_cut_with_one_part_trains(alpha):
     assert norm.running_mean.abs().sum() > 0
 
 
-def test_batch_norm_stands_the_usual_initialisation_loop():
+def test_batch_norm_stands_the_usual_initialization_loop():
     net = nn.Sequential(oc.OctConv2d(3, 8, 1, alpha_out=0.5), oc.OctBatchNorm2d(8, alpha=0.5))
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
@@ -310,10 +310,33 @@ def test_squeeze_excite_equals_timms_on_a_constant_image(alpha):
 
 def test_squeeze_excite_repr_and_errors():
     assert "alpha=0.25 (24+8)" in repr(oc.OctSqueezeExcite(32, alpha=0.25))
-    with pytest.raises(ValueError, match="give rd_channels"):
+    with pytest.raises(ValueError, match="pass rd_channels"):
         oc.OctSqueezeExcite(8)
-    with pytest.raises(ValueError, match="got 8 channels"):
-        oc.OctSqueezeExcite(32, alpha=0.25)(torch.ones(1, 8, 2, 2))
+    with pytest.raises(ValueError, match="whose high part has 32 channels: give it the alpha of the layer before"):
+        oc.OctSqueezeExcite(32, alpha=0.25)(torch.ones(1, 32, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "split", [oc.ChannelSplit(24, 8, 4), oc.ChannelSplit(12, 4).then(oc.ChannelSplit(6, 10))], ids=["cut", "pieces"]
+)
+def test_squeeze_excite_keeps_dense_weights_at_every_split(split):
+    from timm.layers import SqueezeExcite
+
+    dense = SqueezeExcite(32, rd_channels=4)
+    octave = oc.OctSqueezeExcite(32, rd_channels=4, alpha=split)
+    octave.load_state_dict(dense.state_dict(), strict=True)
+    x = torch.randn(2, 32, 1, 1).expand(2, 32, 6, 6)
+    high, low = split.split(x, 1)
+    y = octave(oc.Octave(high, low[..., ::2, ::2]))
+    assert_close(oc.Merge(split=split)(y), dense(x))
+    assert repr(octave).startswith(f"OctSqueezeExcite(\n  alpha={split.alpha:g} ({split.high}+{split.low})")
+
+
+def test_squeeze_excite_takes_cut_device_and_dtype_like_its_siblings():
+    octave = oc.OctSqueezeExcite(32, 1 / 8, None, "meta", torch.bfloat16, alpha=0.25, cut=4)
+    assert octave.split == oc.ChannelSplit(24, 8, 4)
+    assert {(p.device.type, p.dtype) for p in octave.parameters()} == {("meta", torch.bfloat16)}
+    assert octave(random_octave(32, 0.25, (5, 5), dtype=torch.bfloat16, device="meta")).low.dtype == torch.bfloat16
 
 
 def test_split_merge_map():

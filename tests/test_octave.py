@@ -78,6 +78,10 @@ def test_the_pieces_of_concatenations_of_concatenations():
 def test_a_split_of_other_channels_is_refused():
     with pytest.raises(ValueError, match="9 channels cannot be split into 6 high and 2 low ones"):
         split_channels(9, ChannelSplit(6, 2))
+    with pytest.raises(ValueError, match="8 channels cannot be split into 9 high and -1 low ones"):
+        split_channels(8, ChannelSplit(9, -1))
+    with pytest.raises(ValueError, match="6 high and 2 low channels cannot be cut into 4 groups"):
+        split_channels(8, ChannelSplit(6, 2, 4))
 
 
 def test_plus_and_times_act_part_by_part():

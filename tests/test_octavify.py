@@ -34,7 +34,7 @@ from octaveconv.models.oct_densenet import OctDenseNet
 from octaveconv.models.oct_resnet import Bottleneck, OctResNet
 from octaveconv.models.oct_resnetv2 import OctResNetV2
 from octaveconv.octave import split_channels
-from octaveconv.octavify.layers import oct_norm
+from octaveconv.octavify.layers import oct_layer_norm
 from octaveconv.octavify.trace import list_lengths
 
 
@@ -81,7 +81,7 @@ def test_a_layer_norm_normalises_high_pixels_as_in_the_merged_maps(size):
     plain = nn.LayerNorm(8).double()
     nn.init.normal_(plain.weight)
     nn.init.normal_(plain.bias)
-    norm, x = oct_norm(plain, split), random_octave(8, 0.25, size, dtype=torch.float64)
+    norm, x = oct_layer_norm(plain, split, split), random_octave(8, 0.25, size, dtype=torch.float64)
     expected = plain(oc.Merge()(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     high, low = norm(x)
     assert_close(high, expected[:, :6])
@@ -102,14 +102,14 @@ def test_parameters_and_their_names_are_kept(part):
     assert all(p.grad is not None for p in octave.parameters())
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values())), "the given one changed"
-    with pytest.raises(RuntimeError, match="these weights are of alpha"):
+    with pytest.raises(RuntimeError, match="these weights have alpha"):
         octave.load_state_dict(oc.octavify(model, 0.5, x, min_size=4)[0].state_dict())
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
 def test_the_plan_counts_what_is_executed(part):
     octave, plan = oc.octavify(part(), 0.25, torch.zeros(2, 3, 32, 32), min_size=4)
-    report = oc.cost(octave, 32)
+    report = oc.cost(octave, input_size=32)
     assert plan.macs_after == report.counted_macs
     assert plan.macs_before > plan.macs_after
     assert json.loads(json.dumps(plan.to_dict()))["macs_after"] == plan.macs_after
@@ -198,7 +198,7 @@ def test_networks_of_other_packages(name):
 
 def test_a_detector_runs_on_an_octave_backbone():
     model = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
-    with pytest.raises(ValueError, match=r"cannot be traced.*octavify its convolutional part alone, as in model.backb"):
+    with pytest.raises(ValueError, match=r"cannot be traced.*octavify only its convolutional part, as in model.backb"):
         oc.octavify(model)
     model.backbone, plan = oc.octavify(model.backbone, 0.25, torch.zeros(1, 3, 128, 128))
     assert plan.macs_after < 0.9 * plan.macs_before
@@ -238,11 +238,11 @@ def test_the_plan_says_why():
     _, plan = oc.octavify(model, 0.25, torch.zeros(1, 3, 128, 128), keep=["layer2.1.conv1"])
     text = str(plan)
     assert (layer(plan, "layer1.0.conv2").alpha_in, layer(plan, "layer1.0.conv2").alpha_out) == (0.25, 0.25)
-    assert layer(plan, "conv1").why == "the stem stays dense"
-    assert layer(plan, "layer1.0.conv1").why == "input dense: the stem stays dense"
-    assert layer(plan, "layer2.1.conv1").why == "kept"
-    assert layer(plan, "layer2.1.bn1").why == "kept"
-    assert layer(plan, "layer4.0.conv1").why == "its map of 4x4 is below 8 pixels"
+    assert layer(plan, "conv1").why == "stem, octave only with stem=True"
+    assert layer(plan, "layer1.0.conv1").why == "input dense: stem, octave only with stem=True"
+    assert layer(plan, "layer2.1.conv1").why == "listed in keep"
+    assert layer(plan, "layer2.1.bn1").why == "listed in keep"
+    assert layer(plan, "layer4.0.conv1").why == "4x4 map, smaller than min_size=8"
     assert not layer(plan, "layer4.0.conv1").octave, "a strided convolution to a dense output saves nothing"
     assert "13 of 20 convolutions are octave" in text
     assert ("split", "maxpool") in plan.borders
@@ -271,7 +271,7 @@ def test_stem_and_small_maps_on_request():
 def test_a_stem_ends_with_its_pooling():
     model = nn.Sequential(conv(3, 8), conv(8, 8), nn.ReLU(), nn.MaxPool2d(2), conv(8, 8), conv(8, 8), conv(8, 8))
     _, plan = oc.octavify(model, 0.25, torch.zeros(1, 3, 32, 32))
-    assert [layer.why for layer in plan.layers[:2]] == ["the stem stays dense"] * 2
+    assert [layer.why for layer in plan.layers[:2]] == ["stem, octave only with stem=True"] * 2
     assert plan.layers[2].alpha_out == 0.25
     assert oc.octavify(model, 0.25, torch.zeros(1, 3, 32, 32), stem=True)[1].layers[1].octave
 
@@ -327,7 +327,7 @@ def test_an_index_of_some_pixels_is_not_taken_for_all():
 
 def test_groups_round_the_share_down():
     _, plan = oc.octavify(Grouped(), 0.2, torch.zeros(1, 3, 32, 32))
-    assert layer(plan, "first").why == "alpha 0.2 of 4 channels of a group is none"
+    assert layer(plan, "first").why == "alpha 0.2 of 4 channels per group rounds down to none"
     assert layer(plan, "grouped").alpha_out == 4 * int(0.2 * 8) / 32
 
 
@@ -504,7 +504,7 @@ def test_layers_with_hooks_or_called_twice_stay():
     model = Unknown()
     model.first.register_forward_hook(lambda module, inputs, output: output + 1)
     _, plan = oc.octavify(model, 0.25, torch.zeros(1, 3, 32, 32))
-    assert layer(plan, "first").why == "has hooks"
+    assert layer(plan, "first").why == "has hooks, which expect plain tensors"
     assert layer(plan, "twice").why == "called more than once"
 
 

@@ -36,14 +36,14 @@ def octave(capsys, dense, tmp_path):
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert "convolutions are octave; MACs" in printed
-    assert f"octaveconv train --model {MODEL} --checkpoint {out}" in printed
+    assert f"octaveconv train {MODEL} --checkpoint {out}" in printed
     return out
 
 
 def test_the_file_makes_the_network_again(octave, dense, tmp_path):
     expected, plan = oc.octavify(create(MODEL, None, dense), 0.5, torch.zeros(1, 3, 64, 64), ["layer2.*"])
     found = create(MODEL, checkpoint=octave).eval()
-    assert found.recipe == plan.recipe == json.loads((tmp_path / "plan.json").read_text())["recipe"]
+    assert found.conversion == plan.conversion == json.loads((tmp_path / "plan.json").read_text())["conversion"]
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(found(x), expected.eval()(x))
     with safetensors.safe_open(octave, "pt") as file:
@@ -75,16 +75,16 @@ def test_fine_tuning_and_scoring_the_result(capsys, octave, tmp_path):
     make_folder(tmp_path / "images" / "train", (4, 4, 4))
     make_folder(tmp_path / "images" / "val", (2, 2, 2))
     code, _, err = run(
-        capsys, "train", "--model", MODEL, "--checkpoint", str(octave), "--data", str(tmp_path / "images"),
+        capsys, "train", MODEL, "--checkpoint", str(octave), "--data", str(tmp_path / "images"),
         "--epochs", "1", "--batch-size", "6", "--size", "64", "--workers", "0", "--ema", "0.5", "--dropout", "0.2",
         "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "runs"), "--name", "tuned",
     )  # fmt: skip
     assert (code, err) == (0, "")
     result = tmp_path / "runs" / "tuned" / "model.safetensors"
-    assert weights.read(result).recipe == weights.read(octave).recipe
+    assert weights.read(result).conversion == weights.read(octave).conversion
     assert not torch.equal(weights.read(result).tensors["fc.weight"], weights.read(octave).tensors["fc.weight"])
     code, printed, err = run(
-        capsys, "eval", "--model", MODEL, "--checkpoint", str(result), "--data", str(tmp_path / "images"),
+        capsys, "eval", MODEL, "--checkpoint", str(result), "--data", str(tmp_path / "images"),
         "--size", "64", "--device", "cpu", "--workers", "0",
     )  # fmt: skip
     assert (code, err) == (0, "")
@@ -96,7 +96,7 @@ def test_another_number_of_classes_starts_a_new_head(octave, capsys):
     model = network.network(recipe, 7)
     assert model.num_classes == 7
     assert torch.equal(model.layer1[0].conv1.weight, create(MODEL, checkpoint=octave).layer1[0].conv1.weight)
-    assert "the head starts anew" in capsys.readouterr().out
+    assert "its classifier starts from random weights" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no gradient checkpointing"):
         network.network(Recipe(model=MODEL, checkpoint=str(octave), size=64, grad_checkpointing=True), 7)
 
@@ -104,7 +104,7 @@ def test_another_number_of_classes_starts_a_new_head(octave, capsys):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ('{"alphas": {}}', "cannot be octavified as these weights were"),
         (
             '{"alphas": {"nothing": 0.5}, "input_size": [3, 64, 64], "keep": [], "min_size": 8, "stem": false}',

@@ -94,15 +94,15 @@ def test_parameters_are_kept_and_the_plan_counts_what_is_executed(axes):
     model, x = Block(axes), torch.randn(2, 2, *SIZES[axes])
     octave, plan = oc.octavify(model, 0.25, x, min_size=4)
     assert list(octave.state_dict()) == list(model.state_dict())
-    assert plan.macs_before > plan.macs_after == oc.cost(octave, (2, *SIZES[axes])).counted_macs
+    assert plan.macs_before > plan.macs_after == oc.cost(octave, input_size=(2, *SIZES[axes])).counted_macs
     octave.load_state_dict(model.state_dict())
     octave(x).square().sum().backward()
     assert all(p.grad is not None for p in octave.parameters())
-    again = rebuild(model, plan.recipe).eval()
+    again = rebuild(model, plan.conversion).eval()
     again.load_state_dict(octave.state_dict())
     assert torch.equal(again(x), octave.eval()(x))
-    with pytest.raises(ValueError, match=r"layers become octave, but 1 were: octavify it again, or use the version"):
-        rebuild(model, plan.recipe | {"octave": 1})
+    with pytest.raises(ValueError, match=r"layers become octave, but 1 were: octavify it again, use the version"):
+        rebuild(model, plan.conversion | {"octave": 1})
 
 
 class Layers(nn.Module):
@@ -177,7 +177,7 @@ def test_calibration_on_clips():
 def test_few_moments_are_no_small_map():
     model = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(4, 4, 3, padding=1), nn.Conv3d(4, 4, 3, padding=1))
     assert oc.octavify(model, 0.5, torch.zeros(1, 1, 1, 8, 8))[1].layers[1].alpha_out == 0.5
-    assert oc.octavify(model, 0.5, torch.zeros(1, 1, 9, 9, 7))[1].layers[1].why == "its map of 9x7 is below 8 pixels"
+    assert oc.octavify(model, 0.5, torch.zeros(1, 1, 9, 9, 7))[1].layers[1].why == "9x7 map, smaller than min_size=8"
 
 
 def test_alpha_by_height():
@@ -247,8 +247,8 @@ def test_convolutions_of_other_axes_stay():
     model, x = Mixed(), torch.randn(1, 3, 16, 16)
     octave, plan = oc.octavify(model, 0.5, x)
     assert layer(plan, "conv1").alpha_out == layer(plan, "conv2").alpha_in == 0.5
-    assert layer(plan, "deep").why == "Conv3d takes plain tensors only"
-    assert layer(plan, "lines.0").why == "Conv1d takes plain tensors only"
+    assert layer(plan, "deep").why == "Conv3d among 2-d feature maps"
+    assert layer(plan, "lines.0").why == "Conv1d among 2-d feature maps"
     assert octave(x).shape == model(x).shape
 
 

@@ -113,7 +113,7 @@ def test_a_random_network(seed):
     assert all(map(torch.equal, same(x), model(x)))
     for alpha in (0.25, 0.5):
         octave, plan = oc.octavify(model, alpha, x, min_size=2, stem=bool(seed % 2))
-        assert plan.macs_after == oc.cost(octave, 32).counted_macs
+        assert plan.macs_after == oc.cost(octave, input_size=32).counted_macs
         for size in (32, 36):
             images = constant_images(size)
             for actual, expected in zip(octave(images), model(images)):

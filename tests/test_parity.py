@@ -26,7 +26,7 @@ def test_cost_equals_the_original(name):
     golden = json.loads((ORACLE / f"{name}.json").read_text())
     with torch.device("meta"):
         model = timm.create_model(GOLDENS[name][0], alpha=max(golden["alpha"], 0))
-    report = oc.cost(model, golden["input_size"])
+    report = oc.cost(model, input_size=golden["input_size"])
     assert report.macs == report.counted_macs == golden["macs"]
     assert report.params == golden["num_params_trainable"]
 

@@ -83,7 +83,7 @@ def test_alpha_ends(octave_class, alpha_in, alpha_out, stride):
 
 
 def test_a_transposed_layer_makes_maps_larger():
-    """One peer's never upsamples; another's makes layers in its forward, whose weights no optimiser sees."""
+    """One peer's never upsamples; another's makes layers in its forward, whose weights no optimizer sees."""
     layer = oc.OctConvTranspose2d(8, 4, 2, stride=2, alpha_in=0.5, alpha_out=0.5)
     assert [part.shape[2:] for part in layer(random_octave(8, 0.5, (5, 3)))] == [(10, 6), (5, 3)]
     assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]

@@ -117,7 +117,7 @@ def test_wrong_size(server, cache, monkeypatch):
 
 def test_truncated_at_the_source(server, cache):
     server.files[FILE] = DATA[:-1000]  # complete for HTTP, and nobody knows its size
-    with pytest.raises(ValueError, match=r"what came from http.* is not the expected file: .*at byte \d+"):
+    with pytest.raises(ValueError, match=r"http.* does not have the expected file: .*at byte \d+"):
         create()
     assert left(cache) == []  # so that the next call fetches it anew
     server.files[FILE] = DATA
@@ -126,7 +126,7 @@ def test_truncated_at_the_source(server, cache):
 
 def test_another_network_at_the_source(server, cache):
     server.files[FILE] = writer.golden_file("gluon_mobilenet_v2_100_alpha-0.375")
-    with pytest.raises(ValueError, match=r"is not the expected file: .*\d+ arrays left over .*\d+ not filled"):
+    with pytest.raises(ValueError, match=r"does not have the expected file: .*\d+ arrays left over .*\d+ not filled"):
         create()
     assert left(cache) == []
 
@@ -209,7 +209,7 @@ def test_published_networks(name):
     pixel = [(124 / 255 - mean) / std for mean, std in zip(cfg["mean"], cfg["std"])]
     assert pixel == pytest.approx([0.0, 7 * 0.0167, 20 * 0.0167] if is_symbol else [0.0056, 0.1350, 0.3570], abs=1e-3)
     assert cfg["notes"] == (f"published: top-1 {record.top1} %, top-5 {record.top5} %",)
-    with pytest.raises(ValueError, match=rf"{name} is of alpha {record.alpha}, got 0.0625: {record.network} takes"):
+    with pytest.raises(ValueError, match=rf"{name} has alpha {record.alpha}, got 0.0625: {record.network} takes"):
         timm.create_model(name, alpha=0.0625)
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from write_public_api import FILE, inventory
 
 import octaveconv as oc
 
@@ -17,21 +18,15 @@ SOURCE = Path(oc.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # Imports point downwards: a room, a folder or a file of its own, imports from rooms named before it.
 ROOMS = [
-    "errors", "_atomic", "_csv", "_modes", "_text", "env", "processes",
+    "errors", "_atomic", "_csv", "_figure", "_modes", "_progress", "_text", "env", "processes",
     "resolution", "octave", "spec", "reference", "backends", "functional", "nn", "cost",
     "octavify", "mxnet", "weights", "models", "data", "evaluate", "train", "deploy", "export", "bench", "quickstart",
     "verbs", "cli", "__main__",
 ]  # fmt: skip
 
 
-def test_the_public_names():
-    assert sorted(oc.__all__) == [
-        "BackendUnavailable", "MXNetFormatError", "Merge", "OctBatchNorm1d", "OctBatchNorm2d",
-        "OctBatchNorm3d", "OctConv1d", "OctConv2d", "OctConv3d", "OctConvTranspose2d", "OctGroupNorm",
-        "OctMap", "OctSqueezeExcite", "Octave", "Split", "backend", "cost", "deploy", "functional",
-        "load_mxnet", "octave_map", "octavify",
-    ]  # fmt: skip
-    assert all(hasattr(oc, name) for name in oc.__all__)
+def test_the_public_interface_changes_on_purpose_only():
+    assert inventory() == json.loads(FILE.read_text()), "if this is meant, run: python scripts/write_public_api.py"
 
 
 def test_importing_needs_torch_alone_and_touches_no_gpu():
@@ -44,7 +39,8 @@ print(json.dumps([sorted({name.split(".")[0] for name in set(sys.modules) - befo
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     new, cuda = json.loads(done.stdout)
-    assert not {"timm", "torchvision", "triton", "matplotlib", "sklearn", "rich"} & set(new)
+    heavy = "timm torchvision triton matplotlib sklearn rich onnx onnxscript onnxruntime openvino"
+    assert not {*heavy.split()} & set(new)
     assert not cuda
     assert done.stderr == ""
 
@@ -68,6 +64,8 @@ def test_every_room_has_its_place_and_its_line_in_the_contributors_guide():
     guide = (SOURCE.parent.parent / "CONTRIBUTING.md").read_text()
     for path in FILES:
         room = path.relative_to(SOURCE).parts[0]
+        if room == "__init__.py":
+            continue
         assert f"`{room}`" in guide or f"`{room}/" in guide, room
 
 
@@ -81,9 +79,7 @@ def test_a_file_is_one_idea_and_a_function_one_screen(path):
             assert node.end_lineno - first[0].lineno < 50, f"{path.name}: {node.name}"
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in oc.__all__ if name not in ("functional", "BackendUnavailable", "MXNetFormatError")]
-)
+@pytest.mark.parametrize("name", [name for name in oc.__all__ if name != "functional"])
 def test_public_names_have_a_text_with_an_example(name):
     assert "Example:\n" in inspect.getdoc(getattr(oc, name))
 

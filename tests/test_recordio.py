@@ -247,7 +247,7 @@ def test_index_keys_are_unique(tmp_path):
     path = write(tmp_path)
     index = path.with_suffix(".idx")
     index.write_bytes(b"3\t0\n5\t0\n4\t0\n5\t0\n3\t0\n")
-    fails(lambda: RecordFile(path), index, 12, "key", "5 stands there twice")
+    fails(lambda: RecordFile(path), index, 12, "key", "5 appears twice")
 
 
 def test_empty_files(tmp_path):

@@ -1,4 +1,4 @@
-"""octaveconv report: what an ablation's file says, as a table and as a picture."""
+"""octaveconv report: what an ablation's file says, as a table and as a plot."""
 
 import json
 
@@ -32,6 +32,12 @@ def test_means_and_deviations(file, capsys, tmp_path):
     report.plot(report.read(file), tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_text() == first
     assert "multiply-adds" in first
+
+
+def test_other_endings(file, tmp_path, capsys):
+    assert cli.main(["report", str(file), "--plot", str(tmp_path / "a.gif")]) == 2
+    assert capsys.readouterr().err == f"octaveconv: {tmp_path}/a.gif must end in .png or .svg\n"
+    assert not (tmp_path / "a.gif").exists()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"runs": [{"alpha": 1}]}'])

@@ -66,7 +66,9 @@ def test_the_factors_of_an_octave(factor, axes, expected):
 
 @pytest.mark.parametrize("factor", [1, 3, (1, 1), (2, 2, 2), (2,), (0, 2), (2, 4)])
 def test_other_factors_are_refused(factor):
-    with pytest.raises(ValueError, match=r"1 or 2 and not 1 on all of them, got .*: omit it for \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"1 or 2 on each of 2 axes and not 1 on all of them, got .*: omit it for \(2, 2\)"
+    ):
         checked_factor(factor, 2)
 
 

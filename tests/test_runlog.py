@@ -62,15 +62,17 @@ def test_a_run_is_never_overwritten(tmp_path):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a"])
 def test_a_name_is_a_name(tmp_path, name):
-    with pytest.raises(UsageError, match="is no name for a run"):
+    with pytest.raises(UsageError, match="is not a name for a run"):
         RunFolder.new(tmp_path, name)
     assert not any(tmp_path.iterdir())
 
 
 def test_opening_says_what_is_missing(tmp_path, run):
-    with pytest.raises(UsageError, match=r"no run folder, it has no config\.yaml: give one that octaveconv train made"):
+    with pytest.raises(
+        UsageError, match=r"not a run folder, it has no config\.yaml: give one that octaveconv train made"
+    ):
         RunFolder.open(tmp_path / "other")
-    with pytest.raises(UsageError, match=r"holds no checkpoint .* octaveconv train --recipe .*run/config\.yaml"):
+    with pytest.raises(UsageError, match=r"has no checkpoint .* octaveconv train --recipe .*run/config\.yaml"):
         RunFolder.open(run.path)
     run.save(state(1))
     assert RunFolder.open(run.path).load()["number"] == 1
@@ -91,7 +93,7 @@ def test_config_and_env(run):
     assert parts(run) == []
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [", "is no YAML"), ("", "holds no settings")])
+@pytest.mark.parametrize(("text", "message"), [("a: [", "is not YAML"), ("", "does not hold settings")])
 def test_a_broken_config_is_a_users_mistake(run, text, message):
     (run.path / "config.yaml").write_text(text)
     with pytest.raises(UsageError, match=message):
@@ -110,7 +112,7 @@ def impatient(monkeypatch):
 def test_a_folder_is_held_by_one(run):
     run.write_env()
     with run.alone():
-        with pytest.raises(UsageError, match=rf"run is in use by process {os.getpid()} on \S+: wait until "):
+        with pytest.raises(UsageError, match=rf"run is in use by process {os.getpid()} on \S+: wait until it ends"):
             RunFolder(run.path).alone()
         (run.path / "env.json").write_text("{}")
         with pytest.raises(UsageError, match=r"in use by another process: .* delete \S+train\.lock\)$"):
@@ -144,8 +146,8 @@ def test_a_killed_process_holds_nothing(run):
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("error", "message"),
-    [(errno.EROFS, r"Read-only file system; .*: make it writable, or copy the folder, and continue: .*run$"),
-     (errno.ENOSPC, r"No space left on device .*: make room and continue")],
+    [(errno.EROFS, r"Read-only file system; .*: make it writable, or copy the folder, and resume: .*run$"),
+     (errno.ENOSPC, r"No space left on device .*: make room and resume")],
 )  # fmt: skip
 def test_a_folder_that_cannot_be_written_is_explained(run, monkeypatch, error, message):
     run.save(state(1))
@@ -158,7 +160,7 @@ def test_without_locks_it_says_so_and_goes_on(run, monkeypatch, capsys):
     monkeypatch.setattr(filelock.FileLock, "acquire", raising(NotImplementedError))
     with run.alone():
         assert capsys.readouterr().err == (
-            f"octaveconv: no locks in {run.path}: make sure that no other process trains there\n"
+            f"octaveconv: {run.path} cannot be locked: make sure that no other process trains in it\n"
         )
 
 
@@ -174,15 +176,15 @@ def test_save_keeps_the_previous_and_the_best(run):
 
 def test_all_that_a_training_needs_comes_back(run):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    optimiser = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters())
     model(torch.randn(2, 3, 8, 8)).sum().backward()
-    optimiser.step()
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 3)
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)
     scaler = torch.amp.GradScaler("cpu")
     _, keys, *others = np.random.RandomState(0).get_state()
     run.save(
         {
-            "model": model.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
+            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
             "scaler": scaler.state_dict(), "python": random.getstate(), "torch": torch.get_rng_state(),
             "numpy": (keys.tolist(), *others), "best": None, "epoch": 3, "bf16": torch.ones(2, dtype=torch.bfloat16),
         }
@@ -191,7 +193,7 @@ def test_all_that_a_training_needs_comes_back(run):
     assert found["model"].keys() == model.state_dict().keys()
     assert found["model"]._metadata == model.state_dict()._metadata
     assert found["python"] == random.getstate()
-    optimiser.load_state_dict(found["optimiser"])
+    optimizer.load_state_dict(found["optimizer"])
     schedule.load_state_dict(found["schedule"])
 
 
@@ -343,7 +345,7 @@ def test_a_full_disk_is_explained_and_the_old_checkpoint_survives(run, monkeypat
         OSError, match=r"No space left on device \(a checkpoint needs \d+ MiB; [\d,]+ MiB free\)"
     ) as info:
         run.save(big)
-    assert str(info.value).endswith(f"make room and continue: octaveconv train --resume {run.path}")
+    assert str(info.value).endswith(f"make room and resume: octaveconv train --resume {run.path}")
     assert "\n" not in str(info.value)
     assert run.load()["number"] == 1
     assert parts(run) == []
@@ -354,7 +356,7 @@ def test_another_failure_of_the_disk_is_no_full_disk(run):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"File too large; .*last\.pth is as it was: continue: ") as info:
+        with pytest.raises(OSError, match=r"File too large; .*last\.pth is unchanged: resume: ") as info:
             run.save({"x": torch.zeros(1_000_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -385,7 +387,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous(run, capsys, how):
     problem = {"missing": "does not exist", "empty": "cannot be read (EOFError)"}.get(how, "cannot be read (")
     error = capsys.readouterr().err
     assert error.startswith(f"octaveconv: {run.last} {problem}")
-    assert error.endswith(f": continuing from {run.previous}\n")
+    assert error.endswith(f": resuming from {run.previous}\n")
     RunFolder.open(run.path).save(state(3))  # the damaged one must not become the previous one
     assert [number_of(path) for path in (run.last, run.previous)] == [3, 1]
     damage(run.last, "cut")

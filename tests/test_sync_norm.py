@@ -1,4 +1,4 @@
-"""Octave batch normalisation after nn.SyncBatchNorm.convert_sync_batchnorm, on two processes."""
+"""Octave batch normalization after nn.SyncBatchNorm.convert_sync_batchnorm, on two processes."""
 
 import os
 
@@ -39,7 +39,7 @@ def worker(rank, port, results):
     dist.init_process_group("gloo", rank=rank, world_size=2)
     for case in CASES:
         norm = nn.SyncBatchNorm.convert_sync_batchnorm(net(*case))
-        assert "synchronised" in repr(norm)
+        assert "synchronized" in repr(norm)
         assert norm.state_dict().keys() == net(*case).state_dict().keys()
         outputs, norm = train_step(norm, [slice(0, 2), slice(2, 5)][rank])  # batches of different size
         for parameter in norm.parameters():

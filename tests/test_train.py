@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -19,7 +20,7 @@ from forks import Fork, ranks
 
 import octaveconv.models  # noqa: F401  # registers
 from octaveconv import cli
-from octaveconv.data.augment import generators_kept, mix_seed, seed_generators, training_batches
+from octaveconv.data.augment import generators_kept, seed_generators, seed_of, training_batches
 from octaveconv.data.datasets import open_dataset
 from octaveconv.errors import Stopped, UsageError
 from octaveconv.nn import OctBatchNorm2d
@@ -167,24 +168,42 @@ def test_the_learning_rate(data):
 
 
 def test_seeds_of_neighbours_are_unrelated():
-    seeds = {mix_seed(a, b, c) for a in range(20) for b in range(20) for c in range(20)}
+    seeds = {seed_of(a, b, c) for a in range(20) for b in range(20) for c in range(20)}
     assert len(seeds) == 8000
     bits = torch.tensor([[seed >> bit & 1 for bit in range(32)] for seed in seeds], dtype=torch.float32)
     assert (bits.mean(0) - 0.5).abs().max() < 0.03
-    assert mix_seed(0, 1) != mix_seed(1, 0)
+    assert len({seed_of(0, 1), seed_of(1, 0), seed_of(0, 1, 0)}) == 3
 
 
 def test_the_generators_go_on_as_before():
     torch.manual_seed(3)
-    before = torch.get_rng_state(), random.getstate()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
     drawn = []
     for _ in range(2):
         with generators_kept():
             seed_generators(1, 2)
-            drawn.append((torch.rand(1).item(), random.random()))
+            drawn.append((torch.rand(1).item(), random.random(), np.random.rand()))
     assert drawn[0] == drawn[1]
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
+    assert str(np.random.get_state()) == str(before[2])
+
+
+def test_a_run_of_a_version_with_other_random_streams_is_refused(data, tmp_path, capsys):
+    """As those of version 0.1.0, whose checkpoints do not say which streams they used; their weights still load."""
+    assert cli.main(options(data, tmp_path, epochs=1)) == 0
+    folder = tmp_path / "oct_resnetv2_26-0.5"
+    state = torch.load(folder / "last.pth", weights_only=True)
+    del state["streams"]
+    torch.save(state, folder / "last.pth")
+    before = (folder / "results.csv").read_bytes()
+    assert cli.main(["train", "--resume", str(folder), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert "finish it with that version (env.json names it), start again, or give its last.pth as the" in error
+    assert len(error.splitlines()) == 1
+    assert (folder / "results.csv").read_bytes() == before
+    run = training(data, checkpoint=str(folder / "last.pth"))
+    assert_same(weights_of(run), dict(state["model"]))
 
 
 @pytest.mark.slow
@@ -241,17 +260,21 @@ def test_weights_of_other_classes_start_the_head_anew(data, tmp_path, capsys):
     assert run.model.alpha == 0.5
     assert run.model.fc.out_features == 2
     assert torch.equal(run.model.conv1.weight, other.conv1.weight)
-    assert "has 7 classes, the data 2: the head starts anew" in capsys.readouterr().out
+    assert "has 7 classes, the network 2: its classifier starts from random weights" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(data=""), "give --data"),
-        (dict(batch_size=9, accumulate=2), "use a multiple of 2"),
+        (dict(data=""), "there are no images: give data"),
+        (dict(batch_size=9, accumulate=2), "in 2 parts: use a multiple of 2"),
+        (dict(batch_size=10, accumulate=2, mixup=0.2), "in 2 parts of pairs to mix: use a multiple of 4"),
         (dict(batch_size=64), "is more than the 34 training images"),
+        (dict(num_classes=3), "train has 2 classes, but num_classes is 3: omit it"),
         (dict(model="oct_resnetv2_27"), "did you mean oct_resnetv2_26"),
-        (dict(model_args=dict(wide=3)), "does not take the model-args"),
+        (dict(model_args=dict(widht=3)), "oct_resnetv2_26 has no argument 'widht': did you mean width?"),
+        (dict(weight_decy=0.1), "has no field 'weight_decy': did you mean weight_decay?"),
+        (dict(frob=3), "has no field 'frob': octaveconv train --fields lists them"),
         (dict(epoch=3), "has no field 'epoch': did you mean epochs?"),
         (dict(epochs=0), "epochs must be at least 1, got 0"),
         (dict(epochs=1.5), "epochs must be a whole number, got 1.5"),
@@ -279,7 +302,7 @@ def test_recipes_are_complete_and_say_whether_they_were_reproduced(path):
 def options(data, out, **changes):
     recipe = SMALL | dict(data=data) | changes
     return [
-        "train", "--out", str(out), "--device", "cpu", "--threads", "1",
+        "train", recipe.pop("model"), "--out", str(out), "--device", "cpu", "--threads", "1",
         *(f"--{name.replace('_', '-')}={json.dumps(value) if isinstance(value, dict) else value}"
           for name, value in recipe.items()),
     ]  # fmt: skip
@@ -318,7 +341,7 @@ def test_the_verb_and_its_folder(data, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "batch 8, learning rate 0.1" in out
     assert cli.main(["train", "--resume", str(folder), "--lr", "1"]) == 2
-    assert "--resume alone continues a run" in capsys.readouterr().err
+    assert "--resume continues a run with its own recipe: omit the other options" in capsys.readouterr().err
 
 
 def test_torchrun_starting_anew_continues_its_own_run(data, tmp_path, monkeypatch, capsys):
@@ -326,7 +349,7 @@ def test_torchrun_starting_anew_continues_its_own_run(data, tmp_path, monkeypatc
         assert cli.main(options(data, tmp_path, epochs=1, seed=seed)) == 0
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert cli.main(options(data, tmp_path, epochs=1, seed=0)) == 0
-    assert f"continuing {tmp_path / 'oct_resnetv2_26-0.5'} in epoch 2" in capsys.readouterr().out
+    assert f"resuming {tmp_path / 'oct_resnetv2_26-0.5'} in epoch 2" in capsys.readouterr().out
     assert cli.main(options(data, tmp_path, epochs=1, seed=2)) == 0  # it had saved nothing yet
     assert (tmp_path / "oct_resnetv2_26-0.5-3").is_dir()
 
@@ -365,7 +388,7 @@ def test_a_signal_saves_and_says_how_to_continue(data, tmp_path, number):
     run.send_signal(number)
     _, error = run.communicate(timeout=240)
     assert run.returncode == 1
-    assert f"continue: octaveconv train --resume {folder}" in error
+    assert f"resume: octaveconv train --resume {folder}" in error
     assert len(error.splitlines()) == 1
     assert torch.load(folder / "last.pth", weights_only=True)["epoch"] < 500
 
@@ -415,7 +438,7 @@ def test_two_processes_killed_and_continued(data, tmp_path):
     os.kill(int(workers[-1]), signal.SIGKILL)
     out, error = run.communicate(timeout=240)
     assert run.returncode == 0, error
-    assert f"continuing {tmp_path / 'elastic' / 'oct_resnetv2_26-0.5'} in epoch" in out
+    assert f"resuming {tmp_path / 'elastic' / 'oct_resnetv2_26-0.5'} in epoch" in out
 
     expected, *others = (
         torch.load(tmp_path / name / "oct_resnetv2_26-0.5" / "last.pth", weights_only=True)

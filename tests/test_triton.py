@@ -320,7 +320,7 @@ def test_errors():
     with pytest.raises(NotImplementedError, match="train with octconv"):
         fused(x, *call, relu=True)
     layer, x = problem(**CASES["stride"])
-    with pytest.raises(ValueError, match="pooled maps go with stride 1"), torch.no_grad():
+    with pytest.raises(ValueError, match="pooled maps need stride 1"), torch.no_grad():
         fused(x, layer.weight, layer.bias, layer.spec, with_pooled=True)
 
 
@@ -357,7 +357,7 @@ def test_flops_are_those_of_the_merged_backend(case):
 def test_cost_counts_the_operator():
     layers = oc.OctConv2d(3, 8, 3, padding=1, alpha_out=0.5), oc.OctConv2d(8, 8, 3, 2, 1, alpha_in=0.5, alpha_out=0.5)
     with oc.backend("triton"):
-        report = oc.cost(torch.nn.Sequential(*layers), (3, 9, 11))
+        report = oc.cost(torch.nn.Sequential(*layers), input_size=(3, 9, 11))
     assert report.macs == report.counted_macs > 0
 
 
@@ -405,11 +405,11 @@ def test_compiles_for_an_h100(name, dtype):
 
 REFUSED = {
     "needs an NVIDIA GPU, and the input is on cpu: .* TRITON_INTERPRET=1": dict(),
-    "not by padding_mode='reflect'": dict(padding_mode="reflect"),
-    "one frequency it is a plain convolution": dict(alphas=(0, 0)),
-    "one frequency it is a plain .*": dict(alphas=(1, 1)),
+    "not with padding_mode='reflect'": dict(padding_mode="reflect"),
+    "without a high or a low part it is a plain convolution": dict(alphas=(0, 0)),
+    "without a high or a low part it is a plain .*": dict(alphas=(1, 1)),
     "not in torch.float64": dict(dtype=torch.float64),
-    "groups must each have": dict(channels=(4, 4), groups=2, alphas=(ChannelSplit(2, 2), ChannelSplit(2, 2))),
+    "each of its groups must have": dict(channels=(4, 4), groups=2, alphas=(ChannelSplit(2, 2), ChannelSplit(2, 2))),
 }
 
 
@@ -434,7 +434,7 @@ def test_a_call_that_it_cannot_run_is_refused_with_a_reason(reason):
 )
 def test_other_maps_and_transposed_convolutions_are_refused(layer):
     x = random_octave(4, 0.5, (4, 4, 4)[: layer.axes], factor=layer.spec.factor, device="meta")
-    with pytest.raises(oc.BackendUnavailable, match="half their height and width, and does not"), oc.backend("triton"):
+    with pytest.raises(oc.BackendUnavailable, match="half their height and width, and has no"), oc.backend("triton"):
         layer.to("meta")(x)
 
 
@@ -448,7 +448,7 @@ def test_it_takes_new_gpus_alone_and_only_if_asked_for(monkeypatch):
         assert backends.choose(oc.octave_map(lambda part: torch.empty(part.shape), x), spec).name == "merged"
         pretend_gpu(monkeypatch, 7)
         assert backends.choose(x, spec).name == "merged"
-    assert "compute capability 8.0 or more, and cuda:0 has 7.x" in backends.explain(x, spec)["triton"]
+    assert "compute capability 8.0 or more, and cuda:0 has 7.x" in backends.reasons(x, spec)["triton"]
 
 
 @on_host
@@ -462,7 +462,7 @@ def test_a_counter_made_before_the_operator_misses_nothing(monkeypatch):
             assert backends.choose(x, spec).name == "triton"
             monkeypatch.delitem(sys.modules, "octaveconv.backends.triton")
             assert backends.choose(x, spec).name == "merged"
-            assert "import octaveconv.backends.triton first" in backends.explain(x, spec)["triton"]
+            assert "import octaveconv.backends.triton first" in backends.reasons(x, spec)["triton"]
         assert backends.choose(x, spec).name == "triton"
 
 
@@ -470,12 +470,12 @@ def test_a_counter_made_before_the_operator_misses_nothing(monkeypatch):
 def test_the_interpreter_runs_if_asked_for_and_not_compiled(monkeypatch):
     x, spec = on_cuda()
     assert backends.choose(x, spec).name == "merged"
-    assert backends.explain(x, spec)["triton"] == "can run"
+    assert backends.reasons(x, spec)["triton"] == "can run"
     monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
-    assert "start Python without TRITON_INTERPRET" in backends.explain(x, spec)["triton"]
+    assert "start Python without TRITON_INTERPRET" in backends.reasons(x, spec)["triton"]
 
 
 @on_host
 def test_without_triton(monkeypatch):
     monkeypatch.setattr(backends._triton_choice, "_INSTALLED", False)
-    assert backends.explain(*on_cuda())["triton"] == "Triton is not installed: pip install triton"
+    assert backends.reasons(*on_cuda())["triton"] == "Triton is not installed: pip install triton"

@@ -1,10 +1,11 @@
 """octaveconv: octave convolution (Chen et al., ICCV 2019) for PyTorch."""
 
 from . import functional
-from .backends import backend
+from .backends import backend, explain
 from .cost import cost
 from .deploy import deploy
-from .errors import BackendUnavailable, MXNetFormatError
+from .errors import BackendUnavailable, MissingExtra, MXNetFormatError, UsageError
+from .export import export
 from .mxnet.params import load_mxnet
 from .nn import (
     Merge,
@@ -20,15 +21,19 @@ from .nn import (
     OctSqueezeExcite,
     Split,
 )
-from .octave import Octave, octave_map
+from .octave import ChannelSplit, Octave, octave_cat, octave_map
 from .octavify.octavify import octavify
+from .octavify.plan import Plan
+from .octavify.register import register_layer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailable",
+    "ChannelSplit",
     "MXNetFormatError",
     "Merge",
+    "MissingExtra",
     "OctBatchNorm1d",
     "OctBatchNorm2d",
     "OctBatchNorm3d",
@@ -40,12 +45,18 @@ __all__ = [
     "OctMap",
     "OctSqueezeExcite",
     "Octave",
+    "Plan",
     "Split",
+    "UsageError",
     "backend",
     "cost",
     "deploy",
+    "explain",
+    "export",
     "functional",
     "load_mxnet",
+    "octave_cat",
     "octave_map",
     "octavify",
+    "register_layer",
 ]

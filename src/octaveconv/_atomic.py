@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that takes the place of ``path`` at the end of the block; after an error ``path`` is as it was."""
+    """Write a file that replaces ``path`` at the end of the block; after an error ``path`` is unchanged."""
     part = _part(path)
     try:
         with part.open("xb") as file:
@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def link(source: Path, path: Path) -> None:
-    """Let ``path`` be the same file as ``source``, or a copy where the file system has no hard links."""
+    """Make ``path`` a hard link to ``source``, or a copy where the file system has no hard links."""
     part = _part(path)
     try:
         try:
@@ -36,11 +36,11 @@ def link(source: Path, path: Path) -> None:
                 flush(file)
         os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)  # also where both were one file already: then replacing does nothing
+        part.unlink(missing_ok=True)  # needed even here: replacing a file with a link to itself does nothing
 
 
 def flush(file: BinaryIO) -> None:
-    """Wait until all that was written is on the disk."""
+    """Wait until everything written is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -57,5 +57,5 @@ def sync(folder: Path) -> None:
 
 def _part(path: Path) -> Path:
     part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)  # of a crash: it may be linked to a file in use, so never write into it
+    part.unlink(missing_ok=True)  # left by a crash: it may be linked to a file in use, so never write into it
     return part

@@ -1,4 +1,4 @@
-"""A table on disk that only grows: one row per run."""
+"""A table on disk that only grows: one row per result."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .errors import UsageError
 
 
 def open_table(path: Path, columns: Sequence[str]) -> None:
-    """Write the header of a new or empty file, before the work that fills a row.
+    """Write the header of a new or empty file; call it before the work that yields a row.
 
     Raises:
-        UsageError: the file has another header.
+        UsageError: the file has other columns.
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def open_table(path: Path, columns: Sequence[str]) -> None:
 
 
 def append_row(path: Path, columns: Sequence[str], figures: Mapping[str, Any]) -> None:
-    """Append one row in one write, so that nothing can happen to the rows before it."""
+    """Append one row with a single write, so that the rows before it are safe."""
     with path.open("ab+", buffering=0) as file:
         file.seek(-1, os.SEEK_END)
         cut = file.read(1) != b"\n"  # by a crash
@@ -39,7 +39,7 @@ def append_row(path: Path, columns: Sequence[str], figures: Mapping[str, Any]) -
 
 
 def header(path: Path) -> list[str]:
-    """The columns of a table; none if a crash has cut the line."""
+    """The columns of a table; none if a crash cut the line off."""
     with path.open(encoding="utf-8") as file:
         line = file.readline()
     return next(csv.reader([line])) if line.endswith("\n") else []

@@ -7,14 +7,19 @@ from collections.abc import Iterable, Sequence
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in aligned columns, the first column to the left, the others to the right."""
+    """Rows in columns, the first column aligned to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     aligned = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
     return "\n".join("  ".join(row).rstrip() for row in aligned)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: the known word nearest to a misspelt one, or nothing."""
+    """The end of an error message: the known word nearest to a misspelled one, or nothing."""
     known = list(known)
     near = [] if word in known else difflib.get_close_matches(word, known, 1, 0.75)
     return f": did you mean {near[0]}?" if near else ""
+
+
+def one_line(error: BaseException, length: int = 300) -> str:
+    """What an error says, in one line of at most ``length`` characters."""
+    return " ".join(str(error).split())[:length]

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import NoReturn
 
 from ._text import did_you_mean
 from .errors import MissingExtra, UsageError
@@ -23,30 +23,16 @@ VERBS = {
 class _Parser(argparse.ArgumentParser):
     """Wrong use is one line that names the nearest right word, and exit code 2."""
 
-    words: ClassVar[set[str]] = set()  # every verb and option
-
-    def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
-        self.words.update(name for name in names if name.startswith("--"))
-        return super().add_argument(*names, **kwargs)
-
     def error(self, message: str) -> NoReturn:
-        near = (did_you_mean(word.strip("':"), self.words | VERBS.keys()) for word in message.split())
+        known = {*self._option_string_actions, *(str(one) for action in self._actions for one in action.choices or ())}
+        words = (word.strip("'():,").partition("=")[0] for word in message.split() if word[0] in "-'")
+        near = (did_you_mean(word, known) for word in words)
         self.exit(2, f"{self.prog}: {message}{next(filter(None, near), '')}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
-    parser = _Parser(prog="octaveconv", description="Octave convolution for PyTorch.", allow_abbrev=False)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
-    for name, module in VERBS.items():
-        description, _, example = (module.add.__doc__ or "").partition("Example: ")
-        verb = verbs.add_parser(
-            name, help=description.split(":")[0], description=description, epilog=f"example: {example}",
-            allow_abbrev=False,
-        )  # fmt: skip
-        module.add(verb)
-        verb.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
-    args = parser.parse_args(argv)
+    args = parse(argv)
     try:
         if args.json:  # a file that cannot be written is found before the work, not after it
             args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +47,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 1)
     return 0
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the command line, and of each verb."""
+    parser = _Parser(prog="octaveconv", description="Octave convolution for PyTorch.", allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    parsers: dict[str, argparse.ArgumentParser] = {}
+    for name, module in VERBS.items():
+        description, _, example = (module.add.__doc__ or "").partition("Example: ")
+        parsers[name] = verbs.add_parser(
+            name, help=description.split(":")[0], description=description, epilog=f"example: {example}",
+            allow_abbrev=False,
+        )  # fmt: skip
+        module.add(parsers[name])
+        parsers[name].add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
+    return parser, parsers
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of a command line, its ``verb`` among them; wrong use ends the process with exit code 2."""
+    parser, parsers = build_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown and getattr(args, "model", "") is None and not unknown[0].startswith("-"):
+        args.model, *unknown = unknown  # before Python 3.13, argparse finds an optional MODEL only ahead of options
+    if unknown:
+        parsers[args.verb].error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
 
 
 def _fail(error: object, code: int) -> int:

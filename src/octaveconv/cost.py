@@ -1,7 +1,7 @@
 """What a network costs: parameters, multiply-accumulates and activation bytes, per layer and per frequency.
 
-Every figure is computed twice: by an analytic formula from the shapes that each layer sees, and, for the
-multiply-accumulates, by PyTorch's own counter watching what is really executed. No arithmetic is run.
+Every figure comes from an analytic formula of the shapes that each layer sees. Multiply-accumulates are also counted by
+PyTorch, from the operations that are executed. The network runs on the meta device, so nothing is computed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer: what its high and its low output cost, MACs by path, and what it costs in the dense twin."""
+    """One layer: the cost of its high and of its low output, its MACs by path, and its cost in the dense twin."""
 
     name: str
     kind: str
@@ -59,10 +59,11 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class CostReport:
-    """The cost of a network at one input size and batch 1. ``print(report)`` shows it as a table.
+    """The cost of one call of a network. ``print(report)`` shows it as a table.
 
-    ``macs`` is the analytic formula's sum, ``counted_macs`` what PyTorch's counter saw; the two are equal for every
-    network made of convolutions and linear layers. ``dense`` is the cost of the same network at alpha 0.
+    ``macs`` is the sum of the analytic formula, ``counted_macs`` the result of PyTorch's counter. The two are equal for
+    every network made of convolutions and linear layers. ``dense`` is the cost of the same network at alpha 0.
+    ``input_size`` is the shape of the first input without its batch dimension.
     """
 
     layers: list[LayerCost]
@@ -71,12 +72,12 @@ class CostReport:
 
     @property
     def high(self) -> Cost:
-        """What producing the high-frequency maps costs, dense layers included."""
+        """The cost of making the high-frequency maps, dense layers included."""
         return _sum(layer.high for layer in self.layers)
 
     @property
     def low(self) -> Cost:
-        """What producing the low-frequency maps costs."""
+        """The cost of making the low-frequency maps."""
         return _sum(layer.low for layer in self.layers)
 
     @property
@@ -111,7 +112,7 @@ class CostReport:
         return {"input_size": list(self.input_size), **parts, "counted_macs": self.counted_macs, "layers": layers}
 
     def table(self) -> list[list[str]]:
-        """Rows of text, the heading first: each frequency, their total, the dense twin, and the share of it."""
+        """Rows of text, the heading first: each frequency, the total, the dense twin, and total / dense twin."""
         rows = [["", "parameters", "MACs", "activation bytes"]]
         for name, part in (("high", self.high), ("low", self.low), ("total", self.total), ("dense twin", self.dense)):
             rows.append([name, *(f"{number:,}" for number in astuple(part))])
@@ -119,7 +120,7 @@ class CostReport:
         return [*rows, ["total / dense", *shares]]
 
     def layer_table(self) -> list[list[str]]:
-        """Rows of text, the heading first: each layer's figures, by frequency of its output."""
+        """Rows of text, the heading first: the figures of each layer, and of its low output."""
         rows = [
             ["layer", "kind", "parameters", "of low", "MACs", "of low", "activation bytes", "of low", "MACs / dense"]
         ]
@@ -133,40 +134,68 @@ class CostReport:
         return f"{text_table(self.layer_table())}\n\n{text_table(self.table())}"
 
 
-def cost(model: nn.Module, input_size: int | tuple[int, ...] = 224, *, in_chans: int = 3) -> CostReport:
-    """Report what ``model`` costs for one image, without running any arithmetic.
+def cost(
+    model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = None, *,
+    input_size: int | tuple[int, ...] | None = None,
+) -> CostReport:  # fmt: skip
+    """Report what a call of ``model`` costs, without computing anything.
 
     Args:
-        model: any module that takes one tensor; it is not changed.
-        input_size: pixels of a square image, or ``(C, H, W)``; of other maps ``(C, L)`` or ``(C, T, H, W)``.
-        in_chans: channels of that square image.
+        model: any module; it is not changed.
+        example_inputs: what the model is called with, a tensor or a tuple, on any device. By default one image of the
+            size in ``model.pretrained_cfg``, or else of 3x224x224 pixels.
+        input_size: instead of ``example_inputs``, the size of one image: ``(C, H, W)``, or the pixels of a square image
+            of 3 channels; of one series ``(C, L)``, of one volume ``(C, T, H, W)``.
 
     Returns:
-        A `CostReport`. A MAC is one multiply-accumulate of a convolution or a linear layer (the paper's "FLOPs").
+        A `CostReport`. A MAC is one multiply-accumulate of a convolution or a linear layer (the paper's "FLOPs"). A
+        batch of N images costs N times the MACs and activation bytes of one.
+
+    Raises:
+        ValueError: ``example_inputs`` has no tensor, or ``input_size`` is given as well.
 
     Source: the analytic formula is section 3.3 of Chen et al., ICCV 2019, per path.
 
     Example:
-        >>> import octaveconv as oc
-        >>> report = oc.cost(oc.OctConv2d(64, 64, 3, padding=1, alpha_out=0.5), (64, 56, 56))
+        >>> import torch, octaveconv as oc
+        >>> layer = oc.OctConv2d(64, 64, 3, padding=1, alpha_out=0.5)
+        >>> report = oc.cost(layer, torch.zeros(1, 64, 56, 56))
         >>> report.macs == report.counted_macs, report.low.macs, report.dense.macs
         (True, 14450688, 115605504)
+        >>> oc.cost(layer, input_size=(64, 56, 56)) == report
+        True
     """
     from torch.func import functional_call
+    from torch.utils._pytree import tree_leaves, tree_map_only
     from torch.utils.flop_counter import FlopCounterMode
 
-    shape = (in_chans, input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     state = {name: tensor.detach().to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
-    image = torch.empty(1, *shape, dtype=dtype, device="meta")
+    if example_inputs is None:
+        size = image_size(model) if input_size is None else input_size
+        shape = (3, size, size) if isinstance(size, int) else size
+        example_inputs = torch.empty(1, *shape, dtype=dtype, device="meta")
+    elif input_size is not None:
+        raise ValueError("cost takes example_inputs or input_size, got both")
+    inputs = tree_map_only(Tensor, lambda x: x.to("meta"), example_inputs)
+    first = next(filter(torch.is_tensor, tree_leaves(inputs)), None)
+    if first is None:
+        raise ValueError(
+            f"example_inputs must be a tensor or a tuple with one, got {example_inputs}: pass a size as input_size="
+        )
     with _record(model) as layers, eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        functional_call(model, state, (image,))
-    return CostReport(layers, shape, counter.get_total_flops() // 2)  # the counter takes a MAC as two operations
+        functional_call(model, state, inputs)
+    return CostReport(layers, tuple(first.shape[1:]), counter.get_total_flops() // 2)  # a MAC counts as two operations
+
+
+def image_size(model: nn.Module) -> tuple[int, ...]:
+    """``(C, H, W)`` of the images that a network of timm's was made for; of others ImageNet's."""
+    return tuple((getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224)))
 
 
 @contextmanager
 def _record(model: nn.Module) -> Iterator[list[LayerCost]]:
-    """Collect the cost of each layer as it is called; parameters count once, however often their layer is called."""
+    """Collect the cost of each layer when it is called. Parameters count once, however often their layer is called."""
     layers: list[LayerCost] = []
     waiting = {
         module: (name, sum(p.numel() for p in module.parameters(recurse=False)))
@@ -208,13 +237,13 @@ def _layer_cost(name: str, module: nn.Module, params: int, x: Any, y: Any) -> La
 
 
 def path_macs(spec: ConvSpec, size: Sizes, out_size: Sizes) -> dict[str, int]:
-    """MACs of a path = output channels x input channels per group x kernel area x pixels that it convolves.
+    """MACs of each path = output channels x input channels per group x kernel area x pixels that it convolves.
 
-    Those are of the output, but of the input where the convolution is transposed, or comes before upsampling.
+    The pixels are those of the output; those of the input if the convolution is transposed or precedes upsampling.
 
     Args:
         spec: the convolution.
-        size, out_size: pixels of the high input and the high output on each axis, whether or not they have channels.
+        size, out_size: pixels of the high input and of the high output on each axis, even if they have no channels.
     """
     low = pooled_size(size, spec.factor)
     if spec.transposed:

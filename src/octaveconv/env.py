@@ -1,17 +1,20 @@
-"""What a figure was measured with: versions and machine, for results and for bug reports."""
+"""What a figure was measured with: versions, commit and machine, for results and for bug reports."""
 
 from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
+DIRTY = "-dirty"  # the end of a commit in a working tree with uncommitted changes
+
 
 def facts() -> dict[str, str]:
-    """Versions of the packages that matter, the processor, its cores, what computes, and the GPU if there is one."""
+    """Versions of the packages that matter, the processor and its cores, the chosen backend, and the GPU if any."""
     packages = ("octaveconv", "torch", "timm", "torchvision", "triton")
     found = {name: _version(name) for name in packages}
     found["python"] = platform.python_version()
@@ -20,6 +23,18 @@ def facts() -> dict[str, str]:
     found["backend"] = os.environ.get("OCTAVECONV_BACKEND") or "automatic"
     found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return found
+
+
+def commit() -> str:
+    """What ``git describe`` says of this checkout, with `DIRTY` at the end if it has uncommitted changes."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        command = [*git, "describe", "--always", f"--dirty={DIRTY}", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _version(package: str) -> str:

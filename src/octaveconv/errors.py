@@ -5,24 +5,45 @@ from types import ModuleType
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend was asked for by name and cannot run this call; the message says why."""
+    """A backend or engine was chosen by name and cannot run this call; the message says why.
+
+    Example:
+        >>> import octaveconv as oc
+        >>> with oc.backend("cuda"):
+        ...     pass
+        Traceback (most recent call last):
+        ...
+        octaveconv.errors.BackendUnavailable: there is no backend 'cuda': choose one of triton, merged, reference
+    """
 
 
 class MissingExtra(ImportError):
-    """An optional package is not installed; the message says what to install."""
+    """An optional package is not installed; the message says what to install.
+
+    Example:
+        >>> require("rich_text", "cli")
+        Traceback (most recent call last):
+        ...
+        octaveconv.errors.MissingExtra: this needs rich_text, which is not installed: pip install 'octaveconv[cli]'
+    """
 
 
 class MXNetFormatError(ValueError):
-    """A file is not what MXNet writes: broken, cut short, hostile, or of a kind that is not read here.
+    """A file is not what MXNet writes: broken, truncated, hostile, or of a kind that this package does not read.
 
     Attributes:
-        file: the file as it was given; for data inside an archive, also which member.
-        offset: the byte the trouble starts at, counted from the start of ``file`` (inside an archive: of the member).
-        field: what stands there.
+        file: the file as it was given; for data inside an archive, also the member.
+        offset: the byte where the problem starts, counted from the start of ``file`` (or of the archive's member).
+        field: the part of the file that is wrong.
+        problem: what is wrong with it.
+
+    Example:
+        >>> print(MXNetFormatError("net.params", 8, "the number of arrays", "is negative"))
+        net.params: at byte 8, the number of arrays: is negative
     """
 
     def __init__(self, file: str, offset: int, field: str, problem: str):
-        super().__init__(file, offset, field, problem)  # all of them, so that workers can pickle it
+        super().__init__(file, offset, field, problem)  # all four, so that workers can pickle it
         self.file, self.offset, self.field, self.problem = file, offset, field, problem
 
     def __str__(self) -> str:
@@ -30,11 +51,19 @@ class MXNetFormatError(ValueError):
 
 
 class UsageError(ValueError):
-    """The user asked for something that does not exist; the command line prints it as one line and exits with 2."""
+    """The caller asked for something that does not exist; the command line prints the message and exits with 2.
+
+    Example:
+        >>> from octaveconv.models import create
+        >>> create("oct_resnet51")
+        Traceback (most recent call last):
+        ...
+        octaveconv.errors.UsageError: there is no network 'oct_resnet51': did you mean oct_resnet50?
+    """
 
 
 class Stopped(RuntimeError):
-    """A run was asked to stop; it has saved where it was, and the message says how to continue it."""
+    """A run was asked to stop. It has saved its state; the message says how to resume it."""
 
 
 def require(package: str, extra: str) -> ModuleType:

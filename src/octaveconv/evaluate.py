@@ -1,4 +1,4 @@
-"""How many images a network names rightly: exact counts, on one process or on many."""
+"""How many images a network classifies correctly: exact counts, on one process or on many."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from . import processes
-from ._modes import eval_mode
+from ._modes import DTYPES, LAYOUTS, eval_mode
+from ._progress import eta, live
 from .data import loading
 from .data.datasets import Images, Preprocessing, Stream, Transform, preprocessing
-from .errors import MissingExtra, UsageError, require
+from .errors import UsageError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Log = Callable[[int, int], None]
 COLUMNS = (  # of a results file
     "model", "alpha", "checkpoint", "data", "split", "top1", "top1_err", "top5", "top5_err", "top1_count", "top5_count",
@@ -30,8 +30,8 @@ COLUMNS = (  # of a results file
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to score: ``size`` in pixels overrides the network's own, ``workers`` are processes that load images."""
+class EvalSettings:
+    """How to score: ``size`` in pixels overrides the network's own, ``workers`` is the number of loading processes."""
 
     size: int | None = None
     batch_size: int = 64
@@ -43,24 +43,24 @@ class Settings:
 
     @property
     def layout(self) -> torch.memory_format:
-        """How images and weights lie in memory."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
+        """The memory layout of images and weights."""
+        return LAYOUTS["channels_last" if self.channels_last else "contiguous"]
 
 
 @dataclass(frozen=True)
 class Score:
-    """What `evaluate` found. ``top5_count`` counts the first ``k`` classes: 5, or all of them where they are fewer."""
+    """The result of `evaluate`; ``top5_count`` counts the first ``k`` classes: 5, or all if there are fewer."""
 
     top1_count: int
     top5_count: int
     k: int
-    images: int  # scored, without the skipped ones
+    images: int  # that were scored
     skipped: tuple[str, ...]
-    announced: int | None  # by the data set; None: it does not say
-    seconds: float  # of the slowest process, loading included
+    announced: int | None  # the data set's own count, if it has one
+    seconds: float  # time of the slowest process, loading included
     processes: int
     threads: int
-    settings: Settings
+    settings: EvalSettings
     preprocessing: Preprocessing
 
     @property
@@ -74,7 +74,7 @@ class Score:
         return 100 * self.top5_count / self.images
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data, without nesting."""
+        """The result as plain data, without nesting."""
         own = asdict(self)
         settings, prepared, files = own.pop("settings"), own.pop("preprocessing"), own.pop("skipped")
         prepared["img_size"] = prepared.pop("size")
@@ -88,29 +88,30 @@ class Score:
 
 
 def evaluate(
-    model: nn.Module, dataset: Images | Stream, settings: Settings = Settings(), log: Log | None = None
+    model: nn.Module, dataset: Images | Stream, settings: EvalSettings = EvalSettings(), log: Log | None = None
 ) -> Score:
-    """Score a network on labelled images, prepared as its pretrained configuration says.
+    """Score a network on labeled images, prepared as its pretrained configuration says.
 
-    Each of the processes of the default process group, if there is one, takes every n-th image; none is padded or
-    repeated. Of equal logits the class of the lower index comes first.
+    If there is a default process group, each of its n processes takes every n-th image; none is padded or repeated. Of
+    classes with equal logits, the one with the lower index comes first.
 
     Args:
-        model: a classifier ``[N, 3, H, W] -> [N, classes]``. It is moved to the device and the layout, and its modules'
+        model: a classifier ``[N, 3, H, W] -> [N, classes]``. It is moved to the device and the layout; its modules'
             training flags are restored.
-        dataset: of `octaveconv.data.datasets.open_dataset`; its own transform is not used.
-        settings: see `Settings`.
-        log: called on each process as ``log(images, right)`` with its own running counts after each batch.
+        dataset: what `octaveconv.data.open_dataset` returns; its own transform is not used.
+        settings: see `EvalSettings`.
+        log: called on each process as ``log(images, correct)`` with its own running counts after each batch.
 
     Returns:
         The same `Score` on every process.
 
     Raises:
-        CorruptImage: an image cannot be read and ``skip_corrupt`` is off, or the data set is a stream.
-        UsageError: the network and the data set have another number of classes, or its output is no ``[N, classes]``.
-        ValueError: a label that is no class of the network.
-        RuntimeError: a logit that is not finite, another number of images than the data set's, processes with different
-            weights, or another process that has ended.
+        CorruptImage: an image cannot be read, and ``skip_corrupt`` is off or the data set is a stream.
+        UsageError: the network and the data set differ in their number of classes, or the output is not
+            ``[N, classes]``.
+        ValueError: a label is not a class of the network.
+        RuntimeError: a logit is not finite, the number of images is not the data set's, the processes have different
+            weights, or another process has ended.
     """
     _check_classes(getattr(model, "num_classes", None), dataset)
     model.to(torch.device(settings.device), memory_format=settings.layout)  # type: ignore[call-overload]
@@ -121,7 +122,7 @@ def evaluate(
     seconds = time.perf_counter() - start
     shares = processes.gather({**counts, "seconds": seconds, "weights": _fingerprint(model)})
     if len({share["weights"] for share in shares}) > 1:
-        raise RuntimeError("the processes hold different weights: load the same ones, or use the same seed, on each")
+        raise RuntimeError("the processes have different weights: load the same ones, or use the same seed, on each")
     score = Score(
         top1_count=sum(share["top1"] for share in shares),
         top5_count=sum(share["top5"] for share in shares),
@@ -138,7 +139,7 @@ def evaluate(
 
 @torch.inference_mode()
 def _score_share(
-    model: nn.Module, dataset: Images | Stream, transform: Transform, settings: Settings, log: Log | None
+    model: nn.Module, dataset: Images | Stream, transform: Transform, settings: EvalSettings, log: Log | None
 ) -> dict[str, Any]:
     """Score this process's images; return its counts."""
     device, dtype = torch.device(settings.device), DTYPES[settings.dtype]
@@ -167,19 +168,19 @@ def _score_share(
 
 
 def _places(logits: Tensor, labels: Tensor, names: list[str]) -> Tensor:
-    """How many classes come before each image's own: ``[N, classes], [N] -> [N]``."""
+    """The number of classes that come before each image's own: ``[N, classes], [N] -> [N]``."""
     if logits.ndim != 2 or len(logits) != len(names) or not logits.shape[1]:
-        raise UsageError(f"a classifier gives logits [{len(names)}, classes], this network gives {[*logits.shape]}")
+        raise UsageError(f"a classifier outputs logits [{len(names)}, classes], this network outputs {[*logits.shape]}")
     classes = logits.shape[1]
     if len(wrong := ((labels < 0) | (labels >= classes)).nonzero()):
         raise ValueError(
             f"{names[wrong[0]]} has label {labels[wrong[0]].item()}, but the network has {classes} classes (0 to "
-            f"{classes - 1}): give weights and images of the same classes"
+            f"{classes - 1}): use weights and images of the same classes"
         )
     if len(wrong := (~logits.isfinite().all(1)).nonzero()):
         raise RuntimeError(
             f"the network's logits for {names[wrong[0]]} are not finite: use dtype fp32 (or bf16 instead of fp16); if "
-            f"it was fp32, the weights are broken"
+            f"it was fp32, the weights are damaged"
         )
     own = logits.gather(1, labels[:, None])
     lower = torch.arange(classes, device=logits.device) < labels[:, None]
@@ -189,7 +190,7 @@ def _places(logits: Tensor, labels: Tensor, names: list[str]) -> Tensor:
 def _check_classes(known: int | None, dataset: Images | Stream) -> None:
     if known and dataset.num_classes and known != dataset.num_classes:
         raise UsageError(
-            f"the network has {known} classes, {dataset.source} has {dataset.num_classes}: give weights that were "
+            f"the network has {known} classes, {dataset.source} has {dataset.num_classes}: use weights that were "
             f"trained on these classes, or images with one folder for each class of the network"
         )
 
@@ -199,14 +200,14 @@ def _check_complete(score: Score, source: str) -> None:
     if score.announced is not None and seen != score.announced:
         raise RuntimeError(
             f"{source} announces {score.announced:,} images, but {score.images:,} were scored and "
-            f"{len(score.skipped):,} skipped: this is no score. A stream drops unreadable images without a word"
+            f"{len(score.skipped):,} skipped, so there is no exact score: a stream drops unreadable images silently"
         )
     if not score.images:
         raise RuntimeError(f"none of the {seen:,} images of {source} could be read")
 
 
 def _fingerprint(model: nn.Module) -> int:
-    """A number that differs where weights differ; not computed for a process that is alone."""
+    """A number that differs if weights differ; 0 if there is only one process."""
     crc = 0
     if processes.world_size() > 1:
         for tensor in itertools.chain(model.parameters(), model.buffers()):
@@ -216,39 +217,35 @@ def _fingerprint(model: nn.Module) -> int:
 
 @contextmanager
 def progress(dataset: Images | Stream) -> Iterator[Log | None]:
-    """A live bar on a terminal, a line per tenth elsewhere; both show this process's share, and only the first's."""
+    """On the first process, its progress: a live bar on a terminal, elsewhere a line per tenth."""
     if processes.rank():
         yield None
         return
     total = None if isinstance(dataset, Stream) else -(-len(dataset) // processes.world_size())
-    share = f"  (process 1 of {processes.world_size()})" if processes.world_size() > 1 else ""
+    share = f"(process 1 of {processes.world_size()})" if processes.world_size() > 1 else ""
     start = time.perf_counter()
 
-    def figures(images: int, right: int) -> str:
-        return f"top-1 {right / images:.2%}  {images / (time.perf_counter() - start):,.1f} images/s{share}"
+    def figures(images: int, correct: int) -> str:
+        seconds = time.perf_counter() - start
+        counts = f"top-1 {correct / images:.2%}  {images / seconds:,.1f} images/s"
+        return "  ".join(filter(None, [counts, eta(images, total, seconds), share]))
 
-    try:
-        rich = require("rich.progress", "cli")
-    except MissingExtra:
-        rich = None
-    if rich is None or not rich.get_console().is_terminal:
-        yield _lines(total, figures)
-        return
-    columns = ("{task.description}", rich.BarColumn(), rich.MofNCompleteColumn(), "{task.fields[figures]}",
-               rich.TimeElapsedColumn(), rich.TimeRemainingColumn())  # fmt: skip
-    with rich.Progress(*columns) as bars:
+    with live() as bars:
+        if bars is None:
+            yield _lines(total, figures)
+            return
         task = bars.add_task("eval", total=total, figures="")
-        yield lambda images, right: bars.update(task, completed=images, figures=figures(images, right))
+        yield lambda images, correct: bars.update(task, completed=images, figures=figures(images, correct))
 
 
 def _lines(total: int | None, figures: Callable[[int, int], str]) -> Log:
     step, printed = (total or 100_000) / 10, 0
 
-    def log(images: int, right: int) -> None:
+    def log(images: int, correct: int) -> None:
         nonlocal printed
         if images // step > printed:
             printed = int(images // step)
-            print(f"{images:,}{f'/{total:,}' if total else ''} images  {figures(images, right)}", flush=True)
+            print(f"{images:,}{f'/{total:,}' if total else ''} images  {figures(images, correct)}", flush=True)
 
     return log
 
@@ -266,7 +263,7 @@ def table(score: Score) -> list[list[str]]:
 
 
 def conditions(figures: Mapping[str, Any]) -> str:
-    """What a score was measured with, in one line; ``figures`` are `Score.to_dict` and the environment's."""
+    """The conditions of a score, in one line; ``figures`` are those of `Score.to_dict` and of the environment."""
     height, width = figures["img_size"]
     machine = figures["gpu"] if figures["device"].startswith("cuda") else figures["cpu"]
     return (

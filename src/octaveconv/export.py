@@ -1,9 +1,10 @@
-"""Export: a network as a file that another runtime reads, compared with the network before it is put in its place."""
+"""Export: write a network as a file for another runtime, and compare the two before the file appears."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -15,14 +16,15 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from ._atomic import flush, link, sync
+from ._modes import eval_mode
 from ._text import did_you_mean
 from .deploy.fold import folded
 from .errors import UsageError, require
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "aoti": ".pt2"}  # and what their files end in
-TOLERANCE = 1e-4  # of the answer's standard deviation; summing in another order makes some 1e-6 of it, but
-ROUNDINGS = 4  # a very deep network may amplify that: so many times as far from float64 as it is itself are allowed
-BATCH_SIZES = (1, 3)  # that are compared
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "aoti": ".pt2"}  # and the endings of their files
+TOLERANCE = 1e-4  # of the output's standard deviation; another order of summing changes about 1e-6 of it, but
+ROUNDINGS = 4  # a very deep network may amplify that: this many times its own distance from float64 is allowed
+BATCH_SIZES = (1, 3)  # compared after writing
 RUNTIMES = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "pt2": ("torch",), "aoti": ("torch",)}
 PRECISIONS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16"), "pt2": ("fp32",), "aoti": ("fp32",)}  # of the runtimes
 _WRITERS = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript"), "pt2": (), "aoti": ()}
@@ -31,80 +33,84 @@ Run = Callable[[Tensor], Tensor]
 Loader = Callable[[Path, int | None], Run]
 
 
-def export(model: nn.Module, example_input: Tensor, path: Path, format: str) -> dict[int, float]:
-    """Write ``model`` for inference by another runtime: batches of every size, images of the example's size.
+def export(
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], path: str | os.PathLike[str], *,
+    format: str | None = None,
+) -> dict[int, float]:  # fmt: skip
+    """Write ``model`` for inference in another runtime: for images of the example's size, in batches of any size.
 
-    Norms are folded into convolutions and constants are computed. The file is written beside ``path``, read again by
-    its runtime and compared with ``model`` on random images; only then does it take its place.
+    Norms are folded into convolutions and constants are computed. The file is written beside ``path``, read back by its
+    runtime and compared with ``model`` on random images. Only then does it appear at ``path``.
 
     Args:
-        model: any module of one tensor in float32, on the CPU. It is not changed, and taken in evaluation mode.
-        example_input: ``[N, C, H, W]``; its values do not matter.
-        path: the file to write. OpenVINO's weights lie in a second one, which ends in ``.bin``.
+        model: any module that maps one float32 tensor to one, on the CPU. It is exported in evaluation mode and not
+            changed.
+        example_inputs: images ``[N, C, H, W]``, or a tuple of this one tensor; the values do not matter.
+        path: the file to write. OpenVINO's weights go to a second one beside it, which ends in ``.bin``.
         format: ``"onnx"``; ``"openvino"`` (its IR, in float32); ``"pt2"``, an archive of ``torch.export.save``; or
-            ``"aoti"``, a package of ``torch._inductor.aoti_compile_and_package``, compiled for this machine.
+            ``"aoti"``, a package of ``torch._inductor.aoti_compile_and_package``, compiled for this machine. By default
+            the ending of ``path`` decides: ``.onnx``, ``.xml`` or ``.pt2``.
 
     Returns:
-        For each batch size that was compared the largest difference, relative to the answer's standard deviation.
+        For each batch size that was compared, the largest difference over the output's standard deviation.
 
     Raises:
-        UsageError: there is no such format, or ``path`` does not end as its files do.
-        MissingExtra: a package that it needs is not installed.
-        ValueError: the model or the example is not in float32 on the CPU.
-        RuntimeError: the runtime cannot express the model, or its answers differ by more than `TOLERANCE` (in networks
-            so deep that rounding alone makes more, by more than `ROUNDINGS` times that).
+        UsageError: there is no such format, or ``path`` does not have the ending of its files.
+        MissingExtra: a package that the format needs is not installed.
+        ValueError: the example is not one tensor, or the example or the model is not in float32 on the CPU.
+        RuntimeError: the format cannot express the model, or the runtime's output differs by more than `TOLERANCE`
+            (for a network so deep that its own rounding exceeds that, by more than `ROUNDINGS` times the rounding).
 
     Example:
         >>> import tempfile, octaveconv as oc
         >>> model = nn.Sequential(oc.OctConv2d(3, 8, 3, padding=1, alpha_out=0.5), oc.Merge())
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     differences = export(model, torch.randn(1, 3, 9, 9), Path(folder) / "model.pt2", "pt2")
-        ...     load(Path(folder) / "model.pt2", "pt2")(torch.randn(5, 3, 9, 9)).shape
+        ...     differences = oc.export(model, torch.randn(1, 3, 9, 9), f"{folder}/model.pt2")
+        ...     load(f"{folder}/model.pt2")(torch.randn(5, 3, 9, 9)).shape
         torch.Size([5, 8, 9, 9])
     """
     path = Path(path)
-    check(format, path)
-    tensors = [example_input, *model.parameters(), *model.buffers()]
-    if any(tensor.device.type != "cpu" for tensor in tensors) or example_input.dtype != torch.float32:
-        raise ValueError("export takes a model and an example in float32 on the CPU: use .float().cpu()")
-    if any(module.training for module in model.modules()):
-        model = copy.deepcopy(model).eval()
+    format = check(format, path)
+    example = _example(model, example_inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".octaveconv-", dir=path.parent) as folder:
+    with eval_mode(model), tempfile.TemporaryDirectory(prefix=".octaveconv-", dir=path.parent) as folder:
         part = Path(folder) / path.name
         try:
             with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the exporters' own deprecations
-                _write(format, folded(model, example_input, (0,))[0], example_input, part)
+                warnings.simplefilter("ignore")  # the exporters' own deprecations
+                _write(format, folded(model, example, (0,))[0], example, part)
         except Exception as error:
             raise RuntimeError(f"{format} cannot express this network: {_reason(error)}") from error
-        differences = _compare(model, load(part, format), example_input, format)
+        differences = _compare(model, load(part, format=format), example, format)
         _put_in_place(part, path)
     return differences
 
 
-def load(path: Path, format: str, threads: int | None = None, precision: str = "fp32") -> Run:
-    """Read an exported file by its runtime, on the CPU.
+def load(
+    path: str | os.PathLike[str], *, format: str | None = None, threads: int | None = None, precision: str = "fp32"
+) -> Run:
+    """Read an exported file with its runtime, on the CPU.
 
     Args:
-        path: what `export` wrote.
-        format: that of the file.
-        threads: that OpenVINO or ONNX Runtime compute with, by default their choice; the other two formats compute
-            with PyTorch's threads (``torch.set_num_threads``).
+        path: a file that `export` wrote.
+        format: its format; by default its ending decides, as in `export`.
+        threads: threads of OpenVINO or ONNX Runtime, by default their choice; the other two formats compute with
+            PyTorch's threads (``torch.set_num_threads``).
         precision: in which OpenVINO computes, ``"fp32"`` or ``"bf16"``; the others compute in that of the file.
 
     Returns:
-        A function from images ``[N, C, H, W]`` to the answer.
+        A function from images ``[N, C, H, W]`` to the output.
 
     Raises:
-        UsageError: there is no such format, or it has no such precision.
+        UsageError: there is no such format, or it does not have this precision.
         MissingExtra: the runtime is not installed.
         OSError, RuntimeError: the file cannot be read.
 
     Example:
-        >>> run = load(Path("model.onnx"), "onnx", threads=2)  # doctest: +SKIP
+        >>> run = load("model.onnx", threads=2)  # doctest: +SKIP
     """
-    check(format)
+    path = Path(path)
+    format = check(format, path, writing=False)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     if precision not in PRECISIONS[format]:
@@ -113,20 +119,44 @@ def load(path: Path, format: str, threads: int | None = None, precision: str = "
     loaders: dict[str, Loader] = {"onnx": _load_onnx, "openvino": openvino, "pt2": _load_pt2, "aoti": _load_aoti}
     try:
         return loaders[format](path, threads)
-    except Exception as error:  # each runtime has its own kinds
+    except Exception as error:  # each runtime raises its own kinds
         raise RuntimeError(f"{path} cannot be read as {format}: {_reason(error)}") from error
 
 
-def check(format: str, path: Path | None = None) -> None:
-    """Raise what `export` (or `load`, where no ``path`` is given) raises for the format and the file's name."""
+def check(format: str | None, path: Path, writing: bool = True) -> str:
+    """The format of a file to write or to read, by default that of its ending; raises as `export` and `load` do."""
+    if format is None:
+        format = next((name for name, ending in FORMATS.items() if ending == path.suffix), None)
+        if format is None:
+            raise UsageError(f"the ending of {path} names no export format: use {', '.join(_endings())}")
     if format not in FORMATS:
         hint = did_you_mean(format, FORMATS) or f": choose one of {', '.join(FORMATS)}"
         raise UsageError(f"there is no export format {format!r}{hint}")
-    if path is not None and path.suffix != FORMATS[format]:
+    if writing and path.suffix != FORMATS[format]:
         raise UsageError(f"{path} must end in {FORMATS[format]}, as files of the format {format} do")
-    writers = _WRITERS[format] if path is not None else ()
-    for package in (*RUNTIMES[format], *writers):
+    for package in (*RUNTIMES[format], *(_WRITERS[format] if writing else ())):
         require(package, "export")
+    return format
+
+
+def _endings() -> list[str]:
+    return list(dict.fromkeys(FORMATS.values()))
+
+
+def _example(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The one tensor that the model takes, checked."""
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
+        kinds = ", ".join(type(value).__name__ for value in tensors)
+        raise ValueError(f"export takes example_inputs of one tensor [N, C, H, W], got ({kinds})")
+    [example] = tensors
+    devices = sorted({str(tensor.device) for tensor in (example, *model.parameters(), *model.buffers())})
+    if devices != ["cpu"] or example.dtype != torch.float32:
+        raise ValueError(
+            f"export takes a model and an example in float32 on the CPU, got an example of {example.dtype} and tensors "
+            f"on {', '.join(devices)}: use .float().cpu()"
+        )
+    return example
 
 
 def _compare(model: nn.Module, run: Run, example: Tensor, format: str) -> dict[int, float]:
@@ -137,22 +167,22 @@ def _compare(model: nn.Module, run: Run, example: Tensor, format: str) -> dict[i
         with torch.no_grad():
             expected, actual = model(x), run(x)
             if actual.shape != expected.shape:
-                raise RuntimeError(f"{format} answers {list(actual.shape)} instead of {list(expected.shape)}")
+                raise RuntimeError(f"{format} outputs {list(actual.shape)} instead of {list(expected.shape)}")
             difference = _difference(actual, expected)
             if not difference <= TOLERANCE:  # or not a number
                 exact = copy.deepcopy(model).double()(x.double())
                 limit = max(TOLERANCE, ROUNDINGS * _difference(expected, exact))
                 if not difference <= limit:
                     raise RuntimeError(
-                        f"{format} answers differently: by {difference:.1e} of the answer's standard deviation at "
-                        f"batch {batch}, where {limit:.0e} is allowed. Nothing was written"
+                        f"the output of {format} differs by {difference:.1e} of its standard deviation at batch "
+                        f"{batch}, and at most {limit:.0e} is allowed: nothing was written"
                     )
         differences[batch] = difference
     return differences
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the standard deviation; to the size, if all are alike."""
+    """The largest difference over the standard deviation; over the largest value, if all values are alike."""
     scale = expected.std(correction=0) or expected.abs().max() or 1
     return float((actual - expected).abs().max() / scale)
 
@@ -162,7 +192,7 @@ def _reason(error: Exception) -> str:
 
 
 def _put_in_place(part: Path, path: Path) -> None:
-    """Replace ``path`` by the checked file; of two files the one with the weights first, while there is no other."""
+    """Replace ``path`` with the checked file. If there are two, remove the old network before its weights change."""
     weights = part.with_suffix(".bin")
     if weights.exists():
         path.unlink(missing_ok=True)
@@ -180,7 +210,7 @@ def _write(format: str, graph: fx.GraphModule, example: Tensor, path: Path) -> N
         _write_openvino(graph, example, path)
     else:
         if len(example) == 1:
-            example = torch.cat([example, example])  # a size of 1 would be taken for fixed
+            example = torch.cat([example, example])  # a batch of 1 would be taken for a fixed size
         program = torch.export.export(graph, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
         if format == "pt2":
             torch.export.save(program, path)
@@ -206,7 +236,7 @@ def _write_openvino(graph: fx.GraphModule, example: Tensor, path: Path) -> None:
 
 
 def _crop_after_upsampling(graph: fx.GraphModule) -> None:
-    """Split an upsampling to an odd size in two: ONNX's Resize takes a scale or a size, and not both."""
+    """Split an upsampling to an odd size in two: ONNX's Resize takes either a scale or a size."""
     operations = torch.ops.aten
     for node in graph.graph.find_nodes(op="call_function", target=operations.upsample_nearest2d.default):
         x, size, *scales = node.args
@@ -233,10 +263,10 @@ def _load_onnx(path: Path, threads: int | None) -> Run:
 
 @functools.cache
 def openvino_core() -> Any:
-    """The one of this process, for good.
+    """The one core of this process, kept until it ends.
 
-    Each core switches the stack that signals are handled on, and its end switches back to the one of before, which may
-    have ended with another core by then: the next signal would be the end of the process.
+    Each core installs its own stack for signal handlers and, when it is destroyed, restores the one before. If that
+    belonged to another core, destroyed earlier, the next signal would kill the process.
     """
     return require("openvino", "export").Core()
 

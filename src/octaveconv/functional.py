@@ -19,30 +19,31 @@ def octconv(
     cut_in: int | None = None, cut_out: int | None = None, factor: int | Sizes | None = None,
     transposed: bool = False, output_padding: int | Sizes = 0,
 ) -> Octave:  # fmt: skip
-    """Octave convolution with one dense weight, the counterpart of ``torch.nn.functional.conv2d`` and its relatives.
+    """Octave convolution with one dense weight: the counterpart of ``torch.nn.functional.conv1d``, ``2d`` and ``3d``.
 
     Args:
-        x: `Octave`, or a tensor ``[N, C, H, W]`` taken as an octave that has no low part. Like the weight it has three
-            dimensions where it is a series that is convolved, and five where it is a volume.
-        weight: ``[out, in / groups, kh, kw]``, that of a dense convolution; the four paths are blocks of it. Transposed
-            it is ``[in, out / groups, kh, kw]``.
+        x: an `Octave`, or a tensor ``[N, C, H, W]``, which counts as an octave without a low part. The weight's
+            dimensions say how many axes are convolved: series are ``[N, C, L]``, volumes ``[N, C, T, H, W]``.
+        weight: that of a dense convolution, ``[out, in / groups, kh, kw]``; the four paths are blocks of it. If
+            ``transposed``, ``[in, out / groups, kh, kw]``.
         bias: ``[out]``.
-        stride: 1 or 2 on each axis; 2 pools the input, then convolves at stride 1. Transposed, it is the stride of the
-            convolution.
-        padding: must keep the map's size where there are two frequencies; transposed, see `OctConvTranspose2d`.
+        stride: 1 or 2 on each axis. A stride of 2 pools the input, then convolves at stride 1; if ``transposed``, it is
+            the stride of the convolution.
+        padding: with two frequencies it must keep the map's size; if ``transposed``, see `OctConvTranspose2d`.
         dilation, groups, padding_mode: as in ``torch.nn.Conv2d``. If ``groups`` equals both channel counts, the
             convolution is depthwise and has no path between the frequencies.
-        alpha_in, alpha_out: low-frequency share of the input and output channels, in [0, 1]; or see `OctConv2d`.
+        alpha_in, alpha_out: low-frequency share of the input and of the output channels, in [0, 1], or a
+            `ChannelSplit`.
         cut_in, cut_out, factor: see `OctConv2d`.
         transposed: convolve as ``torch.nn.functional.conv_transpose2d`` does.
-        output_padding: as there; 0 otherwise.
+        output_padding: as in ``torch.nn.functional.conv_transpose2d``; only if ``transposed``.
 
     Returns:
-        ``Octave(high, low)``, a part being ``None`` where it gets no channels.
+        ``Octave(high, low)``; a part without channels is ``None``.
 
     Raises:
         ValueError: the arguments do not fit each other or the input; the message names the cure.
-        BackendUnavailable: a backend was asked for by name and cannot run.
+        BackendUnavailable: a backend was chosen by name and cannot run.
 
     Source: section 3.2 of Chen et al., ICCV 2019.
 
@@ -55,7 +56,7 @@ def octconv(
     if not 3 <= weight.dim() <= 5:
         raise ValueError(f"weight must be [out, in / groups, kernel sizes of 1 to 3 axes], got {list(weight.shape)}")
     if output_padding and not transposed:
-        raise ValueError(f"only a transposed convolution pads its output: give transposed=True, got {output_padding=}")
+        raise ValueError(f"only a transposed convolution pads its output: pass transposed=True, got {output_padding=}")
     rows, columns = weight.shape[0], weight.shape[1] * groups
     in_channels, out_channels = (rows, columns) if transposed else (columns, rows)
     spec = conv_spec(
@@ -66,6 +67,6 @@ def octconv(
 
 
 def run(x: Tensor | Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Octave:
-    """`octconv` with its arguments already checked into a ``spec``."""
+    """`octconv` with arguments that `conv_spec` has already checked."""
     octave = spec.check_input(x)
     return backends.choose(octave, spec).run(octave, weight, bias, spec)

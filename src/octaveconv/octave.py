@@ -19,7 +19,7 @@ class Octave(NamedTuple):
         high: high-frequency maps, ``[N, C_high, H, W]``, or ``None`` (alpha 1).
         low: low-frequency maps, ``[N, C_low, ceil(H/2), ceil(W/2)]``, or ``None`` (alpha 0).
 
-    Series are ``[N, C_high, L]`` and ``[N, C_low, ceil(L/2)]``; of volumes, five dimensions, see `OctConv3d`.
+    Series have the shapes ``[N, C_high, L]`` and ``[N, C_low, ceil(L/2)]``; for volumes see `OctConv3d`.
 
     ``+`` and ``*`` act part by part, so a residual block reads ``x + shortcut`` as usual. Being a NamedTuple it is
     a pytree: it goes through ``nn.Sequential``, ``torch.compile`` and ``torch.export``.
@@ -45,14 +45,35 @@ class Octave(NamedTuple):
 
 
 torch.utils._pytree._register_namedtuple(Octave, serialized_type_name="octaveconv.Octave")  # for torch.export.save
-torch.serialization.add_safe_globals([Octave])  # two tensors: nothing that loading could run
+torch.serialization.add_safe_globals([Octave])  # two tensors: loading runs no code
 
 
 class ChannelSplit(NamedTuple):
-    """How ``high + low`` channels are cut: inside each of ``cut`` equal groups, the high ones first.
+    """Which channels of a dense layer are high-frequency and which are low-frequency.
 
-    ``cut`` is 1 everywhere but beside a grouped convolution, whose groups each have a high and a low part. Channels
-    that were concatenated are cut inside each of their ``pieces``; see `then`.
+    Every ``alpha`` of this package may be a ``ChannelSplit`` instead of a number. A concatenation needs one,
+    because each of its pieces has its own high and low channels.
+
+    Args:
+        high: number of high-frequency channels.
+        low: number of low-frequency channels.
+        cut: number of equal groups; the high channels come first inside each. It is 1 except next to a grouped
+            convolution, whose groups each have a high and a low part.
+        pieces: the splits of concatenated channels, if they differ. Use `then` to make such a split.
+
+    Raises:
+        ValueError: a layer is given a split that does not fit its channels.
+
+    Source: section 3.1 of Chen et al., ICCV 2019, splits one run of channels; groups and pieces are ours.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> split = oc.ChannelSplit(48, 16).then(oc.ChannelSplit(24, 8))  # 64 channels, then 32 others
+        >>> split.high, split.low, split.alpha
+        (72, 24, 0.25)
+        >>> x = oc.Octave(torch.ones(1, 72, 8, 8), torch.ones(1, 24, 4, 4))
+        >>> oc.OctConv2d(96, 64, 1, alpha_in=split)(x).high.shape
+        torch.Size([1, 64, 8, 8])
     """
 
     high: int
@@ -62,7 +83,7 @@ class ChannelSplit(NamedTuple):
 
     @property
     def contiguous(self) -> bool:
-        """Whether all high channels come first, so that `split` returns views."""
+        """Whether all high channels come first; `split` then returns views."""
         return self.cut == 1 and not self.pieces
 
     @property
@@ -71,7 +92,7 @@ class ChannelSplit(NamedTuple):
         return self.low / (self.high + self.low)
 
     def then(self, other: ChannelSplit) -> ChannelSplit:
-        """The split of a concatenation: these channels, and behind them the ``other`` ones.
+        """The split of a concatenation: these channels followed by the ``other`` ones.
 
         Example:
             >>> ChannelSplit(64, 0).then(ChannelSplit(24, 8)).then(ChannelSplit(24, 8))[:2]
@@ -92,9 +113,9 @@ class ChannelSplit(NamedTuple):
         return ChannelSplit(self.high + other.high, self.low + other.low, 1, (*before, *pieces))
 
     def split(self, x: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
-        """Take dimension ``dim``, in dense order, apart into ``(high, low)``; views if `contiguous`.
+        """Split dimension ``dim``, which is in dense order, into ``(high, low)``; they are views if `contiguous`.
 
-        Their gradients are put together in one pass, but for that PyTorch does not let them be changed in place.
+        PyTorch joins the gradients of the views in one pass, and in return forbids changing the views in place.
         """
         if self.pieces:
             runs = x.split([piece.high + piece.low for piece in self.pieces], dim)
@@ -108,15 +129,15 @@ class ChannelSplit(NamedTuple):
         return parts[0].flatten(dim, dim + 1), parts[1].flatten(dim, dim + 1)
 
     def split_any(self, x: Tensor | None, dim: int = 0) -> tuple[Tensor | None, Tensor | None]:
-        """`split`, or two absent parts of what is absent, as a bias may be."""
+        """`split`, or ``(None, None)`` for what is absent, such as a bias."""
         return (None, None) if x is None else self.split(x, dim)
 
     def high_first(self, x: Tensor, dim: int = 0) -> Tensor:
-        """Dimension ``dim`` is in dense order: all its high channels before the low ones, ``x`` itself if they are."""
+        """Reorder dimension ``dim`` from dense order to high channels first; ``x`` itself if it is so already."""
         return x if self.contiguous else torch.cat(self.split(x, dim), dim)
 
     def join(self, high: Tensor | None, low: Tensor | None, dim: int = 0) -> Tensor:
-        """Put the two parts back into dense order: the inverse of `split`. An absent part has no channels."""
+        """Join the two parts in dense order: the inverse of `split`. An absent part has no channels."""
         parts = [part for part in (high, low) if part is not None]
         if len(parts) == 1:
             return parts[0]
@@ -132,22 +153,29 @@ class ChannelSplit(NamedTuple):
         ).flatten(dim, dim + 1)
 
 
-def split_channels(channels: int, alpha: float | ChannelSplit, cut: int = 1) -> ChannelSplit:
-    """Share out ``channels`` as the original does: ``low = int(alpha * channels)``, truncated; the rest is high.
+def alpha_of(alpha: float | ChannelSplit) -> float:
+    """The low-frequency share as a number."""
+    return alpha.alpha if isinstance(alpha, ChannelSplit) else alpha
 
-    A split that is given in place of alpha is returned as it is.
+
+def split_channels(channels: int, alpha: float | ChannelSplit, cut: int = 1) -> ChannelSplit:
+    """Split ``channels`` as the original does: ``low = int(alpha * channels)``, truncated, and the rest is high.
+
+    A `ChannelSplit` given as ``alpha`` is checked and returned.
 
     Raises:
-        ValueError: alpha is outside [0, 1], a share cannot be spread evenly over ``cut`` groups, or a split is given
-            that has other channels.
+        ValueError: alpha is outside [0, 1], the shares cannot be divided among ``cut`` groups, or a given split has a
+            different number of channels.
 
     Example:
         >>> split_channels(64, 0.3)[:2]
         (45, 19)
     """
     if isinstance(alpha, ChannelSplit):
-        if alpha.high + alpha.low != channels:
+        if min(alpha[:2]) < 0 or alpha.high + alpha.low != channels:
             raise ValueError(f"{channels} channels cannot be split into {alpha.high} high and {alpha.low} low ones")
+        if alpha.high % alpha.cut or alpha.low % alpha.cut:
+            raise ValueError(f"{alpha.high} high and {alpha.low} low channels cannot be cut into {alpha.cut} groups")
         return alpha
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is the low-frequency share of the channels and must be in [0, 1], got {alpha}")
@@ -158,13 +186,13 @@ def split_channels(channels: int, alpha: float | ChannelSplit, cut: int = 1) -> 
         cure = ", ".join(f"{i / per_group:g}" for i in range(per_group + 1)) if per_group <= 16 else f"n/{per_group}"
         raise ValueError(
             f"{channels} channels at alpha {alpha} are {split.high} high and {low} low, which {cut} groups cannot "
-            f"share evenly: use an alpha out of {cure}, or fewer groups"
+            f"share evenly: use an alpha of {cure}, or fewer groups"
         )
     return split
 
 
 def as_octave(x: Tensor | Octave) -> Octave:
-    """Take a plain tensor as an octave that has no low part.
+    """Return an octave as it is, and a tensor as an octave without a low part.
 
     Raises:
         TypeError: ``x`` is neither a tensor nor an `Octave`.
@@ -181,13 +209,14 @@ def octave_map(fn: Callable[..., Tensor], *xs: Tensor | Octave) -> Octave:
 
     Args:
         fn: takes as many tensors as there are ``xs`` and returns one.
-        xs: octaves (or tensors, taken as having no low part) that have the same parts.
+        xs: octaves that have the same parts; a tensor counts as an octave without a low part.
 
     Returns:
         ``Octave(fn(high, ...), fn(low, ...))``; a part that is absent stays absent.
 
     Raises:
         ValueError: one of ``xs`` has a part that another lacks.
+        TypeError: one of ``xs`` is neither a tensor nor an `Octave`.
 
     Example:
         >>> import torch
@@ -199,14 +228,27 @@ def octave_map(fn: Callable[..., Tensor], *xs: Tensor | Octave) -> Octave:
         absent = [part is None for part in parts]
         if any(absent) and not all(absent):
             raise ValueError(
-                f"an octave without a {name} part cannot be combined with one that has it: use Split first"
+                f"an octave without a {name} part cannot be combined with one that has it: apply Split first"
             )
     highs, lows = zip(*octaves)
     return Octave(None if highs[0] is None else fn(*highs), None if lows[0] is None else fn(*lows))
 
 
 def octave_cat(*xs: Tensor | Octave) -> Octave:
-    """Concatenate channels, the high and the low ones each in order; a part that is absent has none.
+    """Concatenate the channels of octaves: the high parts, and the low parts.
+
+    Args:
+        xs: octaves whose maps have the same sizes; a tensor counts as an octave without a low part.
+
+    Returns:
+        ``Octave(cat(highs), cat(lows))``, the channels in the order of ``xs``; a part that all ``xs`` lack is ``None``.
+        The next layer takes the matching split as ``alpha_in``: `ChannelSplit.then`.
+
+    Raises:
+        TypeError: one of ``xs`` is neither a tensor nor an `Octave`.
+        RuntimeError: the maps differ in size.
+
+    Source: the DenseNet of section 4.2 of Chen et al., ICCV 2019.
 
     Example:
         >>> import torch
@@ -218,22 +260,22 @@ def octave_cat(*xs: Tensor | Octave) -> Octave:
 
 
 def check_sizes(x: Octave, factor: Sizes) -> None:
-    """Raise ValueError unless the low part has ``ceil(size / factor)`` of the high part."""
+    """Raise ValueError unless the low part has ``ceil(size / factor)`` pixels on each axis."""
     high, low = x
-    if high is None or low is None or torch.compiler.is_compiling():  # then sizes may be symbols: no guards on them
+    if high is None or low is None or torch.compiler.is_compiling():  # sizes may be symbols: add no guards
         return
     expected = pooled_size(high.shape[2:], factor)
     if tuple(low.shape[2:]) != expected:
         rule = "half the size, rounded up" if min(factor) == 2 else f"the size divided by {factor}, rounded up"
         raise ValueError(
-            f"the low part is {tuple(low.shape[2:])} pixels beside a high part of {tuple(high.shape[2:])}, expected "
-            f"{expected}: {rule} (pool with ceil_mode=True, or pool both parts by octave_map)"
+            f"the low part is {tuple(low.shape[2:])} pixels next to a high part of {tuple(high.shape[2:])}, expected "
+            f"{expected}: {rule} (pool with ceil_mode=True, or pool both parts with octave_map)"
         )
 
 
 def split_tensor(x: Tensor, split: ChannelSplit, factor: int | Sizes | None = None) -> Octave:
     """Keep the high channels of ``x`` and pool the low ones: ``[N, C, H, W]`` to an octave."""
-    if split.contiguous:  # an activation behind may work in place
+    if split.contiguous:  # not split.split: a following activation may work in place
         high, low = x.narrow(1, 0, split.high), x.narrow(1, split.high, split.low)
     else:
         high, low = split.split(x, 1)
@@ -243,10 +285,10 @@ def split_tensor(x: Tensor, split: ChannelSplit, factor: int | Sizes | None = No
 def merge_tensor(
     x: Tensor | Octave, size: Sizes | None = None, factor: int | Sizes | None = None, split: ChannelSplit | None = None
 ) -> Tensor:
-    """Bring the low part to the high size and put all channels in one tensor: ``[N, C, H, W]``.
+    """Upsample the low part to the high size and return all channels as one tensor: ``[N, C, H, W]``.
 
-    ``size`` is the high size; without it an octave that has no high part comes out at a whole multiple of its low size.
-    Channels come in the dense order of ``split``; without it the high ones first.
+    ``size`` is the high size of an octave without a high part; by default it is the low size times ``factor``. The
+    channels are in the dense order of ``split``, by default high channels first.
     """
     high, low = as_octave(x)
     if low is None:

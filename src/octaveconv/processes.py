@@ -1,4 +1,4 @@
-"""Working as one of several processes, as torchrun starts them; alone, everything here is trivial."""
+"""Working as one of several processes that torchrun started; with a single process, everything here is trivial."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .errors import UsageError
 
 @contextmanager
 def joined(device: str) -> Iterator[str]:
-    """Be one of the processes that torchrun started, and leave them at the end.
+    """Join the processes that torchrun started, and leave them at the end of the block.
 
     Args:
-        device: ``cpu`` or ``cuda``, which becomes this process's own GPU.
+        device: ``cpu``, or ``cuda`` for this process's own GPU.
 
     Yields:
         The device to use.
@@ -40,7 +40,7 @@ def joined(device: str) -> Iterator[str]:
     store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = dist.PrefixStore(agreed_name(store, rank, size), store)  # type: ignore[attr-defined]
-    # gloo for plain data beside NCCL: it notices a peer that has died at once.
+    # gloo for plain data beside NCCL: it notices at once that a peer has died.
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
@@ -50,20 +50,21 @@ def joined(device: str) -> Iterator[str]:
 
 
 def agreed_name(store: Any, rank: int, size: int, patience: float = 1800) -> str:
-    """A name that the processes of this start share, and none of an earlier start has known; ``store`` joins them.
+    """A name that all processes of this start share through ``store``, and that no earlier start has used.
 
-    torchrun lends the processes it starts anew the store of those before them, whose addresses then answer no more
-    (https://github.com/pytorch/pytorch/issues/135712). How often it has done so, each machine counts for itself.
+    After a failure torchrun gives the processes that it restarts the store of those before them, with addresses that no
+    longer answer (https://github.com/pytorch/pytorch/issues/135712). The number of restarts cannot tell the starts
+    apart: each machine has a count of its own.
 
     Raises:
-        RuntimeError: the others have not come within ``patience`` seconds.
+        RuntimeError: the others have not arrived within ``patience`` seconds.
     """
     mine, end = uuid.uuid4().hex, time.monotonic() + patience
     store.set(f"hello {rank}", mine)
     while time.monotonic() < end:
         if rank:
             first, *seen = str(store.get("seen"), "ascii").split()
-            if mine in seen:  # so the first process is of this start, too
+            if mine in seen:  # so the first process belongs to this start, too
                 store.set(f"name {rank}", first)
                 return first
         else:
@@ -89,7 +90,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -97,7 +98,7 @@ def gather(mine: Any) -> list[Any]:
     """Every process's piece of plain data, in the order of their ranks, on each of them.
 
     Raises:
-        RuntimeError: another process has ended before it came here.
+        RuntimeError: another process ended before it called this.
     """
     if world_size() == 1:
         return [mine]
@@ -105,5 +106,5 @@ def gather(mine: Any) -> list[Any]:
     try:
         dist.all_gather_object(shares, mine)
     except RuntimeError as error:
-        raise RuntimeError("another of the processes has ended early: its own message says why") from error
+        raise RuntimeError("another process has ended early: its own message says why") from error
     return shares

@@ -1,6 +1,6 @@
-"""The first thing to run: a small octave network and its dense twin, trained side by side on real scans of digits.
+"""The first thing to run: train a small octave network and its dense twin side by side on real scans of digits.
 
-Both start from the same weights, which the one-weight layout makes possible, and see the same batches.
+Both start from the same weights, as an octave layer holds the weight of its dense twin, and see the same batches.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import env
+from . import _figure, env
+from ._modes import LAYOUTS, threads
+from ._progress import live
 from .bench.measure import interleaved
 from .cost import cost
-from .errors import MissingExtra, require
+from .errors import require
 from .models import OctResNetV2
 
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 LATENCY_BATCHES = (1, 64)
 HELD_OUT = 360  # of 1,797 images
 NETS = ("octave", "dense")
@@ -33,8 +34,8 @@ Log = Callable[[str, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What decides the figures: the same settings and threads give the same accuracies on the same CPU."""
+class QuickstartSettings:
+    """How to train: the same settings give the same accuracies on the same CPU."""
 
     alpha: float = 0.5
     epochs: int = 8
@@ -45,11 +46,11 @@ class Settings:
     threads: int = field(default_factory=torch.get_num_threads)
 
 
-def run(settings: Settings = Settings(), log: Log | None = None) -> dict[str, Any]:
+def run(settings: QuickstartSettings = QuickstartSettings(), log: Log | None = None) -> dict[str, Any]:
     """Train, test and measure both networks.
 
     Args:
-        settings: see `Settings`.
+        settings: see `QuickstartSettings`.
         log: called as ``log(net, epoch, figures)`` after each epoch of each network.
 
     Returns:
@@ -59,7 +60,7 @@ def run(settings: Settings = Settings(), log: Log | None = None) -> dict[str, An
         MissingExtra: scikit-learn, which brings the images, is not installed.
     """
     data = load_digits(settings.seed)
-    with _threads(settings.threads):
+    with threads(settings.threads):
         nets = {name: make_net(settings, settings.alpha if name == "octave" else 0.0) for name in NETS}
         curves = {name: list[dict[str, float]]() for name in NETS}
         trainings = {name: _train(net, data, settings) for name, net in nets.items()}
@@ -71,7 +72,7 @@ def run(settings: Settings = Settings(), log: Log | None = None) -> dict[str, An
         latencies = _latencies(nets)
     figures = {}
     for name, net in nets.items():
-        report = cost(net, (1, 32, 32))
+        report = cost(net, input_size=(1, 32, 32))
         figures[name] = {
             "accuracy": curves[name][-1]["accuracy"],
             "params": report.params,
@@ -84,7 +85,7 @@ def run(settings: Settings = Settings(), log: Log | None = None) -> dict[str, An
 
 
 def load_digits(seed: int = 0) -> Data:
-    """scikit-learn's 1,797 scans, 8x8 upsampled to 32x32; 1,437 to train with and 360 held out, by ``seed``."""
+    """scikit-learn's 1,797 scans of 8x8 pixels, upsampled to 32x32; ``seed`` chooses 1,437 to train on, 360 to test."""
     digits = require("sklearn.datasets", "demo").load_digits()
     images = torch.from_numpy(digits.images).float()[:, None] / 16  # [1797, 1, 8, 8] in 0 ... 1
     images = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False)
@@ -95,29 +96,29 @@ def load_digits(seed: int = 0) -> Data:
     return {"train": (images[train], labels[train]), "test": (images[held_out], labels[held_out])}
 
 
-def make_net(settings: Settings, alpha: float) -> nn.Module:
-    """A pre-activation residual network of four bottleneck blocks; the seed gives the same weights at every alpha."""
+def make_net(settings: QuickstartSettings, alpha: float) -> nn.Module:
+    """A pre-activation residual network of four bottleneck blocks; one seed gives the same weights at every alpha."""
     torch.manual_seed(settings.seed)
     net = OctResNetV2((1, 1, 1, 1), alpha=alpha, width=settings.width, stem="3x3", num_classes=10, in_chans=1)
     return net.to(memory_format=torch.channels_last)
 
 
-def _train(net: nn.Module, data: Data, settings: Settings) -> Iterator[dict[str, float]]:
+def _train(net: nn.Module, data: Data, settings: QuickstartSettings) -> Iterator[dict[str, float]]:
     """Train one epoch at each ``next``; yield the training loss and the accuracy on the held-out images."""
     images, labels = data["train"]
     generator = torch.Generator().manual_seed(settings.seed)
-    optimiser = torch.optim.SGD(net.parameters(), settings.lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(net.parameters(), settings.lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
     steps = math.ceil(len(labels) / settings.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=steps * settings.epochs)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=steps * settings.epochs)
     for _ in range(settings.epochs):
         net.train()
         total = 0.0
         for batch in torch.randperm(len(labels), generator=generator).split(settings.batch_size):
             x = images[batch].contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(net(x), labels[batch])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             total += loss.item() * len(batch)
         yield {"loss": total / len(labels), "accuracy": _accuracy(net, *data["test"])}
@@ -132,7 +133,7 @@ def _accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def _latencies(nets: dict[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """Seconds per call, eager float32, of each network at each batch size, in its own best memory layout."""
+    """Seconds per call of each network at each batch size: eager, float32, in its own best memory layout."""
     result: dict[str, dict[str, Any]] = {name: {} for name in nets}
     for batch in LATENCY_BATCHES:
         x = torch.randn(batch, 1, 32, 32)
@@ -146,16 +147,6 @@ def _latencies(nets: dict[str, nn.Module]) -> dict[str, dict[str, Any]]:
             best = min((f"{name}/{layout}" for layout in LAYOUTS), key=lambda key: timings[key].median)
             result[name][str(batch)] = {"layout": best.partition("/")[2], **asdict(timings[best])}
     return result
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def table(result: dict[str, Any]) -> list[list[str]]:
@@ -180,7 +171,7 @@ def table(result: dict[str, Any]) -> list[list[str]]:
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """Say in a sentence each which network is faster, and which is more accurate."""
+    """Which network is faster, and which is more accurate: a sentence each."""
     sentences = []
     for batch in result["octave"]["latency"]:
         ratio = result["dense"]["latency"][batch]["median"] / result["octave"]["latency"][batch]["median"]
@@ -190,7 +181,7 @@ def verdict(result: dict[str, Any]) -> str:
     sentences.append(
         f"Of {HELD_OUT} held-out images the octave network gets {wrong[0]} wrong, the dense one {wrong[1]}."
     )
-    return " ".join(["A ratio above 1 is in favour of octave.", *sentences])
+    return " ".join(["A ratio above 1 favors octave.", *sentences])
 
 
 def conditions(result: dict[str, Any]) -> str:
@@ -204,39 +195,33 @@ def conditions(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Draw loss and accuracy over the epochs into a PNG; MissingExtra if matplotlib is not installed."""
-    require("matplotlib", "plots").use("Agg")
-    import matplotlib.pyplot as plt
+    """Draw loss and accuracy over the epochs into a .png or .svg file.
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for axis, key in zip(axes, ("loss", "accuracy")):
+    Raises:
+        MissingExtra: matplotlib is not installed.
+        UsageError: the file's name has another ending.
+    """
+    figure = _figure.new(9, 3.5)
+    for axis, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
         for name in NETS:
             values = [point[key] for point in result[name]["curves"]]
             axis.plot(range(1, len(values) + 1), values, marker="o", label=name)
         axis.set(xlabel="epoch", title={"loss": "training loss", "accuracy": "test accuracy"}[key])
         axis.grid(alpha=0.3)
         axis.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _figure.save(figure, path)
 
 
 @contextmanager
 def progress(epochs: int) -> Iterator[Log]:
     """A live bar for each network on a terminal; one line per epoch elsewhere, or where rich is not installed."""
-    try:
-        rich = require("rich.progress", "cli")
-    except MissingExtra:
-        rich = None
-    if rich is None or not rich.get_console().is_terminal:
-        yield lambda net, epoch, f: print(
-            f"{net:6}  epoch {epoch}/{epochs}  loss {f['loss']:.4f}  accuracy {f['accuracy']:.2%}", flush=True
-        )
-        return
-    columns = ("{task.description}", rich.BarColumn(), rich.MofNCompleteColumn(), "{task.fields[figures]}",
-               rich.TimeElapsedColumn(), rich.TimeRemainingColumn())  # fmt: skip
-    with rich.Progress(*columns) as bars:
+    with live() as bars:
+        if bars is None:
+            yield lambda net, epoch, f: print(f"{net:6}  epoch {epoch}/{epochs}  {_shown(f)}", flush=True)
+            return
         tasks = {net: bars.add_task(f"{net:6}", total=epochs, figures="") for net in NETS}
-        yield lambda net, epoch, f: bars.update(
-            tasks[net], completed=epoch, figures=f"loss {f['loss']:.4f}  accuracy {f['accuracy']:.2%}"
-        )
+        yield lambda net, epoch, f: bars.update(tasks[net], completed=epoch, figures=_shown(f))
+
+
+def _shown(figures: dict[str, float]) -> str:
+    return f"loss {figures['loss']:.4f}  accuracy {figures['accuracy']:.2%}"

@@ -1,15 +1,15 @@
-"""Octave convolution as the paper defines it: the truth that every backend is tested against.
+"""Octave convolution as the paper defines it: every backend is tested against this file.
 
-Slow, short, and without options. Four paths, each a pooling, a stride-1 convolution and an upsampling, in that order
-(Chen et al., ICCV 2019, section 3.2; equations 3 and 4). A stride pools first, so no convolution is ever strided. Maps
-have one, two or three axes; shapes below are of two.
+It is slow, short, and without options. There are four paths, each a pooling, a stride-1 convolution and an upsampling,
+in that order (Chen et al., ICCV 2019, section 3.2; equations 3 and 4). A stride pools first, so no convolution is ever
+strided. Maps have one, two or three axes; the shapes below are for two.
 
-The transposed one, which the paper does not have, goes the same four ways, and its stride is that of the convolution:
+The paper has no transposed octave convolution. Ours has the same four paths, and the stride is that of the convolution:
 
     high' = T(high, hh) + upsample(T(low, lh))        low' = T(pool(high), hl) + T(low, ll)
 
-At stride 1 and even sizes it is the adjoint of the octave convolution that has the same weight, if a low pixel counts
-for the four that it stands for.
+At stride 1 and even sizes it is the adjoint of the octave convolution with the same weight, in the inner product that
+counts each low pixel four times, once for each high pixel that it covers.
 """
 
 from torch import Tensor
@@ -24,7 +24,7 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
 
     Returns:
         The high part ``[N, C_high, ceil(H / stride), ceil(W / stride)]`` and the low part at half that size, rounded
-        up; ``None`` for a part that gets no channels. For the transposed convolution see `octconv_transpose`.
+        up; ``None`` for a part without channels. For the transposed convolution see `octconv_transpose`.
     """
     if spec.transposed:
         return octconv_transpose(x, weight, bias, spec)
@@ -40,7 +40,7 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
             to_low.append(spec.conv(pool(high, spec.factor), hl))
     if low is not None:
         if lh is not None:
-            low_for_high = pool(low, spec.remaining_stride)  # where an octave halves, low has the new high's size
+            low_for_high = pool(low, spec.remaining_stride)  # on a halved axis, low has the new high's size
             to_high.append(spec.grow(spec.conv(low_for_high, lh), high))
         if ll is not None:
             to_low.append(spec.conv(pool(low, spec.stride), ll))
@@ -50,10 +50,10 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
 
 
 def octconv_transpose(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Octave:
-    """The same with a weight ``[in, out / groups, kh, kw]``, transposed.
+    """The transposed octave convolution, with a weight ``[in, out / groups, kh, kw]``.
 
     Returns:
-        The high part, of the size that ``nn.ConvTranspose2d`` gives it, and the low part at half that size, rounded up.
+        The high part, of the size that ``nn.ConvTranspose2d`` makes, and the low part at half that size, rounded up.
     """
     high, low = x
     hh, hl, lh, ll = spec.paths(weight)
@@ -76,7 +76,7 @@ def octconv_transpose(x: Octave, weight: Tensor, bias: Tensor | None, spec: Conv
 
 
 def _total(terms: list[Tensor], bias: Tensor | None) -> Tensor | None:
-    """Sum the paths that end in one part; the bias is added to the sum, once."""
+    """Sum the paths that end in one part; add the bias once, to the sum."""
     if not terms:
         return None
     total = terms[0] if len(terms) == 1 else terms[0] + terms[1]

@@ -1,4 +1,4 @@
-"""The two resolutions of an octave: by how much they differ, and how a map gets from one to the other."""
+"""The two resolutions of an octave: the factor between them, and pooling and upsampling from one to the other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 Sizes = tuple[int, ...]  # one number for each axis of a map
 
-# How much smaller the low-frequency map is on each axis, by the number of axes: of a video in space, not in time.
+# By the number of axes, how much smaller the low-frequency map is on each: a video is halved in space, not in time.
 FACTORS: dict[int, Sizes] = {1: (2,), 2: (2, 2), 3: (1, 2, 2)}
 
 
@@ -36,7 +36,7 @@ def checked_factor(factor: int | Sizes | None, axes: int) -> Sizes:
 
 
 def pool(x: Tensor, factor: Sizes | None = None) -> Tensor:
-    """Average pooling to ``ceil(size / factor)``; a window over the edge averages the pixels that are there.
+    """Average pooling to ``ceil(size / factor)``; a window over the edge averages the pixels inside the map.
 
     The default ``factor`` is that of `FACTORS`.
     """
@@ -63,14 +63,14 @@ def _pool_volume(x: Tensor, factor: Sizes) -> Tensor:
 
 
 def upsample(x: Tensor, factor: Sizes, size: Sizes) -> Tensor:
-    """Nearest-neighbour upsampling, cropped to ``size``: each pixel becomes ``factor`` pixels."""
+    """Nearest-neighbor upsampling, cropped to ``size``: each pixel becomes ``factor`` pixels."""
     if max(factor) == 1:
         return x
     scales = [float(f) for f in factor]
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # its Resize takes a scale or a size, not both
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # its Resize takes no scale and size at once
         return crop(F.interpolate(x, scale_factor=scales, mode="nearest"), size)
-    # Given size and scale, the operator itself crops: one pass, and no guard on odd sizes when exported for all sizes.
-    # By the size alone it computes a ratio, which float32 rounds to the wrong pixel in odd maps of 4,189 pixels and up.
+    # Given both size and scale, the operator crops: one pass, and no guard on odd sizes when exported for all sizes.
+    # Given the size alone, it computes a ratio, which float32 rounds to the wrong pixel in odd maps from 4,189 pixels.
     aten = torch.ops.aten
     operator = (aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d)[len(factor) - 1]
     up: Tensor = operator(x, list(size), *scales)

@@ -22,7 +22,7 @@ class Paths(NamedTuple):
 
 
 class ConvSpec(NamedTuple):
-    """What an octave convolution is asked to do. Made, with all checks, by `conv_spec`."""
+    """The arguments of an octave convolution, checked and in one form. `conv_spec` makes it."""
 
     inputs: ChannelSplit
     outputs: ChannelSplit
@@ -34,8 +34,8 @@ class ConvSpec(NamedTuple):
     padding_mode: str
     output_padding: Sizes | None  # None: not transposed
     factor: Sizes  # how much smaller the low map is on each axis
-    growth: Sizes  # by how much a low map is to be upsampled on its way to the high size, which the stride has reduced
-    remaining_stride: Sizes  # by how much it is to be pooled instead: 1, but on axes where both maps have one size
+    growth: Sizes  # upsampling on path lh: the factor, or 1 where a stride of 2 makes the new high map as small as low
+    remaining_stride: Sizes  # pooling on path lh: 1, except for a stride of 2 on an axis whose factor is 1
 
     @property
     def transposed(self) -> bool:
@@ -44,7 +44,7 @@ class ConvSpec(NamedTuple):
 
     @property
     def depthwise(self) -> bool:
-        """One filter per channel: then only the paths hh and ll exist."""
+        """Whether it has one filter per channel; then only the paths hh and ll exist."""
         return self.groups > 1 and self.groups == sum(self.inputs[:2]) == sum(self.outputs[:2])
 
     def paths(self, weight: Tensor) -> Paths:
@@ -56,7 +56,7 @@ class ConvSpec(NamedTuple):
         return self._turned(Paths(_block(hh), _block(hl), _block(lh), _block(ll)))
 
     def join_paths(self, paths: Paths) -> Tensor:
-        """Put the blocks together into the dense weight: the inverse of `paths`."""
+        """Join the blocks into the dense weight: the inverse of `paths`."""
 
         def row(high: Tensor | None, low: Tensor | None) -> Tensor | None:
             return None if high is None and low is None else self._columns.join(high, low, 1)
@@ -65,7 +65,7 @@ class ConvSpec(NamedTuple):
         return self._rows.join(row(hh, lh), row(hl, ll))
 
     def _turned(self, paths: Paths) -> Paths:
-        """The rows of a transposed weight are inputs, so that its blocks beside the diagonal change places."""
+        """Swap hl and lh if transposed: the rows of a transposed weight are its input channels."""
         return paths._replace(hl=paths.lh, lh=paths.hl) if self.transposed else paths
 
     @property
@@ -74,14 +74,14 @@ class ConvSpec(NamedTuple):
 
     @property
     def _columns(self) -> ChannelSplit:
-        """How the weight's columns are cut: each group of a grouped convolution has high and low ones."""
+        """How the weight's columns are cut: a grouped convolution has the columns of one group, high and low."""
         columns = self.outputs if self.transposed else self.inputs
         if self.groups == 1 or self.depthwise:
             return columns
         return ChannelSplit(columns.high // self.groups, columns.low // self.groups)
 
     def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The convolution that every path is made of: at stride 1, or transposed at the true stride."""
+        """The convolution of each path: at stride 1, or transposed at the layer's stride."""
         axes = len(self.kernel_size)
         groups = weight.shape[0] if self.depthwise else self.groups
         padding = self.padding
@@ -95,21 +95,21 @@ class ConvSpec(NamedTuple):
         return conv(x, weight, bias, 1, padding, self.dilation, groups)
 
     def conv_low(self, x: Tensor, weight: Tensor, size: Sizes, bias: Tensor | None = None) -> Tensor:
-        """The transposed convolution of a map of low size: to a whole multiple of it, then cropped to ``size``."""
+        """The transposed convolution of a map of low size: to its size times the stride, then cropped to ``size``."""
         padding = tuple(s - r for s, r in zip(self.stride, self._reach))
         return crop(self._replace(output_padding=padding).conv(x, weight, bias), size)
 
     def grow(self, y: Tensor, high: Tensor | None) -> Tensor:
-        """Bring ``y``, convolved from a low map, to the size of ``high``, which the stride has pooled already.
+        """Upsample ``y``, convolved from a low map, to the size of ``high``, which the stride has already pooled.
 
-        At stride 2 it has that size. Without a high map it grows to a whole multiple.
+        At stride 2 it has that size already. Without a high map the size is that of ``y`` times `growth`.
         """
         if high is None:
             return upsample(y, self.growth, tuple(f * n for f, n in zip(self.growth, y.shape[2:])))
         return upsample(y, self.growth, high.shape[2:])
 
     def high_size(self, x: Octave) -> Sizes:
-        """Pixels of the high map on each axis; if it is absent, a whole multiple of the low one's."""
+        """Pixels of the high map on each axis; if it is absent, those of the low map times `factor`."""
         if x.high is not None:
             return x.high.shape[2:]
         assert x.low is not None
@@ -124,7 +124,7 @@ class ConvSpec(NamedTuple):
 
     @property
     def _reach(self) -> Sizes:
-        """Pixels that a transposed convolution makes of one, before output padding."""
+        """Pixels on each axis that a transposed convolution makes from one pixel, before output padding."""
         return _reaches(self.kernel_size, self.dilation, self.padding)
 
     def check_input(self, x: Tensor | Octave) -> Octave:
@@ -136,8 +136,8 @@ class ConvSpec(NamedTuple):
             if got != channels:
                 raise ValueError(
                     f"this layer's input has {self.inputs.high} high and {self.inputs.low} low channels, but the "
-                    f"{name} part given is {_describe(part)}: set alpha_in and in_channels to match what comes in "
-                    f"(a plain tensor has alpha 0; octaveconv.Split makes an octave of it)"
+                    f"{name} part given is {_describe(part)}: set alpha_in and in_channels to match the input "
+                    f"(a plain tensor has alpha 0; octaveconv.Split turns it into an octave)"
                 )
         check_sizes(octave, self.factor)
         return octave
@@ -149,9 +149,12 @@ def conv_spec(
     alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit, cut_in: int | None, cut_out: int | None,
     factor: int | Sizes | None = None, output_padding: int | Sizes | None = None,
 ) -> ConvSpec:  # fmt: skip
-    """Check the arguments of an octave convolution and return them in one form; ValueError names the cure.
+    """Check the arguments of an octave convolution and return them in one form.
 
     ``axes`` is 1, 2 or 3; ``output_padding`` is None unless the convolution is transposed.
+
+    Raises:
+        ValueError: the arguments do not fit each other; the message names the cure.
     """
     factor = checked_factor(factor, axes)
     kernel, strides, dilations = (_per_axis(value, axes) for value in (kernel_size, stride, dilation))
@@ -167,14 +170,12 @@ def conv_spec(
     depthwise = groups > 1 and groups == in_channels == out_channels
     default_cut = 1 if depthwise else groups
     if not depthwise and groups > 1 and {cut_in or groups, cut_out or groups} != {groups}:
-        raise ValueError(
-            f"a grouped convolution is cut inside its own groups: leave cut_in and cut_out away ({groups=})"
-        )
+        raise ValueError(f"a grouped convolution is cut inside its own groups: omit cut_in and cut_out ({groups=})")
     inputs = split_channels(in_channels, alpha_in, cut_in or default_cut)
     outputs = split_channels(out_channels, alpha_out, cut_out or default_cut)
     if depthwise and inputs != outputs:
         raise ValueError(
-            f"a depthwise convolution keeps each channel's frequency: give it one alpha, "
+            f"a depthwise convolution keeps each channel's frequency, so alpha_in and alpha_out must be equal: "
             f"got alpha_in={alpha_in} and alpha_out={alpha_out}"
         )
     growth = tuple(max(o // s, 1) for o, s in zip(factor, strides))
@@ -189,7 +190,7 @@ def _per_axis(value: int | Iterable[int] | str, axes: int) -> Sizes:
         raise ValueError(f"a transposed convolution takes its padding in pixels, got {value!r}")
     sizes = tuple(value) if isinstance(value, Iterable) else (value,) * axes
     if len(sizes) != axes:
-        raise ValueError(f"expected one number, or one for each of {axes} axes, got {value}")
+        raise ValueError(f"expected one number or {axes} of them, one for each axis, got {value}")
     return sizes
 
 
@@ -211,9 +212,9 @@ def _checked_padding(padding: int | Sizes | str, kernel: Sizes, dilations: Sizes
 def _check_transposed(
     kernel: Sizes, strides: Sizes, dilations: Sizes, paddings: Sizes, extra: Sizes, padding_mode: str, two_sizes: bool
 ) -> None:
-    """Two frequencies need an output that is the input times the stride, or less by a pixel at stride 2."""
+    """With two frequencies, the output size must be the input size times the stride, or at stride 2 one pixel less."""
     if padding_mode != "zeros":
-        raise ValueError(f"a transposed convolution pads by zeros alone, got padding_mode={padding_mode!r}")
+        raise ValueError(f"a transposed convolution only pads with zeros, got padding_mode={padding_mode!r}")
     reaches = _reaches(kernel, dilations, paddings)
     if not two_sizes or all(1 <= r <= s - p for r, s, p in zip(reaches, strides, extra)):
         return
@@ -225,9 +226,9 @@ def _check_transposed(
         fill = tuple(s - r for s, r in zip(strides, _reaches(kernel, dilations, cure)))
         advice = f"padding {cure} and output_padding {fill}"
     raise ValueError(
-        f"padding {paddings} and output_padding {extra} with kernel {kernel}, stride {strides} and dilation "
-        f"{dilations} do not make the map larger by its stride, which two frequencies have to be: use {advice}, or "
-        f"alpha_in=alpha_out=0"
+        f"with two frequencies the output size must be the input size times the stride, which padding {paddings} and "
+        f"output_padding {extra} with kernel {kernel}, stride {strides} and dilation {dilations} do not give: "
+        f"use {advice}, or alpha_in=alpha_out=0"
     )
 
 
@@ -237,7 +238,7 @@ def _reaches(kernel: Sizes, dilations: Sizes, paddings: Sizes) -> Sizes:
 
 def _integers(keeping: tuple[float, ...], kernel: Sizes) -> Sizes:
     if any(p != int(p) for p in keeping):
-        raise ValueError(f"kernel {kernel} cannot keep the map's size with equal padding on both sides: use an odd one")
+        raise ValueError(f"kernel {kernel} cannot keep the map's size: use an odd kernel size")
     return tuple(map(int, keeping))
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import reference
 from ..errors import BackendUnavailable
@@ -25,6 +26,7 @@ __all__ = [
     "explain",
     "fuses_norm",
     "octconv_of_norm",
+    "reasons",
 ]
 
 
@@ -46,22 +48,36 @@ def _always(x: Octave, spec: ConvSpec) -> str | None:
     return None
 
 
-BACKENDS = {  # the fastest first: automatic choice takes the first that can run
-    # Its kernels have been interpreted and compiled, but never run on a GPU: until then they are not for everyone.
+BACKENDS = {  # the fastest first: the automatic choice is the first that can run
+    # Its kernels have been interpreted and compiled but never run on a GPU; until then they are chosen by name only.
     "triton": Backend("triton", _triton_choice.octconv, _triton_choice.can_run, False, _triton_choice.load),
     "merged": Backend("merged", merged.octconv, _always),
     "reference": Backend("reference", reference.octconv, _always),
 }
 
-_requested = tuple(filter(None, os.environ.get("OCTAVECONV_BACKEND", "").split(",")))  # none: choose automatically
+_DEFAULT = tuple(filter(None, os.environ.get("OCTAVECONV_BACKEND", "").split(",")))
+
+
+class _Request(threading.local):
+    """The names that this thread asks for; none: the automatic choice.
+
+    A ContextVar would follow asynchronous tasks too, but torch.compile cannot trace one before PyTorch 2.14.
+    """
+
+    def __init__(self) -> None:  # called once in each thread
+        self.names = _DEFAULT
+
+
+_request = _Request()
 
 
 @contextmanager
 def backend(*names: str) -> Iterator[None]:
-    """Compute every octave convolution inside the ``with`` block by the named backend, in the whole process.
+    """Compute every octave convolution of this thread inside the ``with`` block with the named backend.
 
-    Of several names, each convolution takes the first that can run it. The environment variable ``OCTAVECONV_BACKEND``,
-    names with commas between, does the same from the start of the process.
+    Of several names, each convolution takes the first that can run it; without a name the choice is automatic. Like
+    ``torch.no_grad`` it does not reach other threads, nor those that are started inside the block. The environment
+    variable ``OCTAVECONV_BACKEND``, names separated by commas, is what every thread starts with.
 
     Raises:
         BackendUnavailable: there is no such backend; or, when a layer is called, none of them can run that call.
@@ -72,14 +88,13 @@ def backend(*names: str) -> Iterator[None]:
         >>> with oc.backend("reference"):
         ...     y = layer(torch.ones(1, 4, 8, 8))
     """
-    global _requested
     for name in names:
         _find(name).load()
-    before, _requested = _requested, names
+    before, _request.names = _request.names, names
     try:
         yield
     finally:
-        _requested = before
+        _request.names = before
 
 
 def choose(x: Octave, spec: ConvSpec) -> Backend:
@@ -88,29 +103,59 @@ def choose(x: Octave, spec: ConvSpec) -> Backend:
     Raises:
         BackendUnavailable: none can, and why.
     """
-    requested = [_find(name) for name in _requested]
+    requested = [_find(name) for name in _request.names]
     for candidate in requested or [candidate for candidate in BACKENDS.values() if candidate.automatic]:
         if candidate.can_run(x, spec) is None:
             return candidate
     raise BackendUnavailable(
         "; ".join(
             f"backend {name!r} was asked for and cannot run this call: {reason}"
-            for name, reason in explain(x, spec).items()
-            if name in _requested
+            for name, reason in reasons(x, spec).items()
+            if name in _request.names
         )
     )
 
 
 def fuses_norm(x: Octave, residual: Octave | None = None) -> bool:
-    """Whether batch norm, residual and ReLU of ``x`` are to be one, in the Triton backend.
+    """Whether batch norm, residual and ReLU of ``x`` are to be one call, in the Triton backend.
 
-    They are where that backend is the first one asked for and can compute them; elsewhere PyTorch does so, one after
-    another, and `backend`, which speaks of convolutions, does not complain.
+    They are where that backend is the first one asked for and can compute them. Elsewhere PyTorch computes them one
+    after another, and `backend`, which is about convolutions, does not complain.
     """
-    return _requested[:1] == ("triton",) and _triton_choice.can_normalize(x, residual) is None
+    return _request.names[:1] == ("triton",) and _triton_choice.can_normalize(x, residual) is None
 
 
-def explain(x: Octave, spec: ConvSpec) -> dict[str, str]:
+def explain(layer: nn.Module, x: Tensor | Octave) -> dict[str, str]:
+    """Which backends can run an octave convolution on an input, and why the others cannot.
+
+    Args:
+        layer: an octave convolution, such as `OctConv2d`.
+        x: what it would be called with; nothing is computed.
+
+    Returns:
+        For each backend, the fastest first, ``"can run"`` or its reason not to. A layer takes the first that can run,
+        except ``"triton"``, which must be asked for with `backend`.
+
+    Raises:
+        TypeError: ``layer`` is not an octave convolution.
+        ValueError: ``x`` does not fit the layer.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> layer = oc.OctConv2d(8, 8, 3, padding=1, alpha_out=0.5, padding_mode="reflect")
+        >>> for name, answer in oc.explain(layer, torch.ones(1, 8, 6, 6)).items():
+        ...     print(f"{name}: {answer}")
+        triton: it pads with zeros only, not with padding_mode='reflect'
+        merged: can run
+        reference: can run
+    """
+    spec = getattr(layer, "spec", None)
+    if not isinstance(spec, ConvSpec):
+        raise TypeError(f"explain takes an octave convolution such as OctConv2d, got {type(layer).__name__}")
+    return reasons(spec.check_input(x), spec)
+
+
+def reasons(x: Octave, spec: ConvSpec) -> dict[str, str]:
     """What each backend says to this call: ``"can run"``, or its reason not to."""
     return {name: candidate.can_run(x, spec) or "can run" for name, candidate in BACKENDS.items()}
 

@@ -1,4 +1,4 @@
-"""The gradient of an octave convolution, path by path, by PyTorch's own convolutions."""
+"""The gradient of an octave convolution, path by path, with PyTorch's own convolutions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 def gradient(
     x: Octave, weight: Tensor, grad_high: Tensor, grad_low: Tensor, spec: ConvSpec, needed: tuple[bool, ...]
 ) -> Gradients:
-    """Of the high input, the low input, the weight and the bias; of each only if it is ``needed``.
+    """The gradients of the high input, the low input, the weight and the bias, each only if it is ``needed``.
 
-    ``grad_high`` and ``grad_low`` have no channels where there is no output. Pooled maps are computed once more, so
-    that nothing but ``x`` and ``weight`` has to be kept from the forward pass.
+    ``grad_high`` and ``grad_low`` have no channels where there is no output. Pooled maps are computed again, so that
+    only ``x`` and ``weight`` have to be kept from the forward pass.
     """
     need_high, need_low, need_weight, need_bias = needed
     high, low = x
@@ -59,7 +59,7 @@ def _unpool(grad: Tensor | None, x: Tensor | None, factor: Sizes) -> Tensor | No
 
 
 def _sum_blocks(grad: Tensor, factor: Sizes) -> Tensor:
-    """The gradient of the growth by ``factor``: what a low pixel became, summed."""
+    """The gradient of the growth by ``factor``: the sum over the block that a low pixel became."""
     if max(factor) == 1 or not grad.shape[1]:
         return grad
     return F.avg_pool2d(grad, factor, factor, ceil_mode=True, count_include_pad=False, divisor_override=1)

@@ -1,4 +1,4 @@
-"""What the operator ``octaveconv::octconv`` is called with, the outputs that follow from it, and the check of both."""
+"""The arguments of the operator ``octaveconv::octconv``, the outputs that follow from them, and the check of both."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ Outputs = tuple[Tensor, Tensor, Tensor]
 
 
 def layout_of(*tensors: Tensor | None) -> torch.memory_format:
-    """The layout of what is computed from these: channels_last if one of them is that and nothing else."""
+    """The layout of what is computed from these: channels_last if one of them is so and not contiguous as well."""
     last = any(
         tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
         for tensor in tensors
@@ -23,12 +23,12 @@ def layout_of(*tensors: Tensor | None) -> torch.memory_format:
 
 
 def present(part: Tensor) -> Tensor | None:
-    """An output, unless it has no channels because it is not wanted."""
+    """An output, or ``None`` if it has no channels because it is not wanted."""
     return part if part.shape[1] else None
 
 
 class Call(NamedTuple):
-    """The operator's arguments: those of `fused`, taken apart, the weight as `_high_first` leaves it."""
+    """The operator's arguments: those of `fused`, taken apart, with the weight as `_high_first` leaves it."""
 
     high: Tensor | None
     low: Tensor | None
@@ -50,7 +50,7 @@ class Call(NamedTuple):
     statistics: Tensor | None
 
     def spec(self) -> ConvSpec:
-        """The convolution that is asked for, with the channels in the order that it has here."""
+        """The convolution that is asked for, with the channels in the order that they have here."""
         high, low = (0 if part is None else part.shape[1] for part in (self.high, self.low))
         outputs, _, *kernel = self.weight.shape
         cut = 1 if 1 < self.groups == outputs == high + low else self.groups  # 1: depthwise
@@ -62,11 +62,11 @@ class Call(NamedTuple):
         )  # fmt: skip
 
     def layout(self) -> torch.memory_format:
-        """That of the outputs."""
+        """The layout of the outputs."""
         return layout_of(self.high, self.low, self.weight)
 
     def allocate(self) -> Outputs:
-        """The outputs high, low and pooled high, yet to be written; those that are not wanted have no channels."""
+        """The outputs high, low and pooled high, uninitialized; those that are not wanted have no channels."""
         part = self.low if self.high is None else self.high
         assert part is not None
         size = [n * (2 // s) if self.high is None else -(-n // s) for n, s in zip(part.shape[2:], self.stride)]
@@ -83,7 +83,7 @@ class Call(NamedTuple):
 
 
 def check(call: Call, spec: ConvSpec, out: Outputs) -> None:
-    """Refuse what the kernels would read amiss: they see addresses, not tensors."""
+    """Refuse what the kernels would misread: they see addresses, not tensors."""
     images, _, height, width = out[0].shape
     half = -(-height // 2), -(-width // 2)
     low_size = (half[0] if spec.stride[0] == 1 else height), (half[1] if spec.stride[1] == 1 else width)
@@ -102,9 +102,11 @@ def check(call: Call, spec: ConvSpec, out: Outputs) -> None:
         if tensor is not None and (tensor.dtype, tensor.device) != (out[0].dtype, out[0].device):
             raise ValueError(
                 f"{name} is {tensor.dtype} on {tensor.device}, the input {out[0].dtype} on {out[0].device}: bring them "
-                f"together by .to(), or use torch.autocast"
+                f"together with .to(), or use torch.autocast"
             )
     if (call.pooled is not None or call.with_pooled) and (spec.depthwise or spec.stride != (1, 1)):
-        raise ValueError("pooled maps go with stride 1 and not with a depthwise convolution: leave them away")
+        raise ValueError("pooled maps need stride 1 and no depthwise convolution: omit pooled and with_pooled")
     if spec.depthwise and (call.high is None or call.low is None):
-        raise ValueError("a depthwise convolution of one frequency is a plain one: use torch.nn.functional.conv2d")
+        raise ValueError(
+            "a depthwise convolution without a high or a low part is a plain one: use torch.nn.functional.conv2d"
+        )

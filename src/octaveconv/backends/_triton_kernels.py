@@ -1,10 +1,10 @@
 # mypy: ignore-errors
-# (this is Triton's language: the decorators make something else of it)
-"""The kernels, in Triton: one launch computes both outputs of an octave convolution. See ``docs/triton.md``.
+# (this is Triton's language, which mypy cannot check)
+"""The kernels in Triton: one launch computes both outputs of an octave convolution. See ``docs/triton.md``.
 
-Maps are ``[N, C, H, W]`` of any strides; those written are contiguous or channels_last. A tile is ``BLOCK_M`` pixels
-by ``BLOCK_N`` channels of one group. Channels are counted inside a group, whose high ones come first in the weight.
-Whatever can pass 2**31 is int64.
+Maps are ``[N, C, H, W]`` with any strides; those written are contiguous or channels_last. A tile is ``BLOCK_M`` pixels
+by ``BLOCK_N`` channels of one group. Channels are counted within a group, whose high ones come first in the weight.
+Whatever can exceed 2**31 is int64.
 """
 
 import triton
@@ -15,7 +15,7 @@ INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
 def _configs(*configs):
-    """What is tried on a GPU: block sizes and warps. Interpreted, blocks are small, so that small maps have edges."""
+    """Block sizes and warps to try on a GPU. The interpreter gets small blocks, so that small maps have edges."""
     if INTERPRETED.value:
         configs = [(64, 16, 16, 4) if len(configs[0]) == 4 else (64, 16, 4)]
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
@@ -38,7 +38,7 @@ def _unravel(pixel, size):
 
 @triton.jit
 def _load(image, strides, size, row, column, channel, mask, FY: tl.constexpr, FX: tl.constexpr):
-    """Pixels of the map pooled by FY x FX; outside, 0. A window over the edge averages the pixels that are there."""
+    """Pixels of the map pooled by FY x FX; outside, 0. A window over the edge averages the pixels that exist."""
     total = 0.0
     for i in tl.static_range(FY * FX):
         y, x = row * FY + i // FX, column * FX + i % FX
@@ -67,7 +67,7 @@ def _convolve(
     """
     row, column, exists = pixel
     steps = tl.cdiv(channels, BLOCK_K)
-    for step in range(KY * KX * steps):  # one loop over taps and channels is one that can be pipelined
+    for step in range(KY * KX * steps):  # one loop over taps and channels can be pipelined
         ky, kx = step // steps // KX, step // steps % KX
         channel = (step % steps * BLOCK_K + tl.arange(0, BLOCK_K)).to(tl.int64)
         present = channel < channels
@@ -77,7 +77,7 @@ def _convolve(
         )  # fmt: skip
         place = channel[:, None] * taps[1] + ky * taps[2] + kx * taps[3]
         weights = tl.load(filters + place, mask=present[:, None] & wanted, other=0.0)
-        if INTERPRETED and weights.dtype == tl.bfloat16:  # the interpreter would multiply its bits, as integers
+        if INTERPRETED and weights.dtype == tl.bfloat16:  # the interpreter would multiply its bits as integers
             values, weights = values.to(tl.float32), weights.to(tl.float32)
         total = tl.dot(values, weights, total, input_precision=PRECISION)
     return total
@@ -87,7 +87,7 @@ def _convolve(
 def _store(
     total, bias, residual, out, n, pixel, channel, wanted, channels, size, RELU: tl.constexpr, LAST: tl.constexpr
 ):  # fmt: skip
-    """The epilogue: bias, residual and activation, then one write. Returns what was written, 0 outside."""
+    """The epilogue: bias, residual and activation, then one write. Returns what was written, and 0 outside."""
     row, column, exists = pixel
     if LAST:
         place = ((n * size[0] + row) * size[1] + column) * channels + channel
@@ -112,7 +112,7 @@ def _high_tile(
     RELU: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``hh * high + upsample(lh * low)``: pixels go in blocks of UY x UX, each of which is one low pixel."""
+    """``hh * high + upsample(lh * low)``: pixels are in blocks of UY x UX, each of which is one low pixel."""
     Q: tl.constexpr = UY * UX
     B: tl.constexpr = BLOCK_M // Q
     place, group, channel = _tile(number, to_high, groups, BLOCK_N)

@@ -1,7 +1,7 @@
-"""Batch normalisation of both frequencies with residual and ReLU, for training: `octaveconv::batch_norm` in Triton.
+"""Batch normalization of both frequencies with residual and ReLU, for training: `octaveconv::batch_norm` in Triton.
 
-``octaveconv::normalize`` computes its output anew from what is kept of it, ``octaveconv::batch_norm_backward`` its
-gradient. See ``docs/triton.md``.
+``octaveconv::normalize`` computes its output again from what is kept, and ``octaveconv::batch_norm_backward`` computes
+its gradient. See ``docs/triton.md``.
 """
 
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ from ._triton_call import layout_of, present
 
 Normalized = tuple[Tensor, Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-SHARES = 512  # programs that share the pixels of a reduction: enough to fill a GPU, few enough to sum quickly
+SHARES = 512  # programs that share the pixels of a reduction: enough to fill a GPU, few enough to add quickly
 
 
 class Origin(NamedTuple):
-    """What `batch_norm` with ReLU and without residual had and found: enough to compute its output anew."""
+    """Inputs and statistics of a `batch_norm` with ReLU and no residual: enough to compute its output again."""
 
     high: Tensor | None
     low: Tensor | None
@@ -33,20 +33,20 @@ def batch_norm(
     x: Octave, weight: Tensor, bias: Tensor, eps: float, *, residual: Octave | None = None, relu: bool = False,
     with_pooled: bool = False,
 ) -> tuple[Octave, Tensor | None, Tensor]:  # fmt: skip
-    """Normalise by the statistics of this batch, add the residual, apply ReLU.
+    """Normalize with the statistics of this batch, add the residual, apply ReLU.
 
     Args:
         x: the maps; at least one of its parts.
-        weight, bias: ``[C]``, those of the high channels first.
+        weight, bias: ``[C]``, high channels first.
         eps: is added to the variance.
         residual: is added; its parts have the shapes and the dtype of those of ``x``.
-        relu: whether ReLU comes last.
-        with_pooled: whether to write ``pool(y.high)`` as well. No gradient flows through it: it is a hint for the
-            convolution behind, whose gradient flows through ``y``.
+        relu: whether to apply ReLU last.
+        with_pooled: whether to write ``pool(y.high)`` too. No gradient flows through it: it is for the next
+            convolution, whose gradient flows through ``y``.
 
     Returns:
         ``y``; ``pool(y.high)`` or ``None``; and, without a gradient, ``[3, C]`` in float32: the mean, the unbiased
-        variance, and ``1 / sqrt(v + eps)`` with the biased one.
+        variance, and ``1 / sqrt(v + eps)`` with the biased variance.
 
     Example:
         >>> import torch, octaveconv as oc
@@ -74,7 +74,7 @@ class _Maps:
         self.channels = [shape[1] for shape in self.shapes]
         self.images = 1 if self.last else images
         self.pixels = [(images if self.last else 1) * shape[2] * shape[3] for shape in self.shapes]
-        # what is the longer side of a block has its neighbours beside it in memory
+        # along the longer side of a block, neighbours are adjacent in memory
         self.block_p, self.block_c = (32, 64) if self.last else (256, 8)
 
     def dense(self, *parts: Tensor | None) -> list[Tensor | None]:
@@ -82,7 +82,7 @@ class _Maps:
         return [None if part is None else part.contiguous(memory_format=self.layout) for part in parts]
 
     def empty(self, wanted: bool = True) -> list[Tensor]:
-        """Parts yet to be written; those that are not wanted have no channels."""
+        """Uninitialized parts; those that are not wanted have no channels."""
         return [
             torch.empty(
                 (images, channels if wanted else 0, *pixels),
@@ -92,21 +92,21 @@ class _Maps:
         ]  # fmt: skip
 
     def empty_pooled(self, wanted: bool) -> Tensor:
-        """``pool(high)`` yet to be written."""
+        """An uninitialized ``pool(high)``."""
         images, channels, height, width = self.shapes[0]
         shape = images, channels if wanted else 0, -(-height // 2), -(-width // 2)
         return torch.empty(shape, dtype=self.like.dtype, device=self.like.device, memory_format=self.layout)
 
     def floats(self, *shape: int) -> Tensor:
-        """Sums or statistics, yet to be written."""
+        """Uninitialized sums or statistics."""
         return torch.empty(shape, dtype=torch.float32, device=self.like.device)
 
     def shares(self) -> int:
-        """Into how many shares the pixels are divided for a sum."""
+        """How many shares the pixels are divided into for a sum."""
         return min(SHARES, max(self.tiles()))
 
     def launch(self, kernel: Any, programs: list[int], *args: Any, **constants: Any) -> None:
-        """Launch for so many programs at each block of channels of the high and of the low part."""
+        """Launch ``programs`` for each block of channels of the high and of the low part."""
         columns = [-(-channels // self.block_c) for channels in self.channels]
         grid = (sum(count * blocks for count, blocks in zip(programs, columns)),)
         with torch.cuda.device_of(self.like):
@@ -115,11 +115,11 @@ class _Maps:
             )  # fmt: skip
 
     def tiles(self) -> list[int]:
-        """A program for each block of pixels."""
+        """One program for each block of pixels."""
         return [self.images * -(-pixels // self.block_p) for pixels in self.pixels]
 
     def sizes(self) -> tuple[int, ...]:
-        """As the kernels are told them."""
+        """The sizes in the order in which the kernels take them."""
         return self.images, *self.pixels, *self.channels
 
 
@@ -161,7 +161,7 @@ def backward_operator(
     grad_high: Tensor, grad_low: Tensor, high: Tensor | None, low: Tensor | None, weight: Tensor, bias: Tensor,
     statistics: Tensor, out_high: Tensor | None, out_low: Tensor | None, relu: bool, with_residual: bool,
 ) -> Gradients:  # fmt: skip
-    """The gradients of both parts, of those of the residual, and ``[2, C]`` of bias and weight, in float32."""
+    """The gradients of both parts, of both parts of the residual, and of bias and weight: ``[2, C]`` in float32."""
     maps = _Maps(high, low)
     arrays = weight, bias, statistics
     read = maps.dense(grad_high, grad_low, high, low, out_high, out_low)
@@ -193,7 +193,7 @@ def _check(
     maps: _Maps, low: Tensor | None, weight: Tensor, bias: Tensor, residual_high: Tensor | None,
     residual_low: Tensor | None,
 ) -> None:  # fmt: skip
-    """Refuse what the kernels would read amiss: they see addresses, not tensors."""
+    """Refuse what the kernels would misread: they see addresses, not tensors."""
     expected = {
         "the low part": (low, [maps.like.shape[0], *maps.shapes[1][1:]]),
         "the weight": (weight, [sum(maps.channels)]),
@@ -205,7 +205,7 @@ def _check(
         if tensor is not None and list(tensor.shape) != shape:
             raise ValueError(f"{name} has the shape {list(tensor.shape)}, expected {shape}")
         if tensor is not None and tensor.device != maps.like.device:
-            raise ValueError(f"{name} is on {tensor.device}, the input on {maps.like.device}: bring it there by .to()")
+            raise ValueError(f"{name} is on {tensor.device}, the input on {maps.like.device}: move it there with .to()")
 
 
 @operator.register_fake
@@ -236,7 +236,7 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Normalized) -> None:
-    """Keep what ReLU's mask can be computed from: the input, or beside a residual the output, which others keep too."""
+    """Keep what ReLU's mask follows from: the input, or with a residual the output, which the next block keeps too."""
     high, low, weight, bias, residual_high, residual_low, _, relu, _ = inputs
     out_high, out_low, pooled, statistics = output
     ctx.mark_non_differentiable(pooled, statistics)
@@ -260,8 +260,7 @@ def _gradient(ctx: Any, grad_high: Tensor, grad_low: Tensor, *_: Any) -> tuple[T
 
 def _no_gradient(ctx: Any, *_: Any) -> Any:
     raise NotImplementedError(
-        "the gradient of the gradient of a fused normalisation is not defined: compute inside "
-        'octaveconv.backend("merged") what is to be differentiated twice'
+        'a fused normalization cannot be differentiated twice: compute it inside `with octaveconv.backend("merged")`'
     )
 
 

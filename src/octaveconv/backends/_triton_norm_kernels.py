@@ -1,10 +1,10 @@
 # mypy: ignore-errors
-# (this is Triton's language: the decorators make something else of it)
-"""The kernels of batch normalisation with residual and ReLU, in Triton: one launch has both frequencies.
+# (this is Triton's language, which mypy cannot check)
+"""The kernels of batch normalization with residual and ReLU in Triton: one launch has both frequencies.
 
 A map is channels_last (LAST), and then one image of all its pixels; or contiguous, image after image. A tile is
 ``BLOCK_P`` pixels of an image by ``BLOCK_C`` channels. First come the programs of the high part, then those of the low.
-A sum over pixels is made in ``count`` shares, each by one program, which are summed afterwards: without atomics, the
+A sum over pixels is computed in ``count`` shares, each by one program, which are added afterwards: without atomics, the
 same input always gives the same sums. ``[C]`` arrays have the high channels first.
 """
 
@@ -35,7 +35,7 @@ def _moments(
     number, image, shares, count, all_channels, first, images, pixels, channels,
     LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Pixels of a share, their mean, and their squared distances from it; by Welford's rule in each place of a tile."""
+    """The number of pixels in a share, their mean, and the sum of squared distances from it, with Welford's rule."""
     share, channel = _columns(number, channels, BLOCK_C)
     seen = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     mean = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
@@ -62,7 +62,7 @@ def moments(
     high, low, shares, count, images, high_pixels, low_pixels, high_channels, low_channels,
     LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Of each of ``count`` shares of the pixels its moments, into ``shares`` [3, count, C]."""
+    """The moments of each of ``count`` shares of the pixels, into ``shares`` [3, count, C]."""
     number, channels = tl.program_id(0), high_channels + low_channels
     high_programs = count * tl.cdiv(high_channels, BLOCK_C)
     if number < high_programs:
@@ -80,7 +80,7 @@ def moments(
 
 @triton.jit
 def statistics(shares, out, eps, count, channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Of the moments of all shares, into ``out`` [3, C]: mean, unbiased variance, 1 / sqrt(biased variance + eps)."""
+    """From the moments of all shares, into ``out`` [3, C]: mean, unbiased variance, 1 / sqrt(biased variance + eps)."""
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     wanted = channel < channels
     seen = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
@@ -117,7 +117,7 @@ def _load_norm(weight, bias, statistics, all_channels, channel, wanted):
 
 @triton.jit
 def _apply(image, residual, out, place, mask, norm, RELU: tl.constexpr):
-    """Normalise, add the residual, apply ReLU, write. Returns what was written, 0 outside."""
+    """Normalize, add the residual, apply ReLU, write. Returns what was written, and 0 outside."""
     mean, scale, weight, bias = norm
     value = (tl.load(image + place, mask=mask, other=0.0).to(tl.float32) - mean) * scale * weight + bias
     if residual is not None:
@@ -144,7 +144,7 @@ def _normalize_and_pool(
     number, image, residual, out, out_pooled, weight, bias, statistics, all_channels, height, width, blocks, channels,
     RELU: tl.constexpr, LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """As `_normalize`, in ``blocks`` of 2x2 pixels, the mean of each of which goes to ``out_pooled``."""
+    """As `_normalize`, in ``blocks`` of 2x2 pixels, whose means go to ``out_pooled``."""
     tile, channel = _columns(number, channels, BLOCK_C)
     norm = _load_norm(weight, bias, statistics, all_channels, channel, channel < channels)
     half_height, half_width = tl.cdiv(height, 2), tl.cdiv(width, 2)
@@ -174,7 +174,7 @@ def normalize(
     images, high_pixels, low_pixels, high_channels, low_channels, height, width, blocks,
     RELU: tl.constexpr, LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Normalise by the ``statistics`` [3, C]; ``blocks`` are the pixels of ``out_pooled``, of all images."""
+    """Normalize with the ``statistics`` [3, C]; ``blocks`` is the number of pixels of ``out_pooled``, in all images."""
     number, channels = tl.program_id(0), high_channels + low_channels
     high_tiles = tl.cdiv(blocks, BLOCK_P // 2) if out_pooled is not None else images * tl.cdiv(high_pixels, BLOCK_P)
     high_programs = high_tiles * tl.cdiv(high_channels, BLOCK_C)
@@ -199,7 +199,7 @@ def normalize(
 
 @triton.jit
 def _load_gradient(grad, image, out, place, mask, norm, RELU: tl.constexpr):
-    """The gradient before ReLU, and the normalised input. Where there is no ``out``, its sign is computed anew."""
+    """The gradient before ReLU, and the normalized input. Without ``out``, its sign is computed again."""
     mean, scale, weight, bias = norm
     value = (tl.load(image + place, mask=mask, other=0.0).to(tl.float32) - mean) * scale
     value = tl.where(mask, value, 0.0)
@@ -238,7 +238,7 @@ def gradient_sums(
     images, high_pixels, low_pixels, high_channels, low_channels,
     RELU: tl.constexpr, LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Of each share of the pixels the gradients of bias and weight, into ``shares`` [2, count, C]."""
+    """The gradients of bias and weight from each share of the pixels, into ``shares`` [2, count, C]."""
     number, channels = tl.program_id(0), high_channels + low_channels
     high_programs = count * tl.cdiv(high_channels, BLOCK_C)
     if number < high_programs:

@@ -1,8 +1,8 @@
 """Fewer, larger convolutions: the paths that share an input size become one.
 
-At stride 1 three convolutions: ``hh``, ``lh``, and ONE for the low output, which sees ``pool(high)`` and ``low`` side
-by side. So in a transposed one, at every stride. At stride 2 two: everything is first brought to half size, where all
-channels stand side by side.
+At stride 1 there are three convolutions: ``hh``, ``lh``, and ONE for the low output, which sees ``pool(high)`` and
+``low`` side by side. So there are in a transposed one, at every stride. At stride 2 there are two: everything is first
+brought to half size, where all channels stand side by side.
 """
 
 from torch import Tensor
@@ -41,7 +41,7 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
 def _high_output(
     high: Tensor | None, low: Tensor | None, weight_high: Tensor, bias: Tensor | None, spec: ConvSpec
 ) -> Tensor:
-    """``conv(high, hh) + upsample(conv(low, lh))``; both are already pooled as far as the stride asks for."""
+    """``conv(high, hh) + upsample(conv(low, lh))``; both are already pooled by the stride."""
     hh, lh = ChannelSplit(spec.inputs.high // spec.groups, spec.inputs.low // spec.groups).split(weight_high, 1)
     if high is None:
         assert low is not None
@@ -73,5 +73,5 @@ def _side_by_side(high: Tensor | None, low: Tensor | None, spec: ConvSpec, dim: 
 
 
 def _high_columns_first(weight: Tensor, spec: ConvSpec) -> Tensor:
-    """Reorder the input channels of an ungrouped weight that are cut in groups or pieces."""
+    """Reorder the input channels of an ungrouped weight if they are cut in groups or pieces."""
     return spec.inputs.high_first(weight, 1) if spec.groups == 1 else weight

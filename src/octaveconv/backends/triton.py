@@ -1,7 +1,7 @@
 """The Triton backend: the operator ``octaveconv::octconv``, with its launch, shapes, gradient and cost.
 
-To import this file is to import Triton, so the package waits until a call needs it. A program that was exported with
-the operator in it needs ``import octaveconv.backends.triton`` before it is loaded. See ``docs/triton.md``.
+Importing this file imports Triton, so the package waits until a call needs it. A program that was exported with the
+operator needs ``import octaveconv.backends.triton`` before it is loaded. See ``docs/triton.md``.
 """
 
 from math import prod
@@ -33,22 +33,22 @@ def fused(
     x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec, *, pooled: Tensor | None = None,
     residual: Octave | None = None, relu: bool = False, with_pooled: bool = False, origin: Origin | None = None,
 ) -> tuple[Octave, Tensor | None]:  # fmt: skip
-    """`octconv` and what stands beside it in a network, in the same launch.
+    """`octconv` and its neighbours in a network, in the same launch.
 
     Args:
-        pooled: ``pool(x.high)`` where the layer before wrote it; without it, it is computed here. At stride 1. The
-            gradient flows through ``x`` alone.
-        origin: from what ``x`` was normalised. It is kept for the gradient in the place of ``x``.
-        residual: is added to the output, whose parts and shapes it has. For inference, as are the next two.
-        relu: whether ReLU comes last.
-        with_pooled: whether to write ``pool(y.high)`` as well, for the layer behind. At stride 1.
+        pooled: ``pool(x.high)``, if the previous layer wrote it; otherwise it is computed here. At stride 1. The
+            gradient flows through ``x`` only.
+        origin: what ``x`` was normalized from. It is kept for the gradient in place of ``x``.
+        residual: is added to the output, whose parts and shapes it has. For inference only, like the next two.
+        relu: whether to apply ReLU last.
+        with_pooled: whether to write ``pool(y.high)`` too, for the next layer. At stride 1.
 
     Returns:
         The output ``y``, and ``pool(y.high)`` or ``None``.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit each other, or pooled maps at another stride.
-        NotImplementedError: a gradient is wanted through a residual, relu or with_pooled.
+        ValueError: shapes, dtypes or devices do not match, or there are pooled maps at another stride.
+        NotImplementedError: a gradient is needed through residual, relu or with_pooled.
 
     Example:
         >>> import torch, octaveconv as oc
@@ -73,14 +73,14 @@ def fused(
 def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """What autocast does to the arguments of a convolution."""
     device = next(tensor.device.type for tensor in tensors if tensor is not None)
-    if device == "meta" or not torch.is_autocast_enabled(device):  # there is no autocast for meta, even to ask about
+    if device == "meta" or not torch.is_autocast_enabled(device):  # meta has no autocast, and asking about it raises
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 
 def _high_first(weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> tuple[Tensor, Tensor | None]:
-    """Bring the high channels before the low ones. Those of a grouped convolution are so already, in each group."""
+    """Bring the high channels before the low ones. In a grouped convolution each group has them so already."""
     if spec.groups > 1 and not spec.depthwise:
         return weight, bias
     if not spec.depthwise:
@@ -150,7 +150,7 @@ def _launch_depthwise(call: Call, spec: ConvSpec, out: Outputs) -> None:
 
 
 def _residuals(call: Call) -> list[Tensor | None]:
-    """In the layout of the outputs, beside which they are read."""
+    """The residuals in the layout of the outputs, with which they are read."""
     return [
         None if part is None else part.contiguous(memory_format=call.layout())
         for part in (call.residual_high, call.residual_low)
@@ -173,12 +173,12 @@ def _(*args: Any) -> Outputs:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    """Keep the weight and the input, or what the input is computed from, and nothing that was computed from them."""
+    """Keep the weight and the input, or what the input was computed from, and nothing that was computed from them."""
     call = Call(*inputs)
     if call.relu or call.with_pooled or call.residual_high is not None or call.residual_low is not None:
         raise NotImplementedError(
-            "there is no gradient through residual, relu or with_pooled in this launch: train with octconv, "
-            "and use these under torch.inference_mode() or torch.no_grad()"
+            "octaveconv::octconv has no gradient through residual, relu or with_pooled: train with octconv, and use "
+            "these under torch.inference_mode() or torch.no_grad()"
         )
     ctx.spec = call.spec()
     ctx.save_for_backward(call.weight, *((call.high, call.low) if call.statistics is None else inputs[-5:]))
@@ -203,7 +203,7 @@ def _flops(
     high: Any, low: Any, weight: Any, bias: Any, to_high: int, stride: Any, dilation: Any, groups: int,
     *fused: Any, out_shape: Any, **kwargs: Any,
 ) -> int:  # fmt: skip
-    """Two for each multiply-add, as PyTorch counts; from the shapes, each path where it is convolved."""
+    """Two for each multiply-add, as PyTorch counts; each path counts at the size at which it is convolved."""
     made_high, made_low, area = (int(prod(shape)) for shape in (out_shape[0], out_shape[1], weight[2:]))
     in_high, in_low = (0 if part is None else int(part[1]) for part in (high, low))
     if 1 < groups == weight[0] == in_high + in_low:  # depthwise

@@ -1,4 +1,4 @@
-"""What the stopwatch compares: one network at several alphas, its dense twin, and perhaps another dense network."""
+"""What a bench compares: one network at several alphas, its dense twin and, if asked for, another dense network."""
 
 from __future__ import annotations
 
@@ -15,33 +15,32 @@ from ..errors import UsageError
 from ..models import published
 from ..models.create import create
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RUNTIMES = {"infer": ("eager", "compiled", "deployed", "openvino", "onnxruntime"), "train": ("eager", "compiled")}
 SEED = 0
-_CALIBRATION_IMAGES = 4  # more than one, as a map of a single pixel has no deviation otherwise
+_CALIBRATION_IMAGES = 4  # more than one: a map of one pixel has no deviation otherwise
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is to be measured, and how.
+class BenchSettings:
+    """What to measure, and how.
 
     Args:
-        model: an octave network of timm's registry.
-        alphas: its low-frequency shares; by default its own.
+        model: name of an octave network in timm's registry.
+        alphas: low-frequency shares to measure; by default the network's own.
         size: height and width of the images in pixels.
-        batch_sizes: images per call; each is measured on its own.
-        threads: threads that every runtime computes with.
+        batch_sizes: images per call; each batch size is measured on its own.
+        threads: threads of every runtime.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         mode: ``"infer"``, or ``"train"`` for a step of forward, loss, backward and SGD.
-        runtimes: those that must run; by default all that can.
+        runtimes: runtimes that must run; by default all that can.
         runs: timed calls of each finalist.
-        rivals: further runtimes that must run, for dense networks alone.
-        dense: another dense network to beat: ``"torchvision"`` for its network of the same name, a name of
-            torchvision's as ``"torchvision/resnet50"``, or one of timm's.
+        rivals: further runtimes that must run, for dense networks only.
+        dense: another dense network to beat: ``"torchvision"`` for its network of the same name,
+            ``"torchvision/resnet50"`` for any other of its networks, or the name of one of timm's.
 
     Example:
-        >>> settings = Settings("oct_resnet50", alphas=(0.25, 0.5), batch_sizes=(1, 8), dense="torchvision")
+        >>> settings = BenchSettings("oct_resnet50", alphas=(0.25, 0.5), batch_sizes=(1, 8), dense="torchvision")
     """
 
     model: str
@@ -58,59 +57,57 @@ class Settings:
     rivals: tuple[str, ...] = ()
 
     def tried(self, dense: bool) -> list[str]:
-        """The runtimes that a network is given to."""
+        """The runtimes that get a network."""
         return list(dict.fromkeys((*(self.runtimes or RUNTIMES[self.mode]), *(self.rivals if dense else ()))))
 
-    def checked(self) -> Settings:
+    def checked(self) -> BenchSettings:
         """Return these settings with the alphas filled in; UsageError if they ask for what does not exist."""
         known = RUNTIMES[self.mode]
         for name in (*self.runtimes, *self.rivals):
             if name not in known:
                 hint = did_you_mean(name, known) or f": choose from {', '.join(known)}"
-                raise UsageError(f"there is no runtime {name!r} for --mode {self.mode}{hint}")
+                raise UsageError(f"mode {self.mode!r} has no runtime {name!r}{hint}")
         for alpha in self.alphas:
             if not 0 < alpha <= 1:
-                raise UsageError(
-                    f"--alpha must be above 0 and at most 1, got {alpha:g}: the dense twin is timed anyway"
-                )
+                raise UsageError(f"alpha must be above 0 and at most 1, got {alpha:g}: the dense twin is timed anyway")
         if self.runs < 2:
-            raise UsageError(f"--runs must be at least 2, for quartiles, got {self.runs}")
+            raise UsageError(f"runs must be at least 2, for quartiles, got {self.runs}")
         if self.mode == "train" and self.dtype == "fp16":
-            raise UsageError("a training step in fp16 needs its loss scaled: use --dtype bf16")
+            raise UsageError("a training step in fp16 needs its loss scaled: use bf16")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("--device cuda: PyTorch sees no GPU here")
+            raise UsageError("device cuda: PyTorch sees no GPU here")
         with torch.device("meta"):
             own = create(self.model, pretrained=False)
+            if not self.model.startswith("oct_"):
+                raise UsageError(f"{self.model} has no alpha: name an octave network (octaveconv models lists them)")
             alphas = self.alphas or (getattr(own, "alpha", 0.0),)
             for alpha in alphas:
                 create(self.model, alpha, pretrained=False)
-        if not self.model.startswith("oct_"):
-            raise UsageError(f"{self.model} has no alpha: name an octave network (octaveconv models)")
         if self.dense:
             _other(self.dense, _family(self.model))
         return replace(self, alphas=tuple(sorted(set(alphas))))
 
 
 @dataclass(frozen=True)
-class Network:
-    """One of the compared networks, in float32 and evaluation mode. Alpha 0 means that it is a dense one."""
+class Case:
+    """One of the compared networks, in float32 and evaluation mode. Alpha 0 means a dense network."""
 
     name: str
     alpha: float
     macs: int  # of one image
     model: nn.Module
     params: int = 0
-    map_elements: int = 0  # that convolutions and linear layers put out, of one image
+    map_elements: int = 0  # outputs of convolutions and linear layers for one image
 
 
-def networks(settings: Settings) -> Iterator[Network]:
-    """Make the dense twin first, then the other dense network if one is named, then one octave network per alpha.
+def make_cases(settings: BenchSettings) -> Iterator[Case]:
+    """Make the dense twin first, then the other dense network if there is one, then an octave network for each alpha.
 
-    Their weights are random and of one seed. No norm multiplies by zero, so that every layer matters to the logits, and
-    each norm has the statistics of random images, so that the numbers stay ordinary ones.
+    All have random weights from the same seed. No norm multiplies by zero, so every layer affects the logits. The
+    statistics of the norms come from random images, so activations stay in the usual range.
 
     Example:
-        >>> [net.name for net in networks(Settings("oct_resnet18", alphas=(0.5,), size=32))]
+        >>> [case.name for case in make_cases(BenchSettings("oct_resnet18", alphas=(0.5,), size=32))]
         ['dense twin', 'alpha 0.5']
     """
     family = _family(settings.model)
@@ -124,19 +121,19 @@ def networks(settings: Settings) -> Iterator[Network]:
         torch.manual_seed(SEED)
         model = make()
         _calibrate(model, settings.size)
-        report = cost(model, settings.size)
+        report = cost(model, input_size=settings.size)
         elements = report.activation_bytes // torch.float32.itemsize
-        yield Network(name, alpha, report.counted_macs, model, report.params, elements)
+        yield Case(name, alpha, report.counted_macs, model, report.params, elements)
 
 
-def images(settings: Settings, batch_size: int) -> Tensor:
+def images(settings: BenchSettings, batch_size: int) -> Tensor:
     """Random images ``[batch_size, 3, size, size]`` in float32, the same for every network."""
     generator = torch.Generator().manual_seed(SEED)
     return torch.randn(batch_size, 3, settings.size, settings.size, generator=generator)
 
 
 def _family(name: str) -> str:
-    """The network that takes every alpha: a published name fixes one."""
+    """The network that takes every alpha; a published name stands for it at one alpha."""
     record = published(name)
     return record.network if record else name
 
@@ -145,7 +142,9 @@ def _other(name: str, family: str) -> tuple[str, Any]:
     """The other dense network's name, and how to make it."""
     if name.partition("/")[0] != "torchvision":
         if name.startswith("oct_"):
-            raise UsageError(f"--dense {name} is an octave network; the dense twin of {family} is timed anyway")
+            raise UsageError(
+                f"{name} is an octave network: name a dense one to beat; the dense twin of {family} is timed anyway"
+            )
         with torch.device("meta"):
             create(name, pretrained=False)
         return name, lambda: create(name, pretrained=False)
@@ -154,7 +153,7 @@ def _other(name: str, family: str) -> tuple[str, Any]:
     known = models.list_models(module=models)
     wanted = name.partition("/")[2] or family.removeprefix("oct_")
     if wanted not in known:
-        hint = did_you_mean(wanted, known) or ": give one as --dense torchvision/NAME"
+        hint = did_you_mean(wanted, known) or ": name another one, as torchvision/resnet50"
         raise UsageError(f"torchvision has no classifier {wanted!r}{hint}")
     return f"torchvision {wanted}", lambda: models.get_model(wanted, weights=None)
 
@@ -163,8 +162,8 @@ def _other(name: str, family: str) -> tuple[str, Any]:
 def _calibrate(model: nn.Module, size: int) -> None:
     """Give every norm a random scale and bias and the statistics of random images; turn dropout off.
 
-    The biases keep most ReLUs open. With biases of 0, as a new network has them, a deep random network is chaotic: it
-    multiplies rounding errors of 1e-7 to 4e-4 of the logits in `oct_resnet152f`, and this way to 1e-6.
+    The biases keep most ReLUs open. With the zero biases of a new network, a deep random network is chaotic: rounding
+    errors of 1e-7 grow to 4e-4 of the logits in `oct_resnet152f`; with these biases, to 1e-6.
     """
     norms = [module for module in model.modules() if isinstance(getattr(module, "running_mean", None), Tensor)]
     momenta = [norm.momentum for norm in norms]

@@ -1,4 +1,4 @@
-"""The one stopwatch: several callables timed in turns, so that a noisy machine disturbs all of them alike."""
+"""The one stopwatch: it times several callables in turns, so that a noisy machine disturbs all of them alike."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-PAUSE = 0.012  # seconds: the idle workers of libgomp and oneTBB spin for less before they sleep
-WARM = 0.03  # seconds: longer than the workers of ONNX Runtime spin, and the processor is awake again
+PAUSE = 0.012  # seconds: idle workers of libgomp and oneTBB spin for less than this before they sleep
+WARM = 0.03  # seconds: workers of ONNX Runtime spin for less than this, and it wakes the processor up
 Call = Callable[[], Any]
 
 
@@ -47,8 +47,8 @@ def wall_clock(call: Call) -> float:
 def cuda_events(call: Call) -> float:
     """Seconds between two events on the current CUDA stream, one before and one after the work of ``call``.
 
-    The device is idle at the first event, so the time in which the CPU launches the kernels counts where it is the
-    longer one, as it does for whoever waits for the answer.
+    The device is idle at the first event. So where the CPU takes longer to launch the kernels than the GPU to run them,
+    that time counts, as it does for whoever waits for the answer.
 
     Example:
         >>> x = torch.ones(8, device="cuda")  # doctest: +SKIP
@@ -71,13 +71,16 @@ def interleaved(
     """Time each of ``calls``, one call of each per round.
 
     Args:
-        calls: what to time, by name; each does its whole work before it returns (or on CUDA's current stream).
+        calls: what to time, by name. Each finishes its work before it returns, or puts it on CUDA's current stream.
         runs: timed rounds, at least 2.
-        warm_up: untimed rounds before.
-        isolate: before every timed call sleep for `PAUSE` and make untimed calls of the same callable for `WARM`,
-            one at least. Needed where the calls belong to several runtimes: the workers of one go on spinning after
-            its call and would take a core from the next, and its weights fill the cache.
+        warm_up: untimed rounds before them.
+        isolate: before every timed call sleep for `PAUSE`, then make untimed calls of the same callable for `WARM`, at
+            least one. Needed where the calls belong to several runtimes: the workers of one keep spinning after its
+            call and would take a core from the next, and its weights fill the cache.
         clock: makes one call and returns its seconds: `wall_clock` or `cuda_events`.
+
+    Returns:
+        The `Timing` of each call, by name.
 
     Example:
         >>> interleaved({"a": lambda: None, "b": lambda: sum(range(1000))}, runs=5)["b"].runs
@@ -93,7 +96,7 @@ def interleaved(
             if isolate:
                 time.sleep(PAUSE)
                 warm = time.perf_counter() + WARM
-                clock(call)  # which waits for a GPU: thousands of launches would queue up there otherwise
+                clock(call)  # the clock waits for a GPU; plain calls would queue up thousands of launches
                 while time.perf_counter() < warm:
                     clock(call)
             seconds[name].append(clock(call))
@@ -104,11 +107,21 @@ def interleaved(
     return timings
 
 
-def peak_bytes(call: Call, device: str = "cpu") -> int:
-    """The most memory that ``call`` holds at any moment, beyond what was held before it.
+def protocol(runs: int, pause_s: float, warm_s: float | None) -> str:
+    """How isolated calls were timed, in words; no ``warm_s`` means a single untimed call.
 
-    Only what PyTorch's allocator hands out is seen: weights that exist already are not counted, and other runtimes
-    have allocators of their own.
+    Example:
+        >>> protocol(30, PAUSE, WARM)
+        '30 interleaved runs, each after 12 ms of sleep and 30 ms of untimed calls'
+    """
+    untimed = "one untimed call" if warm_s is None else f"{warm_s * 1e3:g} ms of untimed calls"
+    return f"{runs} interleaved runs, each after {pause_s * 1e3:g} ms of sleep and {untimed}"
+
+
+def peak_bytes(call: Call, device: str = "cpu") -> int:
+    """The most bytes that ``call`` holds at any moment, beyond what was held before it.
+
+    This sees only PyTorch's allocator. It does not count weights that exist already, nor what other runtimes allocate.
 
     Example:
         >>> 4000 <= peak_bytes(lambda: torch.ones(1000)) < 4100
@@ -138,7 +151,7 @@ def peak_bytes(call: Call, device: str = "cpu") -> int:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing reaches the standard error's file: the profiler's library writes its comings and goings there."""
+    """Discard what is written to file descriptor 2: the profiler's C++ library logs there."""
     sys.stderr.flush()
     before = os.dup(2)
     with open(os.devnull, "w") as nowhere:
@@ -153,8 +166,8 @@ def _silent() -> Iterator[None]:
 def _keep_freed_memory() -> None:
     """Let glibc keep freed blocks up to 1 GiB instead of returning them to the system.
 
-    Whether it returns the large maps, to fault their pages in again at the next call, is decided by the order of
-    allocations: in one process a network took 30 ms at every call, in the next 40 ms.
+    Otherwise the order of allocations decides whether glibc returns the large feature maps, whose pages the next call
+    then faults in again: in one process a network took 30 ms at every call, in the next process 40 ms.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h

@@ -1,7 +1,8 @@
 """What the times mean: which dense candidate is the one to beat, and how much of the saved work becomes saved time.
 
-T = MACs(dense twin) / MACs(octave) is what theory promises, S = time(fastest dense) / time(octave) what is measured.
-The fastest dense one is that of all runtimes, all layouts and, if another dense network was named, of both networks.
+T = MACs(dense twin) / MACs(octave) is what theory promises; S = time(fastest dense) / time(octave) is what we measure.
+The fastest dense candidate is chosen from all runtimes, all layouts and, if another dense network was named, both
+networks.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any
 from .measure import Timing
 
 FINALISTS = {"dense": 3, "octave": 2}
-NEAR = 1.15  # a finalist's quick time is at most so many times the fastest one's
+NEAR = 1.15  # the quick time of a finalist over that of the fastest is at most this
 
 
 @dataclass
 class Candidate:
-    """One network in one runtime and layout, and what was found of it. Alpha 0 means dense."""
+    """One network in one runtime and layout, with its figures. Alpha 0 means dense."""
 
     network: str
     alpha: float
@@ -34,32 +35,32 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """What the tables call it."""
+        """Its name in the tables."""
         return ", ".join(filter(None, (self.network, self.runtime, self.layout)))
 
     @property
     def median(self) -> float:
-        """Seconds per call: of the final timing if it came so far."""
+        """Seconds per call, from the final timing if there is one."""
         timing = self.final or self.quick
         assert timing is not None
         return timing.median
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data, without the call."""
+        """Plain data: everything but the call."""
         figures = {key: value for key, value in vars(self).items() if key not in ("call", "quick", "final")}
         timings = {"quick": self.quick, "final": self.final}
         return figures | {key: None if timing is None else asdict(timing) for key, timing in timings.items()}
 
 
 def fastest(candidates: Sequence[Candidate], alpha: float) -> Candidate:
-    """The fastest candidate at ``alpha``; at 0, the fastest of all dense ones, whatever runs them."""
+    """The fastest candidate at ``alpha``; at 0, the fastest of all dense ones in any runtime."""
     return min((one for one in candidates if one.alpha == alpha), key=lambda one: one.median)
 
 
 def finalists(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those whose quick times are near the fastest one's of their alpha: they are timed again, with many runs.
+    """The candidates whose quick times are near the fastest of their alpha: they are timed again, with many runs.
 
-    Their lower quartiles are compared: a disturbance of some of the few runs must not put the fastest one out.
+    Lower quartiles are compared, so that noise in a few of the quick runs does not drop the fastest candidate.
     """
 
     def pace(one: Candidate) -> float:
@@ -78,8 +79,8 @@ def ratios(candidates: Sequence[Candidate], macs: dict[float, int]) -> list[dict
     """T, S and S/T of each alpha, from the finalists' times.
 
     Args:
-        candidates: of one batch size, timed; those without a final timing are left out.
-        macs: multiply-adds of one image by alpha, the dense twin's under 0.
+        candidates: those of one batch size, timed; those without a final timing are ignored.
+        macs: multiply-adds of one image by alpha; those of the dense twin under 0.
 
     Example:
         >>> dense = Candidate("dense twin", 0, "eager", "contiguous", None, 0, None, 0, final=Timing(3.0, 3.0, 3.0, 9))
@@ -98,7 +99,7 @@ def ratios(candidates: Sequence[Candidate], macs: dict[float, int]) -> list[dict
 
 
 def best_dense(candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """The dense finalist that everything is compared with."""
+    """The dense finalist that all octave networks are compared with."""
     return _shown(fastest([one for one in candidates if one.final], 0))
 
 

@@ -1,4 +1,4 @@
-"""Reports: what the files in results/ say, as a table and as a picture. Files are read, nothing is measured."""
+"""Reports: what the files in results/ say, as a table and as a plot. Files are read, nothing is measured."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from .. import _figure
 from ..errors import UsageError
 from . import speed_report
-from ._drawing import drawing
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `octaveconv bench --json` wrote, or the runs of an ablation (examples/ablation.py).
+    """Read what `octaveconv bench --json` wrote, or the runs of an ablation (examples/ablation.py).
 
     Raises:
         UsageError: the file holds neither.
@@ -24,25 +24,27 @@ def read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read: {error}") from error
     try:
         if points(result):
-            table(result), more(result), notes(result)  # they find every figure that they show, or it is no such file
+            table(result), more(result), notes(result)  # if one misses a figure, it is not such a file
             return result  # type: ignore[no-any-return]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         pass
-    raise UsageError(f"{path} is no report's file: give what octaveconv bench --json or examples/ablation.py wrote")
+    raise UsageError(
+        f"{path} is not a file of results: give one that octaveconv bench --json or examples/ablation.py wrote"
+    )
 
 
 def is_bench(result: dict[str, Any]) -> bool:
-    """Whether the file is one of `octaveconv bench`, and not an ablation."""
+    """Whether `octaveconv bench` wrote the file; otherwise it is an ablation's."""
     return result.get("kind") == "bench"
 
 
 def points(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is drawn: T, S and S/T of each batch size and alpha, or an ablation's figures by alpha."""
+    """The plotted points: T, S and S/T for each batch size and alpha, or an ablation's figures by alpha."""
     return speed_report.points(result) if is_bench(result) else by_alpha(result)
 
 
 def by_alpha(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each alpha: MACs, number of seeds, mean and standard deviation of the accuracy in percent."""
+    """For each alpha: MACs, number of seeds, mean and standard deviation of the accuracy in percent."""
     points = []
     for alpha in sorted({run["alpha"] for run in result["runs"]}):
         runs = [run for run in result["runs"] if run["alpha"] == alpha]
@@ -55,7 +57,7 @@ def by_alpha(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(result: dict[str, Any]) -> list[list[str]]:
-    """Rows of text: one for each alpha, and of a bench for each batch size."""
+    """Rows of text: one for each alpha, in a bench for each batch size and alpha."""
     if is_bench(result):
         return speed_report.table(result)
     rows = [["alpha", "MACs M", "share", "seeds", "top-1 %", "deviation", "images/s"]]
@@ -70,29 +72,37 @@ def table(result: dict[str, Any]) -> list[list[str]]:
 
 
 def more(result: dict[str, Any]) -> list[list[str]]:
-    """A second table: of a bench on a GPU its roofline."""
+    """A second table: the roofline of a bench on a GPU."""
     return speed_report.roofline_table(result) if is_bench(result) else []
 
 
 def notes(result: dict[str, Any]) -> list[str]:
-    """What stands below the table: of a bench the verdict of each row, and the conditions."""
+    """The text below the table: for a bench the verdict of each row, and the conditions."""
     return [*speed_report.verdicts(result), speed_report.conditions(result)] if is_bench(result) else []
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Draw S over T, or accuracy against MACs; MissingExtra if matplotlib is not installed."""
+    """Draw S over T, or accuracy over MACs, into a .png or .svg file.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+        UsageError: the file's name has another ending.
+    """
+    figure = _figure.new(5, 3.5)
+    axis = figure.subplots()
     if is_bench(result):
-        return speed_report.plot(result, path)
-    points = by_alpha(result)
-    with drawing(path) as axis:
-        axis.errorbar(
-            [point["macs"] / 1e6 for point in points], [point["mean"] for point in points],
-            yerr=[point["deviation"] for point in points], marker="o", capsize=3,
-        )  # fmt: skip
-        for point in points:
-            axis.annotate(
-                f"{point['alpha']:g}", (point["macs"] / 1e6, point["mean"]), (4, 6), textcoords="offset points"
-            )
-        axis.set(
-            xlabel="multiply-adds in millions", ylabel="top-1 in percent", title=f"alpha, {points[0]['seeds']} seeds"
-        )
+        speed_report.draw(result, axis)
+    else:
+        _draw_ablation(by_alpha(result), axis)
+    axis.grid(alpha=0.3)
+    _figure.save(figure, path)
+
+
+def _draw_ablation(points: list[dict[str, Any]], axis: Any) -> None:
+    axis.errorbar(
+        [point["macs"] / 1e6 for point in points], [point["mean"] for point in points],
+        yerr=[point["deviation"] for point in points], marker="o", capsize=3,
+    )  # fmt: skip
+    for point in points:
+        axis.annotate(f"{point['alpha']:g}", (point["macs"] / 1e6, point["mean"]), (4, 6), textcoords="offset points")
+    axis.set(xlabel="multiply-adds in millions", ylabel="top-1 in percent", title=f"alpha, {points[0]['seeds']} seeds")

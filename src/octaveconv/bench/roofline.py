@@ -1,4 +1,4 @@
-"""The roofline: how near a time comes to what the GPU's arithmetic and memory allow, from counts and measured rates."""
+"""The roofline: how close a time is to what the GPU's arithmetic and memory allow, from counts and measured rates."""
 
 from __future__ import annotations
 
@@ -7,38 +7,40 @@ from typing import Any
 
 import torch
 
-from .cases import DTYPES, Network
+from .._modes import DTYPES
+from .cases import Case
 from .measure import Call, cuda_events
 
-COPY_BYTES, MATRIX = 1 << 30, 8192  # large enough to fill any GPU, and beyond its caches
+COPY_BYTES, MATRIX = 1 << 30, 8192  # enough to fill any GPU, and more than its caches hold
 PASSES = {"infer": 1, "train": 3}  # a training step: forward, gradient of the maps, gradient of the weights
 RUNS = 20
 
 
-def counts(net: Network, batch_size: int, dtype: str, mode: str) -> dict[str, int]:
-    """Floating-point operations and bytes of one call, at least.
+def counts(case: Case, batch_size: int, dtype: str, mode: str) -> dict[str, int]:
+    """A lower bound on the floating-point operations and bytes of one call.
 
-    Operations are two for each multiply-add. Bytes: what convolutions and linear layers put out is written once and
-    read once, and so are the weights read. A training step is counted as three such passes. Norms, activations,
-    residuals and the optimiser are left out: each can be fused with a pass that is counted.
+    Each multiply-add is two operations. Bytes: the outputs of convolutions and linear layers are written once and read
+    once, and the weights are read once. A training step counts as three such passes. Norms, activations, residuals and
+    the optimizer do not count: each can be fused with a pass that does.
 
     Example:
-        >>> counts(Network("dense twin", 0, 100, torch.nn.Identity(), params=10, map_elements=50), 2, "bf16", "infer")
+        >>> counts(Case("dense twin", 0, 100, torch.nn.Identity(), params=10, map_elements=50), 2, "bf16", "infer")
         {'flops': 400, 'bytes': 420}
     """
     size = torch.empty(0, dtype=DTYPES[dtype]).element_size()
-    moved = size * (net.params + 2 * batch_size * net.map_elements)
-    return {"flops": PASSES[mode] * 2 * batch_size * net.macs, "bytes": PASSES[mode] * moved}
+    moved = size * (case.params + 2 * batch_size * case.map_elements)
+    return {"flops": PASSES[mode] * 2 * batch_size * case.macs, "bytes": PASSES[mode] * moved}
 
 
 def rates(
     dtype: str, device: str = "cuda", copy_bytes: int = COPY_BYTES, matrix: int = MATRIX,
     clock: Callable[[Call], float] = cuda_events,
 ) -> dict[str, float]:  # fmt: skip
-    """What the device reaches in the two simplest kernels: the best of several runs of each.
+    """The rates that the device reaches in the two simplest kernels: the best of several runs of each.
 
     Returns:
-        ``copy_bytes_per_s``, read and written, of a copy; ``matrix_flops_per_s`` of a product of square matrices.
+        ``copy_bytes_per_s``, bytes read plus bytes written in a copy; ``matrix_flops_per_s`` in a product of square
+        matrices.
 
     Example:
         >>> rates("fp32", "cpu", copy_bytes=1000, matrix=10, clock=lambda call: call() is None or 0.5)
@@ -59,7 +61,7 @@ def rates(
 
 
 def shares(figures: dict[str, Any], count: dict[str, int], rate: dict[str, float]) -> dict[str, Any]:
-    """What a timed network reaches, as shares of the measured rates.
+    """The rates that a timed network reaches, as shares of the measured ones.
 
     Args:
         figures: with ``median``, the seconds of a call.

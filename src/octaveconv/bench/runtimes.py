@@ -1,4 +1,4 @@
-"""How each runtime is given a network: what it returns is a call that does the whole work and returns the logits."""
+"""How each runtime gets a network: it returns a call that does all the work and returns the logits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._modes import DTYPES, LAYOUTS, threads
 from ..errors import require
-from .cases import DTYPES, Settings
+from .cases import BenchSettings
 
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 LAID_OUT = ("eager", "compiled")  # the others choose the memory layout themselves
 
 
@@ -27,35 +27,35 @@ class Task:
     model: nn.Module
     x: Tensor
     layout: str | None
-    settings: Settings
-    folder: Path  # of this network and runtime: exported files stay here for the next batch size
+    settings: BenchSettings
+    folder: Path  # for this network and runtime: exported files stay here for the next batch size
     dense: bool = False
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is timed, and for a deployed network which engine runs it."""
+    """What is timed, and the engine that runs a deployed network."""
 
     call: Callable[[], Tensor]
     engine: str | None = None
 
 
 class CannotRun(RuntimeError):
-    """A runtime does not do what is asked for; the message says why."""
+    """A runtime cannot do what was asked for; the message says why."""
 
 
 def layouts(runtime: str, device: str = "cpu") -> list[str | None]:
-    """The memory layouts in which ``runtime`` is tried: none where the choice is its own.
+    """The memory layouts in which ``runtime`` is tried; None where it chooses the layout itself.
 
-    On a GPU what is compiled, which takes long, is channels_last alone, as tensor cores read it.
+    On a GPU compiling takes long, so it is tried in channels_last only, the layout that tensor cores read.
     """
     if runtime not in LAID_OUT:
         return [None]
     return ["channels_last"] if device == "cuda" and runtime == "compiled" else list(LAYOUTS)
 
 
-def is_seen(runtime: str, settings: Settings) -> bool:
-    """Whether PyTorch's allocator sees a call's memory. A CUDA graph's was taken when it was recorded."""
+def is_seen(runtime: str, settings: BenchSettings) -> bool:
+    """Whether PyTorch's allocator sees the memory of a call. That of a CUDA graph was allocated at its recording."""
     if settings.device == "cuda":
         return runtime == "eager" or settings.mode == "train"
     return runtime in LAID_OUT
@@ -65,11 +65,12 @@ def prepare(runtime: str, task: Task) -> Prepared:
     """Give ``task`` to ``runtime``.
 
     Raises:
-        Exception: whatever the runtime raises where it cannot run the network: `octaveconv.errors.MissingExtra` if it
-            is not installed, `CannotRun` if it is not for this dtype or device.
+        Exception: whatever the runtime raises if it cannot run the network; `octaveconv.errors.MissingExtra` if it is
+            not installed, `CannotRun` if it does not support this dtype or device.
 
     Example:
-        >>> task = Task(nn.Conv2d(3, 8, 1), torch.randn(1, 3, 4, 4), "channels_last", Settings("oct_resnet18"), Path())
+        >>> settings = BenchSettings("oct_resnet18")
+        >>> task = Task(nn.Conv2d(3, 8, 1), torch.randn(1, 3, 4, 4), "channels_last", settings, Path())
         >>> prepare("eager", task).call().shape
         torch.Size([1, 8, 4, 4])
     """
@@ -81,31 +82,29 @@ def prepare(runtime: str, task: Task) -> Prepared:
 
 
 @contextmanager
-def conditions(settings: Settings) -> Iterator[None]:
-    """What PyTorch computes with meanwhile: the threads, exact float32, and room for all the compiled networks.
+def conditions(settings: BenchSettings) -> Iterator[None]:
+    """Inside, PyTorch computes with the given threads, in exact float32, and can keep all compiled networks.
 
     ``torch.compile`` keeps the networks of one class in one cache and, beyond a few of them, silently runs eagerly.
     """
     import torch._dynamo.config as dynamo
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
     try:
         with (
+            threads(settings.threads),
             torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
             dynamo.patch(recompile_limit=1000, accumulated_recompile_limit=1000),  # type: ignore[attr-defined]
         ):
             yield
     finally:
-        torch.set_num_threads(before)
         torch.compiler.reset()
 
 
 class TrainingStep:
-    """Forward, loss, backward and SGD on one batch; lower precision by autocast. Returns the logits.
+    """Forward, loss, backward and SGD on one batch; lower precision through autocast. Returns the logits.
 
-    The learning rate is next to nothing: hundreds of steps on one batch must not drive the gradients to denormal
-    numbers, with which some processors compute many times slower.
+    The learning rate is tiny: hundreds of steps on one batch must not shrink the gradients to denormal numbers, which
+    slow some processors down many times.
     """
 
     def __init__(self, task: Task, compiled: bool):
@@ -113,7 +112,7 @@ class TrainingStep:
         model, self.x = _laid_out(task, torch.float32)
         model.train()
         self.labels = torch.arange(len(self.x), device=device)
-        self.optimiser = torch.optim.SGD(model.parameters(), lr=1e-7, momentum=0.9)
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-7, momentum=0.9)
         self.forward = torch.compile(model, dynamic=False) if compiled else model
         self.autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
 
@@ -122,8 +121,8 @@ class TrainingStep:
             logits = self.forward(self.x)
             loss = F.cross_entropy(logits, self.labels % logits.shape[1])
         loss.backward()
-        self.optimiser.step()
-        self.optimiser.zero_grad()  # afterwards, so that the gradients count as memory of this step
+        self.optimizer.step()
+        self.optimizer.zero_grad()  # last, so that the gradients count as memory of this step
         return logits.detach()  # type: ignore[no-any-return]
 
 
@@ -139,7 +138,7 @@ def _compiled(task: Task) -> Prepared:
     model, x = _laid_out(task)
     options: dict[str, Any] = {"freezing": True}  # folds the norms and packs the weights
     if task.settings.device == "cuda":
-        options |= {"triton.cudagraphs": True, "max_autotune": task.dense}  # the rival at its best; it takes minutes
+        options |= {"triton.cudagraphs": True, "max_autotune": task.dense}  # the rival at its best, which takes minutes
     return Prepared(_inference(torch.compile(model, dynamic=False, options=options), x))
 
 
@@ -148,7 +147,7 @@ def _deployed(task: Task) -> Prepared:
 
     model, x = _laid_out(task)
     deployed = deploy(model, x)
-    forms = getattr(deployed, "forms", {})  # of the CUDA engine, once it has run
+    forms = getattr(deployed, "forms", {})  # the CUDA engine's, once it has run
     engine = ": ".join(filter(None, (str(deployed.engine), ", ".join(f"{n} {name}" for name, n in forms.items()))))
     return Prepared(_inference(deployed, x), engine)
 
@@ -167,14 +166,15 @@ def _exported(task: Task, form: str, file: str) -> Prepared:
     if task.settings.device != "cpu" or task.settings.dtype not in PRECISIONS[form]:
         raise CannotRun(f"it is measured on the CPU in {' and '.join(PRECISIONS[form])} only")
 
-    if not (task.folder / file).exists():  # for another batch size
-        export(task.model, task.x, task.folder / file, form)
-    run = load(_of_fixed_size(task.folder / file, task.x), form, task.settings.threads, task.settings.dtype)
+    if not (task.folder / file).exists():  # it may be there from another batch size
+        export(task.model, task.x, task.folder / file, format=form)
+    fixed = _of_fixed_size(task.folder / file, task.x)
+    run = load(fixed, format=form, threads=task.settings.threads, precision=task.settings.dtype)
     return Prepared(lambda: run(task.x))
 
 
 def _of_fixed_size(file: Path, x: Tensor) -> Path:
-    """The exported network for batches of this size only, with which both runtimes are up to a twelfth faster."""
+    """The exported network for batches of this size only, which both runtimes run up to 8 % faster."""
     fixed = file.with_stem(f"batch{len(x)}")
     if file.suffix == ".onnx":
         onnx = require("onnx", "export")
@@ -192,7 +192,7 @@ def _of_fixed_size(file: Path, x: Tensor) -> Path:
 
 
 def _laid_out(task: Task, dtype: torch.dtype | None = None) -> tuple[nn.Module, Tensor]:
-    """A copy of the network and the batch on the device, in the dtype and the memory layout."""
+    """Copies of the network and the batch on the device, in the dtype and the memory layout."""
     where: dict[str, Any] = dict(
         device=task.settings.device, dtype=dtype or DTYPES[task.settings.dtype],
         memory_format=LAYOUTS[task.layout or "contiguous"],

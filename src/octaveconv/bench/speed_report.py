@@ -1,17 +1,17 @@
-"""What a file of ``octaveconv bench`` says: the candidates, the ratios, the verdict in words, and the picture."""
+"""What a file of ``octaveconv bench`` says: the candidates, the ratios, the verdict in words, and the plot."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from ._drawing import drawing
+from .. import env
+from .measure import protocol
 
 
 def candidate_table(batch: dict[str, Any]) -> list[list[str]]:
-    """Rows of text: every candidate of one batch size with its quick time, the fastest first in each network.
+    """Rows of text: every candidate of one batch size with its quick time, for each network the fastest first.
 
-    S is its own: the fastest dense candidate's quick time over its quick time.
+    S is the candidate's own: the quick time of the fastest dense candidate over its quick time.
     """
     rows = [["candidate", "ms", "quartiles", "S", "MiB", "difference", "ready in s"]]
     dense = min(one["quick"]["median"] for one in batch["candidates"] if not one["alpha"])
@@ -27,7 +27,7 @@ def candidate_table(batch: dict[str, Any]) -> list[list[str]]:
 
 
 def not_run(batch: dict[str, Any]) -> list[str]:
-    """A line for each runtime that could not run, with the reason, and of which networks that is said."""
+    """A line for each runtime that could not run, with the reason and the networks that it holds for."""
     networks: dict[tuple[str, str], list[str]] = {}
     for row in batch["not_run"]:
         names = networks.setdefault((row["runtime"], row["why"]), [])
@@ -41,7 +41,7 @@ def not_run(batch: dict[str, Any]) -> list[str]:
 
 
 def table(result: dict[str, Any]) -> list[list[str]]:
-    """Rows of text: of each batch size and alpha T, S, S/T and the two times that they come from."""
+    """Rows of text: for each batch size and alpha T, S, S/T and the two times behind them."""
     rows = [["batch", "alpha", "T", "S", "S/T", "octave ms", "quartiles", "in", "dense ms", "quartiles", "in"]]
     for batch in result["batches"]:
         dense = batch["best_dense"]
@@ -56,7 +56,7 @@ def table(result: dict[str, Any]) -> list[list[str]]:
 
 
 def roofline_table(result: dict[str, Any]) -> list[list[str]]:
-    """Rows of text: what share of the GPU's rates the fastest networks reach, and their memory; none of a CPU's."""
+    """Rows of text: the share of the GPU's rates that the fastest networks reach, and their memory; none for a CPU."""
     rows = []
     for batch in result["batches"]:
         for row in batch.get("roofline", ()):
@@ -91,58 +91,70 @@ def verdicts(result: dict[str, Any]) -> list[str]:
 
 def conditions(result: dict[str, Any]) -> str:
     """What the figures were measured with, in one line."""
+    return "; ".join(condition_parts(result))
+
+
+def condition_parts(result: dict[str, Any]) -> list[str]:
+    """The same in parts, the network's name first, so that a table of several results can say once what they share."""
     facts = result["env"]
     work = {"infer": "inference", "train": "training step (forward, loss, backward, SGD)"}[result["mode"]]
     machine = facts["gpu"] if result["device"] == "cuda" else facts["cpu"]
-    untimed = f"untimed calls for {result['warm_s'] * 1e3:g} ms" if "warm_s" in result else "one untimed call"
-    cache = ", with an L2 cache warm of them" if result["device"] == "cuda" else ""
-    if rate := result.get("rates"):
-        cache += (
-            f"; measured copy {rate['copy_bytes_per_s'] / 1e9:.0f} GB/s (read and written), matrix product "
-            f"{rate['matrix_flops_per_s'] / 1e12:.1f} TFLOP/s"
-        )
     versions = ", ".join(
         f"{name} {facts[key]}"
-        for key, name in (("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime"))
+        for key, name in (("torch", "PyTorch"), ("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime"))
         if facts[key] != "not installed"
     )
-    return (
-        f"{result['model']}, {work}, {result['dtype']}, {result['size']}x{result['size']} pixels, {result['threads']} "
-        f"threads, {machine}; PyTorch {facts['torch']}{versions and ', '}{versions}; octaveconv {facts['octaveconv']} "
-        f"at {facts['commit']}; medians and quartiles of {result['runs']} interleaved runs in one process, each after "
-        f"{result['pause_s'] * 1e3:g} ms of sleep and {untimed}{cache}; weights {result['weights']}"
-    )
+    commit = facts["commit"].removesuffix(env.DIRTY)
+    dirty = " with uncommitted changes" if facts["commit"] != commit else ""
+    parts = [
+        result["model"],
+        f"{work}, {result['dtype']}, {result['size']}x{result['size']} pixels",
+        f"{_threads(result)}, {machine}",
+        versions,
+        f"octaveconv {facts['octaveconv']} at commit {commit}{dirty}",
+        f"medians and quartiles of {protocol(result['runs'], result['pause_s'], result.get('warm_s'))}, in one process",
+    ]
+    if result["device"] == "cuda":
+        parts.append("L2 cache warm from the untimed calls")
+    if rate := result.get("rates"):
+        parts.append(
+            f"measured copy {rate['copy_bytes_per_s'] / 1e9:.0f} GB/s (read and written), matrix product "
+            f"{rate['matrix_flops_per_s'] / 1e12:.1f} TFLOP/s"
+        )
+    return [*parts, f"weights {result['weights']}"]
 
 
 def points(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The ratios of all batch sizes, as they are drawn."""
+    """The ratios of all batch sizes, as plotted."""
     return [{"batch_size": batch["batch_size"], **row} for batch in result["batches"] for row in batch["alphas"]]
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Draw S over T, a curve for each batch size, with the line S = T; MissingExtra if matplotlib is not installed."""
-    with drawing(path) as axis:
-        highest = max(point["t"] for point in points(result))
-        axis.plot([1, highest], [1, highest], color="0.5", linestyle="--", label="S = T: all work saved is time saved")
-        axis.axhline(1, color="0.5", linewidth=0.8, label="S = 1: as fast as dense")
-        for batch in result["batches"]:
-            rows = sorted(batch["alphas"], key=lambda row: row["t"])
-            axis.plot(
-                [row["t"] for row in rows], [row["s"] for row in rows], marker="o",
-                label=f"batch {batch['batch_size']}",
-            )  # fmt: skip
-            for row in rows:
-                axis.annotate(f"{row['alpha']:g}", (row["t"], row["s"]), (4, -10), textcoords="offset points")
-        machine = f"{result['threads']} threads" if result["device"] == "cpu" else result["env"]["gpu"]
-        axis.set(
-            xlabel="T = multiply-adds, dense / octave", ylabel="S = time, fastest dense / octave",
-            title=f"{result['model']}, {result['mode']}, {result['dtype']}, {machine}",
-        )  # fmt: skip
-        axis.legend(fontsize="small")
+def draw(result: dict[str, Any], axis: Any) -> None:
+    """Draw S over T, a curve for each batch size, with the line S = T."""
+    highest = max(point["t"] for point in points(result))
+    axis.plot([1, highest], [1, highest], color="0.5", linestyle="--", label="S = T: all work saved is time saved")
+    axis.axhline(1, color="0.5", linewidth=0.8, label="S = 1: as fast as dense")
+    for batch in result["batches"]:
+        rows = sorted(batch["alphas"], key=lambda row: row["t"])
+        axis.plot(
+            [row["t"] for row in rows], [row["s"] for row in rows], marker="o", label=f"batch {batch['batch_size']}"
+        )
+        for row in rows:
+            axis.annotate(f"{row['alpha']:g}", (row["t"], row["s"]), (4, -10), textcoords="offset points")
+    machine = _threads(result) if result["device"] == "cpu" else result["env"]["gpu"]
+    axis.set(
+        xlabel="T = multiply-adds, dense / octave", ylabel="S = time, fastest dense / octave",
+        title=f"{result['model']}, {result['mode']}, {result['dtype']}, {machine}",
+    )  # fmt: skip
+    axis.legend(fontsize="small")
+
+
+def _threads(result: dict[str, Any]) -> str:
+    return f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
 
 
 def _way(figures: dict[str, Any]) -> str:
-    """How it was run: ``compiled channels_last``, ``deployed native``."""
+    """How it ran: ``compiled channels_last``, ``deployed native``."""
     return " ".join(filter(None, (figures["runtime"], figures["layout"], figures["engine"])))
 
 

@@ -1,7 +1,7 @@
-"""Training batches whose every random choice follows from (seed, epoch, image), and from nothing else.
+"""Training batches whose random choices depend on (seed, epoch, image) alone.
 
-So an interrupted run goes on as if it had not been, whatever the number of loading workers, and no generator's state
-has to be kept.
+So a resumed run makes the same choices as an uninterrupted one, whatever the number of loading workers, and no
+generator's state has to be saved.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -22,13 +23,14 @@ from torchvision import transforms
 from .. import processes
 from .datasets import Images
 
-# Standard deviations and axes of ImageNet's colours in [0, 1] (Krizhevsky et al., NeurIPS 2012).
+STREAMS = 2  # version of all random streams of a run: raise it with every change to what the same seed gives
+# Standard deviations and axes of ImageNet's colors in [0, 1] (Krizhevsky et al., NeurIPS 2012).
 _DEVIATIONS = torch.tensor([0.2175, 0.0188, 0.0045])
 _AXES = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 
 
 class Lighting:
-    """Shift the colours of a tensor ``[3, H, W]`` in [0, 1] along ImageNet's principal axes, at random."""
+    """Shift the colors of a tensor ``[3, H, W]`` in [0, 1] at random along ImageNet's principal axes."""
 
     def __init__(self, deviation: float) -> None:
         self.deviation = deviation
@@ -42,7 +44,7 @@ def train_transform(
     size: int, crop: str, crop_area: float, color_jitter: float, lighting: float, interpolation: str,
     mean: Sequence[float], std: Sequence[float],
 ) -> Callable[[Image.Image], Tensor]:  # fmt: skip
-    """The original's augmentation: a random crop, a mirror image, colour, lighting; to ``[3, size, size]``."""
+    """The original's augmentation: random crop, mirror image, color, lighting; to ``[3, size, size]``."""
     if crop == "padded":
         cropping: list[Any] = [transforms.Resize((size, size)), transforms.RandomCrop(size, size // 8)]
     else:
@@ -55,55 +57,52 @@ def train_transform(
     )  # fmt: skip
 
 
-def mix_seed(*numbers: int) -> int:
-    """One seed of 32 bits from several numbers; different ones give unrelated seeds (splitmix64, folded)."""
-    mixed = 0
-    for number in numbers:
-        mixed = (mixed + number + 0x9E3779B97F4A7C15) % 2**64
-        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
-        mixed ^= mixed >> 31
-    return mixed % 2**32
+def seed_of(*numbers: int) -> int:
+    """One seed of 32 bits from several numbers; different ones give unrelated seeds."""
+    entropy = (len(numbers), *numbers)  # the count, because NumPy ignores zeros at the end
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def seed_generators(*numbers: int) -> None:
-    """Start Python's generator and PyTorch's (on the CPU) from a seed."""
-    seed = mix_seed(*numbers)
+    """Seed Python's, NumPy's and PyTorch's generators (the last on the CPU) from several numbers."""
+    seed = seed_of(*numbers)
     random.seed(seed)
+    np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
 
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Whatever happens to these generators inside, outside they go on as before."""
-    states = random.getstate(), torch.get_rng_state()
+    """Restore these generators at the end of the block."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:
         random.setstate(states[0])
-        torch.set_rng_state(states[1])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def training_batches(
     images: Images, transform: Callable[[Image.Image], Tensor], *, seed: int, epoch: int, start: int, batch_size: int,
     parts: int, workers: int, pin_memory: bool = False,
 ) -> DataLoader[Any]:  # fmt: skip
-    """The rest of an epoch from step ``start`` on: each step is ``parts`` batches, this process's share of them.
+    """The rest of an epoch from step ``start`` on: this process's share of the ``parts`` batches of each step.
 
     Args:
-        images: all images; those that do not fill a step are left out, others in each epoch.
-        transform: a PIL image to a tensor.
+        images: all images; those that do not fill a step are omitted, different ones in each epoch.
+        transform: turns a PIL image into a tensor.
         seed, epoch: decide order and augmentation.
-        start: steps of this epoch that are done.
+        start: number of steps of this epoch that are done.
         batch_size: images per step, over all processes and parts.
-        parts: batches that make one step.
-        workers: processes that load; 0 loads in this one.
+        parts: number of batches in one step.
+        workers: number of processes that load; 0 loads in this one.
         pin_memory: for faster copies to a GPU.
 
     Returns:
-        Of each batch: images ``[N, 3, H, W]``, labels ``[N]``, and the images' numbers ``[N]``.
+        A loader of batches: images ``[N, 3, H, W]``, labels ``[N]``, and the images' numbers ``[N]``.
     """
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mix_seed(seed, epoch))).tolist()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed_of(seed, epoch))).tolist()
     share = processes.world_size()
     batches = []
     for step in range(start, len(images) // batch_size):
@@ -124,7 +123,7 @@ class _Items(Dataset[Any]):
     epoch: int
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int, int]]:
-        with generators_kept():  # once for a batch: it costs more than seeding
+        with generators_kept():  # once per batch: it costs more than seeding
             return [self._item(index) for index in indices]
 
     def _item(self, index: int) -> tuple[Tensor, int, int]:

@@ -1,7 +1,7 @@
-"""Labelled images from a folder, a tar, a record file or a named data set, and how a network wants them prepared.
+"""Labeled images from a folder, a tar, a record file or a named data set, and how a network wants them prepared.
 
-timm's readers list and open the files; decoding is done here, because timm's own data set silently puts the next image
-in the place of a corrupt one.
+timm's readers list and open the files; images are decoded here, because timm's own data set silently replaces a corrupt
+image with the next one.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .shards import Shards
 
 Transform = Callable[[Image.Image], Any]
 
-_SPLITS = ("val", "validation", "test")  # in this order where none is named
+_SPLITS = ("val", "validation", "test")  # the first that exists, if none is named
 _SPLIT_NAMES = {"train", *_SPLITS}
 _NAMED = {"wds": "", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "torch": ""}
 
 
 class CorruptImage(ValueError):
-    """An image, or its label, that cannot be read: ``file`` names it, ``reason`` says why."""
+    """An image, or its label, cannot be read: ``file`` names it, ``reason`` says why."""
 
     def __init__(self, file: str, reason: str) -> None:
         super().__init__(file, reason)
@@ -44,10 +44,10 @@ class Images(Dataset[Any]):
     """Images that are read by number; an item is the transformed image and its class index.
 
     Args:
-        source: the name of the whole, for messages.
-        reader: as timm's readers: ``reader[i]`` is a file, or a PIL image, and a label; it may have ``filename(i)``.
-        num_classes: how many classes there are, if that is known.
-        transform: what is done to each image, a PIL image in RGB.
+        source: the data set's name, for messages.
+        reader: like timm's readers: ``reader[i]`` is a file, or a PIL image, and a label; it may have ``filename(i)``.
+        num_classes: number of classes, if known.
+        transform: applied to each image, a PIL image in RGB.
 
     Raises:
         CorruptImage: an item cannot be read.
@@ -64,25 +64,25 @@ class Images(Dataset[Any]):
         return (self.transform(image) if self.transform else image), label
 
     def read(self, i: int) -> tuple[Image.Image, int]:
-        """Image number ``i`` as it is stored, in RGB, and its class index."""
+        """Image number ``i`` without the transform, in RGB, and its class index."""
         try:
             file, label = self.reader[i]
             return decode(file), _class_index(label)
         except MemoryError:
             raise
-        except Exception as error:  # decoders raise nearly anything on broken bytes
+        except Exception as error:  # decoders raise nearly anything on damaged bytes
             raise CorruptImage(self.filename(i), _reason(error)) from error
 
     def filename(self, i: int) -> str:
-        """What to call image number ``i`` in a message."""
+        """The name of image number ``i`` in messages."""
         name = self.reader.filename(i) if hasattr(self.reader, "filename") else None
         return f"{self.source}{'/' if Path(self.source).is_dir() else ': '}{name or f'image {i}'}"
 
 
 class Stream(IterableDataset[Any]):
-    """Images that only come one after the other, each process and each worker its share of them.
+    """Images that can only be read one after the other; each process and each worker gets its share of them.
 
-    ``announced`` is the number of images in all shares, or None: a stream may hold more or fewer.
+    ``announced`` is the number of images in all shares, or None: a stream may contain more or fewer.
     """
 
     def __init__(self, source: str, reader: Any, transform: Transform | None = None) -> None:
@@ -95,7 +95,7 @@ class Stream(IterableDataset[Any]):
             yield (self.transform(image) if self.transform else image), label
 
     def read(self) -> Iterator[tuple[Image.Image, int]]:
-        """The images as they are stored, in RGB, and their class indices."""
+        """The images without the transform, in RGB, and their class indices."""
         try:
             for image, label in self.reader:
                 yield decode(image), _class_index(label)
@@ -104,33 +104,45 @@ class Stream(IterableDataset[Any]):
 
 
 def decode(file: IO[bytes] | Image.Image) -> Image.Image:
-    """A PIL image, or the one in an open file (which is closed), completely read and in RGB."""
+    """A PIL image, or the one in an open file (which is closed), read completely and in RGB."""
     if isinstance(file, Image.Image):
         return file.convert("RGB")
     with file:
-        return Image.open(file).convert("RGB")  # reads all of it, so what is broken shows here
+        return Image.open(file).convert("RGB")  # reads all of it, so damage shows here
 
 
 def open_dataset(
     source: str | Path, split: str | None = None, transform: Transform | None = None, root: str | Path | None = None
 ) -> Images | Stream:
-    """Open a data set of labelled images.
+    """Open a data set of labeled images.
 
     Args:
         source: a folder of ``CLASS/*``, or one with such a folder ``val``, ``validation`` or ``test`` in it; a ``.tar``
             of the same; a ``.rec`` file with its ``.idx`` beside it; ``wds/DIR`` for WebDataset's shards; or a name
             that timm knows: ``hfds/NAME``, ``hfids/NAME``, ``tfds/NAME``, ``torch/NAME``.
-        split: the folder or the named split to take; the first of val, validation and test where none is given.
-        transform: what is done to each image, a PIL image in RGB.
-        root: where a named data set lies or is cached: its library's own place, ``data`` for ``torch/NAME``.
+        split: the folder or the named split to read; by default the first of val, validation and test that exists.
+        transform: applied to each image, a PIL image in RGB.
+        root: where a named data set is stored or cached; by default its library's own place, ``data`` for
+            ``torch/NAME``.
 
     Returns:
         `Images`, or a `Stream` for ``hfids/`` and ``tfds/``. Classes are numbered in natural order of their
         folders' names (class2 before class10).
 
     Raises:
-        UsageError: there is nothing at ``source``, no image in it, or no class folders; the message says which.
+        UsageError: there is nothing at ``source``, or no image or class folder in it; the message says which.
         MissingExtra: the package that reads it is not installed.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("cat", "dog"):
+        ...         (pathlib.Path(folder) / name).mkdir()
+        ...         Image.new("RGB", (8, 8)).save(f"{folder}/{name}/0.png")
+        ...     images = open_dataset(folder)
+        ...     len(images), images.num_classes, images[1][1]
+        (2, 2, 1)
     """
     path, prefix = Path(source), str(source).partition("/")[0].lower()
     if path.is_dir():
@@ -148,7 +160,7 @@ def open_dataset(
 
 def _folder(path: Path, split: str | None, transform: Transform | None) -> Images:
     folders = {entry.name for entry in path.iterdir() if entry.is_dir()}
-    if split is None:  # a class may have a split's name, but no folders
+    if split is None:  # a class may have a split's name, but no folders in it
         folders = {name for name in folders & _SPLIT_NAMES if any(file.is_dir() for file in (path / name).iterdir())}
     folder = path / (_choose_split(str(path), folders, split) or "")
     try:
@@ -164,7 +176,7 @@ def _tar(path: Path, split: str | None, transform: Transform | None) -> Images:
         # No cached handle: forked workers would share its position. No cached listing: it is a pickle beside the file.
         reader = create_reader("", root=str(path), cache_tarfiles=False, cache_tarinfo=False)
     except tarfile.TarError as error:
-        raise UsageError(f"{path} is not a whole, uncompressed tar file ({error}): pack it again") from error
+        raise UsageError(f"{path} is not a complete, uncompressed tar file ({error}): pack it again") from error
     except ValueError as error:  # timm unpacks an empty list
         raise _no_images(path) from error
     parts = [Path(reader.filename(i)).parts[:-1] for i in range(len(reader))]
@@ -187,20 +199,20 @@ def _no_images(path: Path) -> UsageError:
 
 
 def _choose_split(source: str, folders: set[str], split: str | None) -> str | None:
-    """The folder to descend into, or None for class folders at the top."""
+    """The folder to descend into, or None if the class folders are at the top."""
     if split is not None:
         if split not in folders:
             raise UsageError(f"there is no folder {split!r} in {source}: it has {', '.join(sorted(folders)[:10])}")
         return split
     found = next((name for name in _SPLITS if name in folders), None)
     if found is None and "train" in folders:
-        raise UsageError(f"{source} has train but no val, validation or test: say which folder with --split")
+        raise UsageError(f"{source} has train but no val, validation or test: name a folder as the split")
     return found
 
 
 def _check_classes(source: str, class_to_idx: dict[str, int]) -> None:
-    if class_to_idx.keys() & {"", "."} or class_to_idx.keys() <= _SPLIT_NAMES:  # the top would shift the numbers
-        raise UsageError(f"images lie directly in {source}: put each in a folder named after its class")
+    if class_to_idx.keys() & {"", "."} or class_to_idx.keys() <= _SPLIT_NAMES:  # these would shift the numbers
+        raise UsageError(f"there are images directly in {source}: put each in a folder named after its class")
 
 
 def _named(source: str, split: str | None, transform: Transform | None, root: str | Path | None) -> Images | Stream:
@@ -216,7 +228,7 @@ def _named(source: str, split: str | None, transform: Transform | None, root: st
     try:
         data = create_dataset(f"{prefix}/{name}", root=root and str(root), split=split)
     except AssertionError as error:
-        raise UsageError(f"timm knows no data set {source!r}: {error}") from error
+        raise UsageError(f"timm has no data set {source!r}: {error}") from error
     except RuntimeError as error:
         where = f" (folder {root})" if prefix == "torch" else ""
         raise UsageError(f"{source} cannot be opened{where}: {error}") from error
@@ -228,7 +240,7 @@ def _named(source: str, split: str | None, transform: Transform | None, root: st
 
 
 class _Records:
-    """A record file as a reader."""
+    """A reader of a record file."""
 
     def __init__(self, path: Path) -> None:
         from ..mxnet.recordio import RecordFile
@@ -243,23 +255,23 @@ class _Records:
         return io.BytesIO(record.image), record.labels[0] if record.labels else None
 
     def filename(self, i: int) -> str:
-        """The number is all the name that a record has."""
+        """Records have no names, only numbers."""
         return f"record {i}"
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a network's input: resized, cropped in the middle, and normalised on [0, 1]."""
+    """How an image becomes a network's input: resized, cropped at the center, and normalized."""
 
     size: tuple[int, int]  # height and width in pixels
     interpolation: str
     crop_pct: float
     crop_mode: str
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of each color, in [0, 1]
     std: tuple[float, ...]
 
     def transform(self) -> Transform:
-        """The transform for scoring: a PIL image to a float32 tensor ``[3, H, W]``."""
+        """The transform for scoring, from a PIL image to a float32 tensor ``[3, H, W]``."""
         return create_transform(  # type: ignore[no-any-return]
             self.size, is_training=False, interpolation=self.interpolation, mean=self.mean, std=self.std,
             crop_pct=self.crop_pct, crop_mode=self.crop_mode,
@@ -267,7 +279,7 @@ class Preprocessing:
 
 
 def preprocessing(model: nn.Module, size: int | None = None) -> Preprocessing:
-    """What the network's pretrained configuration asks for, or timm's defaults; ``size`` overrides its pixels."""
+    """What the network's pretrained configuration asks for, or timm's defaults; ``size``, in pixels, overrides it."""
     config = resolve_data_config({"img_size": size}, model=model)
     return Preprocessing(
         tuple(config["input_size"][1:]), config["interpolation"], config["crop_pct"], config["crop_mode"],
@@ -281,11 +293,11 @@ def _class_index(label: Any) -> int:
     except (TypeError, ValueError, OverflowError):  # None, text, NaN, infinity
         index = None
     if index is None or index != label:
-        raise ValueError(f"its label {label} is no class index")
+        raise ValueError(f"its label {label} is not a class index")
     return index
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # whose text shows Python objects
-        return "it is no image that Pillow knows"
+    if isinstance(error, UnidentifiedImageError):  # its text shows Python objects
+        return "it is not an image that Pillow knows"
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Batches of a data set, this process's share of it, with the images that cannot be read apart."""
+"""Batches of this process's share of a data set; images that cannot be read come separately."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def batches(
     """Go through a data set once, in order: each process takes every n-th image, none padded or repeated.
 
     Args:
-        dataset: of `octaveconv.data.datasets.open_dataset`; its own transform is not used.
-        transform: a PIL image to a tensor ``[3, H, W]``.
-        batch_size: images at a time, those that cannot be read included.
-        workers: processes that load; 0 loads in this one.
+        dataset: what `octaveconv.data.open_dataset` returns; its own transform is not used.
+        transform: turns a PIL image into a tensor ``[3, H, W]``.
+        batch_size: images per batch, including those that cannot be read.
+        workers: number of processes that load; 0 loads in this one.
         pin_memory: for faster copies to a GPU.
 
     Returns:
-        Of each batch: images ``[N, 3, H, W]`` or None, labels ``[N]``, their names, and a `CorruptImage` for each image
-        that cannot be read. After one, a stream ends.
+        A loader of batches: images ``[N, 3, H, W]`` or None, labels ``[N]``, the images' names, and a `CorruptImage`
+        for each image that cannot be read. A stream ends after the first of these.
     """
     items: Dataset[Any]
     if isinstance(dataset, Stream):
@@ -45,7 +45,7 @@ def batches(
 
 @dataclass
 class _Items(Dataset[Any]):
-    """An item is (tensor, label, name), or the error: raised in a worker, it would come back wrapped in a traceback."""
+    """An item is (tensor, label, name), or the error: if a worker raised it, it would arrive inside a traceback."""
 
     images: Images
     transform: Transform
@@ -60,7 +60,7 @@ class _Items(Dataset[Any]):
 
 @dataclass
 class _StreamItems(IterableDataset[Any]):
-    """The same of a stream, which ends at its first error."""
+    """The same for a stream, which ends at its first error."""
 
     stream: Stream
     transform: Transform

@@ -1,6 +1,6 @@
-"""WebDataset's shards as a set whose images are read by number: exact counts, exact order, exact resuming.
+"""WebDataset's shards as a data set whose images are read by number: exact counts, exact order, exact resuming.
 
-A shard is a tar whose files with the same name up to the first dot belong together: ``000123.jpg``, ``000123.cls``.
+A shard is a tar in which files with the same name up to the first dot belong together: ``000123.jpg``, ``000123.cls``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CLASSES = ("cls", "cls.txt")
 
 
 class Sample(NamedTuple):
-    """Where an image lies, and its class."""
+    """Where an image is stored, and its class."""
 
     shard: int
     name: str
@@ -30,15 +30,15 @@ class Sample(NamedTuple):
 
 
 class Shards:
-    """The images of some shards, as a reader for `octaveconv.data.datasets.Images`.
+    """The images of some shards, as a reader for `octaveconv.data.Images`.
 
     Args:
         folder: where the shards are.
-        split: a pattern of their names such as ``val-{0000..0009}.tar``, with ``|N`` behind it if the number of images
-            is to be checked; or a word that their names contain, such as ``val``.
+        split: a pattern of their names such as ``val-{0000..0009}.tar``, followed by ``|N`` to check the number of
+            images; or a word that their names contain, such as ``val``.
 
     Raises:
-        UsageError: there are no such shards, one is damaged, or the number of images is another.
+        UsageError: there are no such shards, one is damaged, or the number of images differs.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -46,9 +46,7 @@ class Shards:
         self.paths = _find(folder, pattern)
         self.samples = [sample for number, path in enumerate(self.paths) for sample in _samples(number, path)]
         if announced and len(self.samples) != int(announced):
-            raise UsageError(
-                f"the shards {pattern} hold {len(self.samples):,} images, {int(announced):,} are announced"
-            )
+            raise UsageError(f"the shards {pattern} contain {len(self.samples):,} images, expected {int(announced):,}")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -60,7 +58,7 @@ class Shards:
             return io.BytesIO(file.read(sample.size)), float(sample.label)
 
     def filename(self, i: int) -> str:
-        """The shard and the name in it."""
+        """The shard's name and the image's name in it."""
         sample = self.samples[i]
         return f"{self.paths[sample.shard].name}/{sample.name}"
 
@@ -73,8 +71,8 @@ def _find(folder: Path, pattern: str) -> list[Path]:
     missing = [path.name for path in paths if not path.is_file()]
     if missing or not paths:
         raise UsageError(
-            f"there are no shards {', '.join(missing[:3]) or f'named *{pattern}*.tar'} in {folder}: name them, as in "
-            f"--split 'val-{{0000..0009}}.tar'"
+            f"there are no shards {', '.join(missing[:3]) or f'named *{pattern}*.tar'} in {folder}: name them as the "
+            f"split, for instance val-{{0000..0009}}.tar"
         )
     return paths
 
@@ -108,5 +106,5 @@ def _samples(number: int, path: Path) -> Iterator[Sample]:
         raise UsageError(f"the shard {path} cannot be read: {error}") from error
     for key, member in images.items():
         if not re.fullmatch(r"\d+", classes.get(key, "")):
-            raise UsageError(f"{path}: {member.name} has no class beside it: a file .cls with a whole number")
+            raise UsageError(f"{path}: {member.name} has no class: add a .cls file of the same name with a number")
         yield Sample(number, member.name, member.offset_data, member.size, classes[key])

@@ -1,4 +1,4 @@
-"""Where what was built or measured for this machine is kept."""
+"""The folder for what was built or measured for this machine."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The captured network as a torch.fx module: constants computed, norms folded into convolutions, sums put in order."""
+"""The captured network as a torch.fx module: constants computed, norms folded into convolutions, sums reordered."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim
 from torch.utils import _pytree as pytree
 
-from ..backends import backend
-from .capture import Captured
+from .capture import Captured, exported
 
 _OPS = torch.ops.aten
 _CONV, _ADD = _OPS.conv2d.default, _OPS.add.Tensor
@@ -40,10 +38,8 @@ def folded(
         Exception: whatever torch.export raises for a module that it cannot capture.
     """
     if 0 in dynamic and len(example) == 1:
-        example = torch.cat([example, example])  # a size of 1 would be taken for fixed
-    dims: dict[int, Any] = dict.fromkeys(dynamic, Dim.AUTO)
-    with backend(form), torch.no_grad():
-        program = torch.export.export(model, (example,), dynamic_shapes=(dims,)).run_decompositions({})
+        example = torch.cat([example, example])
+    program = exported(model, example, dynamic, form, decomposed=True)
     guard = getattr(program.module(), "_guards_fn", None)
     graph = _Graph(Captured(program))
     graph.fold()
@@ -75,13 +71,13 @@ class _Graph:
         self.graph.eliminate_dead_code()
 
     def constant(self, value: Tensor) -> fx.Node:
-        """Keep a tensor under a name, and refer to it where the graph is being written."""
+        """Store a tensor under a name, and refer to it at the place where the graph is being written."""
         name = f"constant{len(self.tensors)}"
         self.tensors[name] = value
         return self.graph.get_attr(name)
 
     def module(self) -> fx.GraphModule:
-        """The graph as a module with the tensors it still needs."""
+        """The graph as a module with the tensors that it still needs."""
         self.graph.eliminate_dead_code()
         for node in self.graph.nodes:
             node.meta.clear()
@@ -90,7 +86,7 @@ class _Graph:
         return fx.GraphModule(parameters, self.graph).eval()
 
     def fold(self) -> None:
-        """Scale and shift convolutions in place of the norms and biases behind their sum; other norms stay."""
+        """Scale and shift convolutions instead of applying the norms and biases after their sum; other norms stay."""
         for node in list(self.graph.nodes):
             if node.target is _NORM:
                 self._fold_norm(node)
@@ -99,7 +95,7 @@ class _Graph:
 
     def _fold_norm(self, norm: Any) -> None:
         x, *state, momentum, eps = norm.args
-        output = next(iter(norm.users))  # of its three results, the first; the others are of training
+        output = next(iter(norm.users))  # the first of its three results; the others are for training
         convs = _convs_of(x) if all(map(_is_constant, state)) else None
         if convs is None:
             with self.graph.inserting_before(norm):
@@ -135,7 +131,7 @@ class _Graph:
                 conv.args = (conv.args[0], new, bias_node, *conv.args[3:])
 
     def order_sums(self) -> None:
-        """Upsample once per sum, and add convolutions last: a runtime lets a convolution add to what is there.
+        """Upsample once per sum, and add convolutions last: a runtime can let a convolution add to what is there.
 
         ``conv(h) + up(conv(l)) + x`` becomes ``conv(h) + (x + up(conv(l)))``, and where ``x`` is such a sum too,
         ``up(a) + up(b)`` becomes ``up(a + b)``.
@@ -169,9 +165,9 @@ class _Graph:
 
 
 def _convs_of(node: Any) -> list[Any] | None:
-    """The convolutions that ``node`` is the sum of, or None if it is something else or is read elsewhere too.
+    """The convolutions that ``node`` is the sum of, or None if it is something else or is also read elsewhere.
 
-    What is upsampled may be scaled and shifted before as well as after.
+    An upsampled map may be scaled and shifted before upsampling as well as after.
     """
     if len(node.users) != 1:
         return None
@@ -195,16 +191,16 @@ def _is_sum(node: Any) -> bool:
 
 
 def _terms(node: Any) -> list[Any]:
-    """What a value is the sum of; a sum that is read elsewhere too is not taken apart."""
+    """What a value is the sum of; a sum that is also read elsewhere is not taken apart."""
     if not _is_sum(node) or len(node.users) != 1:
         return [node]
     return [term for part in node.args for term in _terms(part)]
 
 
 def _alike(upsamplings: list[Any]) -> list[list[Any]]:
-    """Group those of the same size in and out, so that the sum of their inputs can be upsampled instead."""
+    """Group those with the same input and output size, so that the sum of their inputs can be upsampled instead."""
     groups: dict[Any, list[Any]] = {}
     for node in upsamplings:
-        size = str(node.all_input_nodes[0].meta["val"].shape)  # symbols are not to be compared as numbers
+        size = str(node.all_input_nodes[0].meta["val"].shape)  # symbols must not be compared as numbers
         groups.setdefault((node.target, size, str(node.args[1:])), []).append(node)
     return list(groups.values())

@@ -18,7 +18,7 @@ INFINITY = float("inf")
 class Map:
     """A feature map in memory: ``channels`` at ``size``, height and width as numbers or symbols of the input's size.
 
-    A map that is part of a concatenation lies in that ``home``, from channel ``offset`` on.
+    A map that is part of a concatenation is stored in its ``home``, starting at channel ``offset``.
     """
 
     channels: int
@@ -65,7 +65,7 @@ class Addend(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """What becomes of a sum: ``activation(sum * scale + shift)``; "clamp" is to ``[low, high]``."""
+    """What is done to a sum: ``activation(sum * scale + shift)``; "clamp" is to ``[low, high]``."""
 
     scale: Tensor | None = None
     shift: Tensor | None = None
@@ -75,7 +75,7 @@ class Finish(NamedTuple):
 
     @property
     def activates(self) -> bool:
-        """Whether there is more than scale and shift."""
+        """Whether there is an activation."""
         return self[2:] != ("clamp", -INFINITY, INFINITY)
 
 
@@ -138,7 +138,7 @@ class Layer:
 
     @property
     def blocked(self) -> bool:
-        """Whether its pixels are walked in 2x2 blocks."""
+        """Whether its pixels are processed in 2x2 blocks."""
         return self.sum is not None and bool(
             self.sum.coarse
             or any(addend.coarse for addend in self.sum.addends)
@@ -147,8 +147,8 @@ class Layer:
 
 
 @dataclass
-class Network:
-    """Layers in an order in which they can run, between the input and the parts of each output."""
+class Lowered:
+    """A lowered network: layers in an order in which they can run, from the input to the parts of each output."""
 
     input: Map
     layers: list[Layer]
@@ -156,9 +156,9 @@ class Network:
     shapes: list[tuple[Any, ...]]  # of the outputs
 
     def last_uses(self, parts: Sequence[Iterable[Layer]]) -> dict[Map, int]:
-        """Of each map in memory, in which of the ``parts`` that the layers run in it is used last.
+        """For each map in memory, which of the ``parts``, lists of layers that run in turn, uses it last.
 
-        What is put out is used after all of them.
+        Outputs are used after all of them.
         """
         last: dict[Map, int] = {}
         for i, layers in enumerate(parts):
@@ -169,5 +169,5 @@ class Network:
 
 
 def number(size: Any, sizes: Mapping[Any, int]) -> int:
-    """A size as a number, given what its symbols stand for."""
+    """A size as a number, given the values of its symbols."""
     return int(size.node.expr.subs(sizes)) if isinstance(size, torch.SymInt) else int(size)

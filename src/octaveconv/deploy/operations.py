@@ -1,4 +1,4 @@
-"""The operations that the native engine knows: which method of the walk in `lower` takes each."""
+"""The operations that can be lowered: which method of the walk in `lower` handles each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .ir import INFINITY, Activation
 
 aten = torch.ops.aten
 
-# Their result is their argument, in evaluation mode.
+# In evaluation mode their result is their argument.
 SAME: set[Any] = {
     aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.clone.default,
     aten.contiguous.default, aten.alias.default, aten.detach.default,

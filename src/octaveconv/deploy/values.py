@@ -1,4 +1,4 @@
-"""Values on the way to layers: sums not computed yet, maps, concatenations; and the layers that compute them."""
+"""Values while a graph is lowered: pending sums, maps, concatenations; and the layers that compute them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from .ir import Addend, Finish, Layer, Map, Output, Ref, Sum, Window
 
-OUTPUTS = 3  # of one layer: a pre-activation block keeps its sum, and its norm of it
+OUTPUTS = 3  # of one layer: a pre-activation block keeps its sum and the norm of that
 
 
 class Cat(NamedTuple):
-    """Maps side by side, each of which can be read where it is."""
+    """Maps side by side, each of which can be read in its place."""
 
     parts: tuple[Ref, ...]
 
@@ -24,21 +24,21 @@ def mapped(x: Value, fn: Callable[[Sum | Ref], Ref]) -> Value:
     return Cat(tuple(fn(part) for part in x.parts)) if isinstance(x, Cat) else fn(x)
 
 
-class Lowered:
-    """The layers so far."""
+class LayerBuilder:
+    """Collects the layers of a network."""
 
     def __init__(self) -> None:
         self.layers: list[Layer] = []
         self.made_by: dict[Map, tuple[Layer, Output]] = {}
         self.pools: dict[Ref, Ref] = {}
-        self.homes: set[Map] = set()  # the maps that others lie in
+        self.homes: set[Map] = set()  # the maps that others are parts of
 
     def refs(self, value: Value, name: str) -> list[Ref]:
-        """The maps that a value lies in."""
+        """The maps that hold a value."""
         return list(value.parts) if isinstance(value, Cat) else [self.ref(value, name)]
 
     def ref(self, value: Value, name: str) -> Ref:
-        """The one map that a value lies in; now it is computed, if it was not."""
+        """The one map that holds a value, which a layer computes now if none did."""
         if isinstance(value, Ref):
             return value
         if isinstance(value, Cat):
@@ -75,7 +75,7 @@ class Lowered:
         return Ref(target, 0, target.channels)
 
     def _output(self, value: Sum, name: str) -> tuple[Layer, Output]:
-        """An output that is this value: of the layer that made its only addend, where that can be, or of a new one."""
+        """An output that is this value: of the layer that made its only addend if possible, or of a new layer."""
         output = Output(value.finish)
         if len(value.addends) == 1 and not value.terms and not value.coarse and value.bias is None:
             source, coarse, gate = value.addends[0]
@@ -96,7 +96,7 @@ class Lowered:
         return made if made is not None and whole and made[0].window is None else None
 
     def join(self, parts: list[Ref], name: str) -> Ref:
-        """Make concatenated maps one: each is written to its place from the start, or if that cannot be, copied."""
+        """Make one map of concatenated ones: each is written to its place in it, or copied if that is impossible."""
         if len(parts) == 1:
             return parts[0]
         home = self._home_of(parts) or Map(0, parts[0].map.size)
@@ -117,7 +117,7 @@ class Lowered:
         return Ref(home, 0, offset)
 
     def _home_of(self, parts: list[Ref]) -> Map | None:
-        """The map that already begins with these parts and ends, or can go on, where they go on."""
+        """The map that already begins with these parts, and ends or can grow where they continue."""
         home = _place(parts[0])[0]
         offset = 0
         for part in parts:
@@ -127,7 +127,7 @@ class Lowered:
         return home if home in self.homes else None
 
     def live_layers(self, outputs: list[list[Ref]]) -> list[Layer]:
-        """The layers without those that nothing reads, and their outputs without what nothing reads."""
+        """The layers and outputs that something reads."""
         needed = {ref.map for refs in outputs for ref in refs}
         live = []
         for layer in reversed(self.layers):
@@ -142,7 +142,7 @@ class Lowered:
 
 
 def _place(ref: Ref) -> tuple[Map, int]:
-    """The map in memory that a part lies in, and from which channel on."""
+    """The map in memory that a part is in, and at which channel it begins."""
     return (ref.map.home, ref.map.offset + ref.first) if ref.map.home else (ref.map, ref.first)
 
 

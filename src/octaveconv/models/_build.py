@@ -1,4 +1,4 @@
-"""What the networks share: octave or plain layers, and the promises to timm."""
+"""What the networks share: octave or plain layers, and timm's interface."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..nn._mark import AlphaMarked
 from ..octave import ChannelSplit, Octave, merge_tensor, octave_cat
 
 for _name in octave_layers.__all__:
-    register_notrace_module(getattr(octave_layers, _name))  # tracing into one would lose its low part
+    register_notrace_module(getattr(octave_layers, _name))  # tracing into a layer would lose its low part
 register_notrace_function(merge_tensor)
 register_notrace_function(octave_cat)
 
@@ -28,7 +28,7 @@ Alpha = float | ChannelSplit
 
 @dataclass(frozen=True)
 class Layers:
-    """Makes the layers of one network: octave layers, or the plain ones of the dense twin."""
+    """Makes the layers of a network: octave layers, or the plain layers of the dense twin."""
 
     octave: bool
     eps: float = 1e-5
@@ -58,29 +58,32 @@ class Layers:
         return self.map(self.act_layer(inplace=True))
 
     def map(self, module: nn.Module) -> nn.Module:
-        """A module that acts on each frequency by itself."""
+        """A module that acts on each frequency separately."""
         return OctMap(module) if self.octave else module
 
-    def se(self, channels: int, alpha: float) -> nn.Module:
-        """Squeeze-and-excitation with a bottleneck of a sixteenth."""
+    def se(self, channels: int, alpha: Alpha) -> nn.Module:
+        """Squeeze-and-excitation whose bottleneck has a sixteenth of the channels."""
         if not self.octave:
             return SqueezeExcite(channels, rd_channels=channels // 16)  # type: ignore[no-any-return]
         return OctSqueezeExcite(channels, rd_channels=channels // 16, alpha=alpha)
 
     def split(self, channels: int, alpha_in: float, alpha_out: float) -> nn.Module:
-        """The parameter-free shortcut of a block whose output alone is split; the identity elsewhere."""
+        """A parameter-free shortcut: the identity, or a split of the block's dense input."""
         if alpha_in == alpha_out:
             return nn.Identity()
         if alpha_in:
-            raise ValueError(f"no shortcut without parameters leads from alpha {alpha_in} to {alpha_out}")
+            raise ValueError(
+                f"a parameter-free shortcut cannot lead from alpha {alpha_in} to {alpha_out}: use a 1x1 convolution"
+            )
         return Split(channels, alpha_out)
 
 
 class OctNet(AlphaMarked):
-    """The promises that every network keeps to timm: features, head, checkpointing, parameter groups.
+    """timm's interface, which every network has: features, head, checkpointing, parameter groups.
 
-    A subclass sets the stem, the stages ``layer1`` ... ``layer4`` and what else it needs, then calls `_finish`. There
-    are five feature maps, of the ``reductions``: that of the stem, or of a ``layer0`` behind it, and the stages'.
+    A subclass sets the stem, the stages ``layer1`` ... ``layer4`` and whatever else it needs, then calls `_finish`.
+    There are five feature maps: that of the stem, or of a ``layer0`` after it, and those of the four stages. Their
+    strides are the ``reductions``.
     """
 
     stage_names: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")
@@ -95,9 +98,9 @@ class OctNet(AlphaMarked):
         self, alpha: float, widths: list[int], num_classes: int, global_pool: str, drop_rate: float,
         num_features: int | None = None,
     ) -> None:  # fmt: skip
-        """Build the head and note what timm asks for.
+        """Build the head and set the attributes that timm expects.
 
-        ``widths`` are the channels of the five feature maps, ``num_features`` those that come out of `forward_norm`.
+        ``widths`` are the channels of the five feature maps, ``num_features`` those of the output of `forward_norm`.
         """
         self.alpha = alpha
         self.alpha_mark = (alpha,)
@@ -118,15 +121,15 @@ class OctNet(AlphaMarked):
         return self.act1(self.bn1(self.conv1(x)))  # type: ignore[no-any-return]
 
     def forward_stem_pool(self, x: Tensor) -> Tensor:
-        """What lies between the stem and the first stage."""
+        """The layers between the stem and the first stage."""
         return x
 
     def forward_norm(self, x: Tensor) -> Tensor:
-        """What follows the last stage, before pooling: a pre-activation network has a norm there."""
+        """The layers between the last stage and global pooling, such as the last norm of a pre-activation network."""
         return x
 
     def _feature_maps(self, x: Tensor) -> Iterator[Tensor | Octave]:
-        """The feature maps of ``feature_info``, one after another."""
+        """The feature maps of ``feature_info``, in order."""
         x = self.forward_stem(x)
         if self.feature_info[0]["module"] not in self.stage_names:
             yield x
@@ -142,7 +145,7 @@ class OctNet(AlphaMarked):
     def forward_features(self, x: Tensor) -> Tensor:
         """Everything before global pooling: ``[N, C, ceil(H/32), ceil(W/32)]``."""
         out: Tensor | Octave = x
-        for out in self._feature_maps(x):  # noqa: B007  # only the last is kept, so that the others can be freed
+        for out in self._feature_maps(x):  # noqa: B007  # keeps only the last, so that the others can be freed
             pass
         return self.forward_norm(merge_tensor(out))
 
@@ -160,9 +163,9 @@ class OctNet(AlphaMarked):
         self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
         output_fmt: str = "NCHW", intermediates_only: bool = False,
     ) -> Any:  # fmt: skip
-        """The stem's and the stages' feature maps, each merged to one tensor ``[N, C, ceil(H/r), ceil(W/r)]``.
+        """The feature maps of the stem and the stages, each merged to a tensor ``[N, C, ceil(H/r), ceil(W/r)]``.
 
-        Args, returns: as every timm network's method of this name.
+        Args, returns: as in every network of timm.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
@@ -173,12 +176,12 @@ class OctNet(AlphaMarked):
             if i in take:
                 reduction = self.feature_info[i]["reduction"]
                 height, width = (-(-n // reduction) for n in size)
-                # with alpha 1 nothing knows the size of an odd high map, which comes out a pixel larger
+                # at alpha 1 the size of an odd high map is not known, and the merged map is a pixel too large
                 taken.append(merge_tensor(out, (height, width))[..., :height, :width])
             if stop_early and i == last:
                 break
         if i + 1 == len(self.feature_info) and (norm or not intermediates_only):
-            out = self.forward_norm(merge_tensor(out))  # once: in training it counts a batch
+            out = self.forward_norm(merge_tensor(out))  # only once: in training it counts a batch
             if norm and i in take:
                 taken[-1] = out
         return taken if intermediates_only else (merge_tensor(out), taken)
@@ -186,7 +189,7 @@ class OctNet(AlphaMarked):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages behind the last wanted feature map; return the indices kept."""
+        """Drop the stages after the last feature map of ``indices``; return the indices that are kept."""
         take, last = feature_take_indices(len(self.feature_info), indices)
         dropped = self.feature_info[last + 1 :]
         for info in dropped:
@@ -199,14 +202,14 @@ class OctNet(AlphaMarked):
         return take  # type: ignore[no-any-return]
 
     def prune_norm(self) -> None:
-        """Drop what `forward_norm` holds."""
+        """Drop the layers of `forward_norm`."""
 
     def get_classifier(self, name_only: bool = False) -> str | nn.Module:
         """The classifier, or its name."""
         return "fc" if name_only else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier; ``num_classes=0`` leaves none."""
+        """Replace the classifier; ``num_classes=0`` removes it."""
         self.num_classes = num_classes
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         like = next(self.parameters())
@@ -225,5 +228,5 @@ class OctNet(AlphaMarked):
 
 
 def stage_alphas(alpha: float) -> list[float]:
-    """Alpha of each of the four stages: the last one is dense, its map being too small to halve."""
+    """Alpha of each of the four stages: the last one is dense, because its map is too small to halve."""
     return [alpha, alpha, alpha, 0.0]

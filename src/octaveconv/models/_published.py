@@ -1,4 +1,4 @@
-"""The original's 31 published checkpoints: facts copied from its README, and checks from Intel's Open Model Zoo."""
+"""The original's 31 published checkpoints: figures from its README, sizes and hashes from Intel's Open Model Zoo."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _ADDRESS = "https://dl.fbaipublicfiles.com/octconv/"
 class Published(NamedTuple):
     """One checkpoint of the original.
 
-    ``top1`` and ``top5`` are percent on ImageNet-1k's validation set (one centre crop of 224 pixels), ``gmacs``
-    its "#FLOPs" in 1e9 and ``mparams`` its parameters in 1e6, where published; ``sha256`` and ``size`` (bytes) are of
-    the file, where known.
+    ``top1`` and ``top5`` are percentages on ImageNet-1k's validation set (one center crop of 224 pixels). ``gmacs`` are
+    the published "#FLOPs" in 1e9 and ``mparams`` the parameters in 1e6, if published. ``sha256`` and ``size`` (in
+    bytes) are those of the file, if known.
     """
 
     network: str
@@ -29,7 +29,7 @@ class Published(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The network's name with alpha in thousandths, as timm knows it."""
+        """The name in timm's registry: that of the network with alpha in thousandths."""
         return f"{self.network}_a{round(self.alpha * 1000)}"
 
     @property
@@ -38,7 +38,7 @@ class Published(NamedTuple):
         return _ADDRESS + self.file
 
 
-# Of each ablation archive: the accuracies by alpha in thousandths; then what is known of the one that Intel converted.
+# The accuracies of each ablation archive by alpha in thousandths; then the facts about those that Intel converted.
 _ABLATION = {
     ("oct_densenet121", "a01_densenet-121"): {125: (76.1, 93.0), 250: (75.9, 93.1)},
     ("oct_resnetv2_26", "a02_resnet-26"): {125: (75.8, 92.6), 250: (76.1, 92.6), 500: (75.5, 92.5), 750: (74.6, 92.1)},
@@ -96,7 +96,7 @@ PUBLISHED = {
 
 
 def published(name: str) -> Published | None:
-    """The checkpoint that a network's name stands for, or ``None``.
+    """The published checkpoint of this name, or ``None``.
 
     Example:
         >>> published("oct_resnetv2_50_a250").top1

@@ -1,4 +1,4 @@
-"""Registration with timm: names, pretrained configurations, and weights from files of any kind that we can read."""
+"""Registration with timm: names, pretrained configurations, and weights from every kind of file that we read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._published import PUBLISHED, Published
 
 
 def cfg(**kwargs: Any) -> dict[str, Any]:
-    """A pretrained configuration with ImageNet's defaults and no weights."""
+    """A pretrained configuration with ImageNet's defaults and without weights."""
     return dict(
         num_classes=1000, input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=0.875, interpolation="bilinear",
         mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, first_conv="conv1", classifier="fc",
@@ -44,7 +44,7 @@ def _register(cls: type[OctNet], name: str, arguments: dict[str, Any], record: P
     def entry(pretrained: bool = False, **kwargs: Any) -> Any:
         if record and kwargs.setdefault("alpha", record.alpha) != record.alpha:
             raise ValueError(
-                f"{name} is of alpha {record.alpha}, got {kwargs['alpha']}: {record.network} takes every alpha"
+                f"{name} has alpha {record.alpha}, got {kwargs['alpha']}: {record.network} takes every alpha"
             )
         return _build(cls, name, pretrained, arguments, kwargs)
 
@@ -55,7 +55,7 @@ def _register(cls: type[OctNet], name: str, arguments: dict[str, Any], record: P
 
 
 def _build(cls: type[OctNet], name: str, pretrained: bool, arguments: dict[str, Any], kwargs: dict[str, Any]) -> Any:
-    """Build by timm's builder, which then finds the weights under our names, whatever kind of file they are in."""
+    """Build with timm's builder, and give it pretrained weights under our names, whatever file they come from."""
     if pretrained:
         overlay = kwargs.get("pretrained_cfg_overlay") or {}
         kwargs = kwargs | dict(pretrained_cfg_overlay=overlay | _weights(cls, name, arguments, kwargs))
@@ -68,7 +68,7 @@ def _build(cls: type[OctNet], name: str, pretrained: bool, arguments: dict[str, 
 
 
 def _weights(cls: type[OctNet], name: str, arguments: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Where timm is to find the weights: entries for its pretrained configuration."""
+    """Entries of timm's pretrained configuration that say where the weights are."""
     source = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     with torch.device("meta"):
         bare = cls(
@@ -86,12 +86,13 @@ def _weights(cls: type[OctNet], name: str, arguments: dict[str, Any], kwargs: di
 def _load_checkpoint(model: Any, checkpoint_path: str, *args: Any, **kwargs: Any) -> Any:
     if isinstance(model, OctNet):
         return weights.load(model, checkpoint_path)
-    weights.refuse_octavified(checkpoint_path)
+    config = getattr(model, "pretrained_cfg", None) or {}  # a network of the user's own may have none
+    weights.refuse_octavified(checkpoint_path, config.get("architecture", "..."))
     return _timm_load_checkpoint(model, checkpoint_path, *args, **kwargs)
 
 
-# timm.create_model(..., checkpoint_path=F) offers no hook for other kinds of files, so this is the one place where a
-# function of timm's is replaced; networks that are not ours still go to the original.
+# timm.create_model(..., checkpoint_path=F) has no hook for other kinds of files, so we replace a function of timm's,
+# here and nowhere else. For networks that are not ours it calls the original.
 _timm_load_checkpoint = timm.models._factory.load_checkpoint
 timm.models._factory.load_checkpoint = _load_checkpoint
 

@@ -1,7 +1,7 @@
 """DenseNet with octave convolutions (MXNet Symbol API): each layer appends to the high and to the low channels.
 
-The state dict keeps the channel order of the dense network, layer after layer, so the input of each layer is split
-inside each of the pieces that it is a concatenation of (`ChannelSplit.then`).
+The state dict keeps the channel order of the dense network, layer after layer. The input of each layer is a
+concatenation, and each of its pieces has high and low channels (`ChannelSplit.then`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .oct_resnetv2 import ABLATION_CFG, PreActConv
 
 
 class DenseLayer(nn.Module):
-    """1x1 to four times the growth, 3x3 to the growth, appended behind the channels that came in."""
+    """1x1 to four times the growth, 3x3 to the growth, appended to the input's channels."""
 
     def __init__(self, make: Layers, in_chs: int, growth: int, split_in: ChannelSplit, alpha: float) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """1x1 to half the width, then 2x2 average pooling; at odd sizes rounded up, as everywhere in this package."""
+    """1x1 to half the width, then 2x2 average pooling, which rounds odd sizes up as everywhere in this package."""
 
     def __init__(self, make: Layers, in_chs: int, out_chs: int, split_in: ChannelSplit, alpha: float) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """MobileNet v1 with octave convolutions (MXNet Gluon API).
 
-The low part is born in the first pointwise convolution and ends in the last one before the last stride; a depthwise
+The first pointwise convolution makes the low part, and the last one before the last stride ends it. A depthwise
 convolution keeps each channel's frequency.
 """
 
@@ -15,7 +15,7 @@ from ._registry import cfg, register
 
 
 class DepthwiseSeparable(nn.Module):
-    """3x3 depthwise with the stride, then 1x1; norm and activation behind each."""
+    """3x3 depthwise with the stride, then 1x1, each followed by norm and activation."""
 
     def __init__(self, make: Layers, in_chs: int, out_chs: int, stride: int, alpha_in: float, alpha_out: float) -> None:
         super().__init__()
@@ -32,11 +32,11 @@ class DepthwiseSeparable(nn.Module):
 
 
 class OctMobileNetV1(OctNet):
-    """MobileNet v1 whose stages, but for the last, are octave convolutions.
+    """MobileNet v1 whose stages, except the last, are octave convolutions.
 
     Args:
         alpha: low-frequency share of the channels, in [0, 1]; at 0 this is the plain dense network.
-        channel_multiplier: factor on every width, which is truncated.
+        channel_multiplier: multiplies every width; the result is truncated.
         layers: blocks of each of the five stages.
         num_classes, in_chans, global_pool, drop_rate: as in every timm network.
 
@@ -62,9 +62,9 @@ class OctMobileNetV1(OctNet):
             blocks = []
             out_chs = int(width * channel_multiplier)
             for b in range(depth):
-                is_behind = name == "layer4" or (name == "layer3" and b == depth - 1)
+                is_dense = name == "layer4" or (name == "layer3" and b == depth - 1)
                 stride = 2 if b == 0 and name != "layer0" else 1
-                alpha_out = 0.0 if is_behind else alpha
+                alpha_out = 0.0 if is_dense else alpha
                 blocks.append(DepthwiseSeparable(make, in_chs, out_chs, stride, alpha_in, alpha_out))
                 in_chs, alpha_in = out_chs, alpha_out
             setattr(self, name, nn.Sequential(*blocks))

@@ -1,6 +1,6 @@
 """MobileNet v2 with octave convolutions (MXNet Gluon API): only the inside of a block is octave.
 
-Blocks exchange high-frequency maps; a block's expanded channels are split, and put together by its last convolution.
+Blocks exchange high-frequency maps. A block's expanded channels are split; its last convolution merges them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from ._build import DEFAULT_ALPHA, Layers, OctNet
 from ._registry import cfg, register
 
 _WIDTHS = (16, 24, 32, 64, 96, 160, 320)
-_STAGES = ("layer0", "layer1", "layer2", "layer3", "layer3", "layer4", "layer4")  # of the blocks of each width
+_STAGES = ("layer0", "layer1", "layer2", "layer3", "layer3", "layer4", "layer4")  # the stage of each width
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to the inner width, 3x3 depthwise with the stride, 1x1 back without activation; a shortcut where it fits."""
+    """1x1 to the inner width, 3x3 depthwise with the stride, 1x1 without activation; a shortcut if shapes agree."""
 
     def __init__(self, make: Layers, in_chs: int, out_chs: int, expansion: int, stride: int, alpha: float) -> None:
         super().__init__()
@@ -40,11 +40,11 @@ class InvertedResidual(nn.Module):
 
 
 class OctMobileNetV2(OctNet):
-    """MobileNet v2 whose blocks, but for the last stage's, are octave inside.
+    """MobileNet v2 whose blocks, except those of the last stage, are octave inside.
 
     Args:
         alpha: low-frequency share of the inner channels, in [0, 1]; at 0 this is the plain dense network.
-        channel_multiplier: factor on every width, which is truncated; on the head's only if above 1.
+        channel_multiplier: multiplies every width, that of the head only if above 1; the result is truncated.
         layers: blocks of each of the seven widths 16, 24, 32, 64, 96, 160, 320.
         num_classes, in_chans, global_pool, drop_rate: as in every timm network.
 

@@ -1,4 +1,4 @@
-"""Post-activation residual networks with octave convolutions, shaped and named as torchvision's.
+"""Post-activation residual networks with octave convolutions, with torchvision's shapes and names.
 
 Their state dicts have the keys, shapes and channel order of torchvision's networks at every alpha, so dense ImageNet
 weights load with ``strict=True``. The original Gluon ``resnet50_v1b`` is ``oct_resnet50``.
@@ -43,8 +43,8 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 with the groups, 1x1 to ``expansion`` times the width, and a shortcut.
 
-    The stride is in the 3x3 convolution, or with ``late_stride`` in the last 1x1. With ``raw_norm`` a norm without
-    scale and shift precedes the first convolution and the shortcut's.
+    The 3x3 convolution has the stride; with ``late_stride`` the last 1x1 has it. With ``raw_norm`` a norm without scale
+    and shift precedes the first convolution and that of the shortcut.
     """
 
     expansion = 4
@@ -82,7 +82,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(make: Layers, in_chs: int, out_chs: int, stride: int, alpha_in: float, alpha_out: float) -> nn.Module:
-    """A 1x1 convolution and a norm where the shape changes, as in torchvision; parameter-free elsewhere."""
+    """A 1x1 convolution and a norm if the shape changes, as in torchvision; otherwise no parameters."""
     if stride == 1 and in_chs == out_chs:
         return make.split(in_chs, alpha_in, alpha_out)
     conv = make.conv(in_chs, out_chs, 1, stride, alpha_in=alpha_in, alpha_out=alpha_out)
@@ -90,7 +90,7 @@ def _shortcut(make: Layers, in_chs: int, out_chs: int, stride: int, alpha_in: fl
 
 
 def _deep_stem(in_chans: int, first: int, strides: tuple[int, int]) -> nn.Sequential:
-    """Three 3x3 convolutions to ``first``, 32 and 64 channels; the last one's norm and activation are the network's."""
+    """Three 3x3 convolutions to ``first``, 32 and 64 channels; the network adds the norm and activation of the last."""
     widths = (first, 32, 64)
     layers: list[nn.Module] = []
     for i, (in_chs, out_chs, stride) in enumerate(zip((in_chans, *widths), widths, (*strides, 1))):
@@ -110,9 +110,9 @@ class OctResNet(OctNet):
         groups: groups of the 3x3 convolutions; more than 1 (ResNeXt) doubles the inner width.
         width: channels of the stem; the stages have 1, 2, 4 and 8 times as many, times the block's expansion.
         num_classes, in_chans, global_pool, drop_rate: as in every timm network.
-        zero_init_last: start each block's last norm at 0.
-        stem: ``"7x7"``; ``"deep"`` is three 3x3 convolutions (64 channels); ``"deep_block"`` has its stride in the
-            second of them, 8 channels before it, and a plain residual block in place of the max pooling.
+        zero_init_last: initialize each block's last norm to 0.
+        stem: ``"7x7"``; ``"deep"`` is three 3x3 convolutions (64 channels); in ``"deep_block"`` the first of them has 8
+            channels, the second has the stride, and a plain residual block replaces the max pooling.
         block_args: further arguments of the blocks.
     """
 
@@ -134,7 +134,7 @@ class OctResNet(OctNet):
             setattr(self, name, nn.Sequential(*blocks))
             widths.append(in_chs)
         self._finish(alpha, widths, num_classes, global_pool, drop_rate)
-        self._initialise(zero_init_last)
+        self._initialize(zero_init_last)
 
     def _add_stem(self, stem: str, in_chans: int, width: int) -> None:
         stems: dict[str, Callable[[], nn.Module]] = {
@@ -152,8 +152,8 @@ class OctResNet(OctNet):
         if stem == "deep_block":
             self.maxpool = Bottleneck(Layers(octave=False), 64, 32, 2, 1, 0.0, 0.0, expansion=2)
 
-    def _initialise(self, zero_init_last: bool) -> None:
-        """As torchvision: He-normal convolutions, norms at 1 and 0."""
+    def _initialize(self, zero_init_last: bool) -> None:
+        """As in torchvision: He-normal convolutions, norms at 1 and 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is None:  # octave ones too; SE keeps PyTorch's default
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,7 +1,7 @@
 """Pre-activation residual networks with octave convolutions: the paper's ablation networks (MXNet Symbol API).
 
 Norm and activation precede each convolution, eps is 1e-4, the momentum 0.08, and the first block of every stage has a
-shortcut convolution with a norm of its own.
+shortcut convolution with its own norm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ._registry import cfg, register
 
 
 class PreActConv(nn.Module):
-    """Norm, ReLU, convolution: the unit these networks are made of."""
+    """Norm, ReLU, convolution: the unit of these networks."""
 
     def __init__(
         self, make: Layers, in_chs: int, out_chs: int, kernel: int, stride: int = 1, groups: int = 1, *,
@@ -35,7 +35,7 @@ class PreActConv(nn.Module):
 
 
 class PreActBottleneck(nn.Module):
-    """1x1, 3x3 with the stride and the groups, 1x1; then SE; nothing follows the sum with the shortcut."""
+    """1x1, 3x3 with the stride and the groups, 1x1; then SE; then the sum with the shortcut, without activation."""
 
     def __init__(
         self, make: Layers, in_chs: int, mid: int, out: int, stride: int, groups: int, use_se: bool,
@@ -66,7 +66,7 @@ class OctResNetV2(OctNet):
         alpha: low-frequency share of the channels in stages 1 to 3, in [0, 1]; at 0 this is the plain dense network.
         groups: groups of the 3x3 convolutions; more than 1 (ResNeXt) doubles the inner width.
         use_se: squeeze-and-excitation in every block.
-        width: channels of the stem; the stages put out 4, 8, 16 and 32 times as many.
+        width: channels of the stem; the stages output 4, 8, 16 and 32 times as many.
         stem: ``"7x7"`` (ImageNet: stride 2, then max pooling) or ``"3x3"`` (small images: stride 1, no pooling).
         num_classes, in_chans, global_pool, drop_rate: as in every timm network.
 

@@ -1,6 +1,10 @@
-"""The parameter list inside a file: the file itself, or what it holds as gzip, xz or tar.
+"""The parameter list inside a file: the file itself, or its contents if it is a gzip, xz or tar file.
 
-Content decides, never a name. Nothing is written to disk, and member names serve for messages alone.
+The content decides, never a name. Nothing is written to disk, and member names are used in messages only.
+
+Weights come from strangers, so their tars are walked here, with every field checked, and not with ``tarfile``, which
+has looped endlessly (CVE-2025-8194) and matched slowly (CVE-2024-6232) on hostile ones. Tars of images are data sets
+that the user chose: `octaveconv.data` reads those with ``tarfile``.
 """
 
 from __future__ import annotations
@@ -16,10 +20,10 @@ from ..errors import MXNetFormatError
 from .fields import Fields
 
 LIST_MAGIC = (0x112).to_bytes(8, "little")
-HEAD = 262  # bytes that tell what a file is
-_PIECE = 2**16  # bytes fed to a decompressor at once
+HEAD = 262  # bytes that show what a file is
+_PIECE = 2**16  # bytes given to a decompressor at once
 _MIB = 2**20
-_XZ_MEMORY = 66 * _MIB  # xz -9 asks for 65; only what it fills is committed
+_XZ_MEMORY = 66 * _MIB  # xz -9 requests 65; only what it fills is committed
 _BLOCK = 512  # the unit of a tar file
 
 
@@ -32,13 +36,13 @@ class Member(NamedTuple):
 
 
 def kind_of(head: bytes) -> str | None:
-    """What the first `HEAD` bytes say a file is: "list", "gzip", "xz", "tar", or none of them."""
+    """What kind of file the first `HEAD` bytes show: "list", "gzip", "xz", "tar", or None."""
     magics = (("list", 0, LIST_MAGIC), ("gzip", 0, b"\x1f\x8b"), ("xz", 0, b"\xfd7zXZ\0"), ("tar", 257, b"ustar"))
     return next((kind for kind, at, magic in magics if head.startswith(magic, at)), None)
 
 
 def contents(data: Fields) -> Fields:
-    """Find the parameter list in a file; a plain or tarred one stays where it is, a compressed one goes to memory."""
+    """Find the parameter list in a file; a plain or tarred one stays in place, a compressed one goes to memory."""
     kind = kind_of(_head(data))
     if kind in _STREAMS:
         data = _decompressed(data, f"{kind} stream", _STREAMS[kind](data))
@@ -59,8 +63,8 @@ def _head(data: Fields) -> bytes:
 
 
 def _decompressed(data: Fields, field: str, pieces: Iterator[bytes]) -> Fields:
-    limit = 8 * data.left + 16 * _MIB  # weights hardly compress: what grows more is a bomb
-    buffer = mmap.mmap(-1, limit, access=mmap.ACCESS_COPY)  # address space; memory only where it is written
+    limit = 8 * data.left + 16 * _MIB  # weights hardly compress: anything that grows more is a bomb
+    buffer = mmap.mmap(-1, limit, access=mmap.ACCESS_COPY)  # address space; it takes memory only where it is written
     size = 0
     try:
         for piece in pieces:
@@ -98,7 +102,7 @@ def _piece(data: Fields, field: str) -> bytes:
 
 
 def _member(data: Fields) -> Fields:
-    """The only member of a tar that is a parameter list, in place."""
+    """The one member of a tar that is a parameter list, in place."""
     lists: list[str] = []
     others: list[str] = []
     for member in _members(data):
@@ -119,7 +123,7 @@ def _member(data: Fields) -> Fields:
 
 
 def _members(data: Fields) -> Iterator[Member]:
-    """Walk the regular files of a tar. Not by tarfile: CVE-2025-8194 (endless loop), CVE-2024-6232 (slow regex)."""
+    """Walk the regular files of a tar."""
     while data.left >= _BLOCK:
         header = data.bytes(_BLOCK, "tar header")
         if not any(header):  # the end
@@ -129,7 +133,7 @@ def _members(data: Fields) -> Iterator[Member]:
             raise data.error("tar header", f"is damaged, expected 'ustar' and the checksum {checksum:o}")
         kind, size = header[156:157], _number(header[124:136])
         if size is None:
-            raise data.error("tar header", "has a size that is no number")
+            raise data.error("tar header", "has a size that is not a number")
         start = data.take(0 if kind in b"123456" else size, "tar member")  # links, devices, directories have no data
         if kind in (b"0", b"\0", b"7"):
             yield Member(_shown(header), start, data.at)
@@ -145,7 +149,7 @@ def _number(field: bytes) -> int | None:
 
 
 def _shown(header: bytes) -> str:
-    """A member's name for a message: short, and without what a terminal would obey."""
+    """A member's name for a message: short, and without control characters."""
     prefix, name = (part.partition(b"\0")[0] for part in (header[345:500], header[:100]))
     text = ascii((prefix + b"/" + name if prefix else name).decode(errors="replace"))
     return text if len(text) <= 80 else f"{text[:38]}...{text[-38:]}"

@@ -1,4 +1,4 @@
-"""Reading foreign bytes field by field: each is checked against what is left, and an error knows where it stands."""
+"""Reading foreign bytes field by field: each is checked against what is left, and an error says where it is."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Fields:
     """A cursor over part of a buffer; all integers are little-endian.
 
     Args:
-        buffer: the bytes, writable (torch wants that of memory it shares).
-        file: how errors call it.
+        buffer: the bytes, writable (which torch requires of memory that it shares).
+        file: the file's name in errors.
         start, end: the part of the buffer to read; offsets in errors count from ``start``.
     """
 
@@ -54,13 +54,13 @@ class Fields:
 
 
 def check_regular(file: str) -> None:
-    """Refuse what would block or never end, such as a pipe; OSError if there is nothing."""
+    """Refuse what would block or never end, such as a pipe; OSError if there is no such file."""
     if not stat.S_ISREG(os.stat(file).st_mode):
         raise MXNetFormatError(file, 0, "file", "is a directory, pipe or device, expected a regular file")
 
 
 def map_file(file: str) -> Fields:
-    """All of a file, mapped: its pages are read when they are touched. Writing to them never changes the file."""
+    """All of a file, mapped: its pages are read when they are used. Writing to them never changes the file."""
     check_regular(file)
     with open(file, "rb") as stream:
         if not os.fstat(stream.fileno()).st_size:

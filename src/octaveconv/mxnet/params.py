@@ -1,7 +1,8 @@
 """MXNet's parameter files (``*.params``) without MXNet: names, shapes and bytes, nothing that could run.
 
-A file is a list magic, a reserved word, N arrays and no or N names; little-endian, without padding, index or checksum.
-Each array says how it is encoded; what MXNet has written since 2015 is read. Every number is checked before it is used.
+A file consists of a list magic, a reserved word, N arrays and 0 or N names; little-endian, without padding, index or
+checksum. Each array says how it is encoded; all encodings that MXNet has written since 2015 are read. Every number is
+checked before it is used.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ DTYPES = (
     torch.int16, torch.uint16, torch.uint32, torch.uint64, torch.bfloat16,
 )  # fmt: skip
 _STORAGE = {-1: "undefined", 1: "row-sparse", 2: "CSR"}
-# A tensor and a name take more memory than their bytes in the file; these bounds keep that under 64 MiB. Checkpoints
-# of the largest networks have some 2,000 arrays.
+# A tensor and a name take more memory than their bytes in the file; these limits keep that below 64 MiB. Checkpoints of
+# the largest networks have about 2,000 arrays.
 MAX_ARRAYS, MAX_NAME, MAX_NDIM = 2**14, 256, 32
 _SMALLEST = 20  # bytes: a legacy array of one dimension, 0
 
@@ -31,18 +32,18 @@ def load_mxnet(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the arrays of an MXNet parameter file.
 
     Args:
-        path: a file written by ``mx.nd.save``, ``save_parameters`` or ``save_checkpoint``; or a tar that holds one such
-            file, or either as gzip or xz. The content decides, not the name.
+        path: a file written by ``mx.nd.save``, ``save_parameters`` or ``save_checkpoint``; or a tar that contains one
+            such file; or either, compressed with gzip or xz. The content decides, not the name.
 
     Returns:
-        Tensors on the CPU by the names in the file, in its order; ``arg:`` and ``aux:`` are kept. A list without names
-        gets "0", "1", .... The file is mapped and the tensors are views of it, so that loading takes no more memory
-        than the file has bytes: do not truncate or overwrite it while they live (as with ``torch.load(mmap=True)``).
-        Writing to the tensors does not change it.
+        Tensors on the CPU by the names in the file, in its order; ``arg:`` and ``aux:`` are kept. Arrays without names
+        are called "0", "1", .... The file is mapped and the tensors are views of it, so that loading takes no more
+        memory than the file has bytes: do not truncate or overwrite it while they are in use (as with
+        ``torch.load(mmap=True)``). Writing to the tensors does not change it.
 
     Raises:
-        MXNetFormatError: the file is damaged, hostile, or holds what has no place here (sparse arrays, placeholders);
-            it says where. What comes after the last name is ignored, as MXNet does.
+        MXNetFormatError: the file is damaged, hostile, or contains what is not read here (sparse arrays,
+            placeholders); the error says where. What follows the last name is ignored, as by MXNet.
         OSError: there is no such file, or it cannot be read.
 
     Source: ``NDArray::Load`` and ``LegacyLoad`` of MXNet 1.9.1.
@@ -59,7 +60,7 @@ def load_mxnet(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def read_list(data: Fields) -> dict[str, Tensor]:
-    """Read a parameter list, whose magic has been seen already."""
+    """Read a parameter list whose magic has been checked already."""
     data.take(16, "list magic and reserved word")
     count = data.integer("Q", "array count")
     if count > MAX_ARRAYS:
@@ -76,7 +77,7 @@ def read_list(data: Fields) -> dict[str, Tensor]:
     for i, array in enumerate(arrays):
         name = _name(data, f"name {i}")
         if name in named:
-            raise data.error(f"name {i}", f"{name!r} stands there twice: one array would be lost")
+            raise data.error(f"name {i}", f"{name!r} appears twice: one array would be lost")
         named[name] = array
     return named
 
@@ -104,15 +105,15 @@ def _array(data: Fields, field: str) -> Tensor:
     if not size:
         return torch.empty(shape, dtype=dtype)
     raw = torch.frombuffer(data.buffer, dtype=torch.uint8, count=size, offset=start)
-    if dtype is torch.bool and raw.max() > 1:  # other bytes are undefined behaviour in a bool tensor
-        raise data.error(f"{field} data", "holds bytes other than 0 and 1, which no bool has")
+    if dtype is torch.bool and raw.max() > 1:  # other bytes are undefined behavior in a bool tensor
+        raise data.error(f"{field} data", "contains bytes other than 0 and 1, which a bool cannot have")
     if start % dtype.itemsize:
         raw = raw.clone()  # torch computes on aligned memory
     return raw.view(dtype).view(shape)
 
 
 def _shape(data: Fields, field: str) -> list[int]:
-    """Everything before the device: how the array is encoded, and its shape."""
+    """The fields before the device: how the array is encoded, and its shape."""
     magic = data.integer("I", f"{field} magic")
     if magic in (V2, V3):
         storage = data.integer("i", f"{field} storage type")
@@ -127,7 +128,7 @@ def _shape(data: Fields, field: str) -> list[int]:
     ndim = magic if legacy else data.integer("i", f"{field} ndim")
     if ndim == (-1 if magic == V3 else 0):
         raise data.error(
-            f"{field} ndim", f"is {ndim}, a placeholder that has no data (shape unknown when it was saved)"
+            f"{field} ndim", f"is {ndim}, a placeholder without data (its shape was unknown when it was saved)"
         )
     if not 0 <= ndim <= MAX_NDIM:
         raise data.error(f"{field} ndim", f"is {ndim}, expected 0 to {MAX_NDIM}")
@@ -136,6 +137,6 @@ def _shape(data: Fields, field: str) -> list[int]:
         shape.append(data.integer("I" if legacy else "q", f"{field} dimension {axis}"))
         if shape[-1] < 0:
             raise data.error(f"{field} dimension {axis}", f"is {shape[-1]}, expected 0 or more")
-    if math.prod(max(n, 1) for n in shape) >= 2**63:  # torch counts cells and strides in 63 bits, even of no cells
-        raise data.error(f"{field} shape", f"{shape} has more cells than can be counted")
+    if math.prod(max(n, 1) for n in shape) >= 2**63:  # torch counts elements and strides in 63 bits, even of none
+        raise data.error(f"{field} shape", f"{shape} has more elements than can be counted")
     return shape

@@ -1,4 +1,4 @@
-"""MXNet's RecordIO files (``.rec`` with ``.idx``), in which the original's ImageNet is packed."""
+"""MXNet's RecordIO files (``.rec`` with ``.idx``), the original's format for ImageNet."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .fields import check_regular
 MAGIC = (0xCED7230A).to_bytes(4, "little")
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)  # continuation flags
 _HEADER = struct.Struct("<IfQQ")  # label count, label, id, id2
-MAX_LABELS = 2**16  # a label takes eight times its bytes in the file
+MAX_LABELS = 2**16  # in memory a label takes eight times its bytes in the file
 
 
 class Record(NamedTuple):
-    """One record: its labels (of a classification set: one, the class), its id, and the encoded image."""
+    """One record: its labels (for classification one, the class), its id, and the encoded image."""
 
     labels: tuple[float, ...]
     id: int
@@ -29,15 +29,15 @@ class Record(NamedTuple):
 
 
 class RecordFile:
-    """A RecordIO file as a sequence of `Record`; fit for ``torch.utils.data.DataLoader`` with workers of any kind.
+    """A RecordIO file as a sequence of `Record`; works in ``torch.utils.data.DataLoader`` with workers of any kind.
 
     Args:
         path: the ``.rec`` file.
-        index_path: its ``.idx`` file, whose lines give the order; by default the file of that suffix beside it, if
-            there is one. Without it the records are found by one pass over the file.
+        index_path: its ``.idx`` file, whose lines give the order; by default the file with that suffix beside it, if
+            there is one. Without it, one pass over the file finds the records.
 
     Raises:
-        MXNetFormatError: the file or its index is damaged: on opening, or when the record is read.
+        MXNetFormatError: the file or its index is damaged; raised on opening, or when the record is read.
         OSError: a file cannot be read.
 
     Source: ``dmlc/recordio.h`` and ``mxnet.recordio`` of MXNet 1.9.1.
@@ -77,7 +77,7 @@ class RecordFile:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._open()  # the handle in ``state`` is another process's
+        self._open()  # the handle in ``state`` belongs to another process
 
     def _open(self) -> None:
         check_regular(self.path)
@@ -85,7 +85,7 @@ class RecordFile:
         weakref.finalize(self, os.close, self._fd)
 
     def _read(self, size: int, at: int, field: str) -> bytes:
-        """By pread, which has no position that forked workers or threads could share."""
+        """Read with pread, which has no position that forked workers or threads would share."""
         found = os.pread(self._fd, size, at)
         if len(found) != size:
             raise self._error(at, field, f"needs {size} bytes, but {len(found)} are left")
@@ -113,7 +113,7 @@ class RecordFile:
             flag, length, end = self._part(at, first=not parts)
             parts.append(self._read(length, at + 8, "record"))
             at = end
-        return MAGIC.join(parts)  # where a payload held the magic it was cut, and the magic left out
+        return MAGIC.join(parts)  # a payload is cut wherever it contains the magic, which is omitted
 
     def _scan(self) -> array[int]:
         offsets, at, flag = array("q"), 0, _WHOLE
@@ -149,5 +149,5 @@ def _read_index(path: str, size: int) -> array[int]:
         repeated = lines_of[1:][ordered[1:] == ordered[:-1]]
         if len(repeated):
             line_number = int(repeated.min())
-            raise MXNetFormatError(path, starts[line_number], "key", f"{keys[line_number]} stands there twice")
+            raise MXNetFormatError(path, starts[line_number], "key", f"{keys[line_number]} appears twice")
     return offsets

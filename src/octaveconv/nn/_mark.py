@@ -1,4 +1,4 @@
-"""The mark of alpha in a state dict: one dense weight fits every alpha, so its shape cannot tell them apart."""
+"""The mark of alpha in a state dict: the dense weight has one shape at every alpha, so its shape cannot tell."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-_MESSAGE = "these weights are of alpha"
+_MESSAGE = "these weights have alpha"
 
 
 class AlphaMarked(nn.Module):
@@ -28,12 +28,12 @@ class AlphaMarked(nn.Module):
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         saved = tuple(local_metadata.get("alpha", ()))
-        told = any(_MESSAGE in message for message in error_msgs)  # once is enough for a whole network
+        told = any(_MESSAGE in message for message in error_msgs)  # one message for the whole network
         if any(saved) and saved != self.alpha_mark and not told:
             error_msgs.append(
-                f"{prefix[:-1] or type(self).__name__}: {_MESSAGE} {saved} and this module has "
-                f"alpha {self.alpha_mark}. Build it with that alpha, or pass dict(state_dict), a copy without mark, "
-                f"to take them as dense weights"
+                f"{prefix[:-1] or type(self).__name__}: {_MESSAGE} {saved} and this module has alpha "
+                f"{self.alpha_mark}. Build it with that alpha, or load dict(state_dict), a copy without the mark, "
+                f"to use them as dense weights"
             )
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

@@ -1,15 +1,15 @@
-"""The modules between plain tensors and octaves, and the one that applies a plain module to an octave."""
+"""The modules between tensors and octaves, and the module that applies a plain one to an octave."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..octave import ChannelSplit, Octave, merge_tensor, octave_map, split_channels, split_tensor
+from ..octave import ChannelSplit, Octave, alpha_of, merge_tensor, octave_map, split_channels, split_tensor
 from ..resolution import Sizes
 
 
 class Split(nn.Module):
-    """Make an octave of a plain tensor: the last channels become low ones, by average pooling.
+    """Turn a tensor into an octave: its last channels become low-frequency ones by average pooling.
 
     Args:
         channels: channels of the tensor.
@@ -33,32 +33,32 @@ class Split(nn.Module):
         super().__init__()
         self.factor = factor
         self.split = split_channels(channels, alpha)
-        self.alpha = self.split.alpha if isinstance(alpha, ChannelSplit) else alpha
+        self.alpha = alpha_of(alpha)
 
     def forward(self, x: Tensor) -> Octave:
         if x.shape[1] != self.split.high + self.split.low:
-            raise ValueError(f"{self} got {x.shape[1]} channels: give Split the width of the layer before")
+            raise ValueError(f"{self} got {x.shape[1]} channels: give it the number of channels of its input")
         return split_tensor(x, self.split, self.factor)
 
     def extra_repr(self) -> str:
-        """Channels, alpha, and the factor if it is given."""
+        """Channels, alpha with its high and low channels, and the factor if one was given."""
         factor = "" if self.factor is None else f", factor={self.factor}"
         return f"{self.split.high + self.split.low}, alpha={self.alpha:g} ({self.split.high}+{self.split.low}){factor}"
 
 
 class Merge(nn.Module):
-    """Make a plain tensor of an octave: the low part is upsampled to the high size.
+    """Turn an octave into a tensor: the low part is upsampled to the high size.
 
     Args:
         factor: as in `Split`.
-        split: in which order the channels come out; by default high ones first.
+        split: the dense order in which the channels are returned; by default high channels first.
 
     Shape:
-        ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])`` to ``[N, C, H, W]``; or as in `Split`. An octave
-        that has only a low part comes out at twice its size. A tensor is returned as it is.
+        ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])`` to ``[N, C, H, W]``; series and volumes as in
+        `Split`. An octave with only a low part is returned at twice its size, a tensor as it is.
 
     Raises:
-        ValueError: the low part is not of the size that belongs to the high one.
+        ValueError: the low part does not have the size that the high one calls for.
 
     Example:
         >>> import torch, octaveconv as oc
@@ -74,7 +74,7 @@ class Merge(nn.Module):
         return merge_tensor(x, split=self.split, factor=self.factor)
 
     def extra_repr(self) -> str:
-        """The factor if it is given."""
+        """The factor if one was given."""
         return "" if self.factor is None else f"factor={self.factor}"
 
 

@@ -1,4 +1,4 @@
-"""The octave convolutions: their parameters, initialisation and printing."""
+"""The octave convolutions: parameters, initialization and printing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import functional
-from ..octave import ChannelSplit, Octave
+from ..octave import ChannelSplit, Octave, alpha_of
 from ..resolution import FACTORS, Sizes
 from ..spec import ConvSpec, conv_spec
 from ._mark import AlphaMarked
 
 
 class OctConvNd(AlphaMarked):
-    """What all octave convolutions share: beside it they inherit from the dense layer that they replace."""
+    """What all octave convolutions share. Each also inherits from the dense layer that it replaces."""
 
     axes: int
     weight: Tensor
@@ -23,17 +23,13 @@ class OctConvNd(AlphaMarked):
 
     def _set_spec(self, spec: ConvSpec, alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit) -> None:
         self.spec = spec
-        self.alpha_in, self.alpha_out = (
-            split.alpha if isinstance(alpha, ChannelSplit) else alpha
-            for alpha, split in ((alpha_in, spec.inputs), (alpha_out, spec.outputs))
-        )
-        self.alpha_mark = (self.alpha_in, self.alpha_out)
+        self.alpha_in, self.alpha_out = self.alpha_mark = alpha_of(alpha_in), alpha_of(alpha_out)
 
     def forward(self, x: Tensor | Octave) -> Octave:
         return functional.run(x, self.weight, self.bias, self.spec)
 
     def extra_repr(self) -> str:
-        """The arguments of the dense layer, then both alphas and the channels they make."""
+        """The arguments of the dense layer, then both alphas with their high and low channels."""
         inputs, outputs = self.spec.inputs, self.spec.outputs
         factor = "" if self.spec.factor == FACTORS[self.axes] else f", factor={self.spec.factor}"
         return (
@@ -43,7 +39,7 @@ class OctConvNd(AlphaMarked):
 
 
 class _OctConv(OctConvNd):
-    """The constructor of those that are not transposed."""
+    """The constructor of the convolutions that are not transposed."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int | Sizes, stride: int | Sizes = 1,
@@ -63,9 +59,9 @@ class _OctConv(OctConvNd):
 
 
 class OctConv1d(_OctConv, nn.Conv1d):  # type: ignore[misc]  # it takes and returns octaves
-    """Octave convolution of series: ``nn.Conv1d`` on feature maps of which a share alpha is kept at half the length.
+    """Octave convolution of series: ``nn.Conv1d`` with a share alpha of the channels at half the length.
 
-    Args, raises: as `OctConv2d`; all sizes are of one axis.
+    Args, raises: as `OctConv2d`, with sizes of one axis.
 
     Shape:
         ``Octave([N, C_high, L], [N, C_low, ceil(L/2)])``, or a tensor ``[N, C, L]`` if alpha_in is 0, to
@@ -84,21 +80,22 @@ class OctConv1d(_OctConv, nn.Conv1d):  # type: ignore[misc]  # it takes and retu
 
 
 class OctConv2d(_OctConv, nn.Conv2d):  # type: ignore[misc]
-    """Octave convolution: ``nn.Conv2d`` on feature maps of which a share alpha is kept at half resolution.
+    """Octave convolution: ``nn.Conv2d`` with a share alpha of the channels at half resolution.
 
-    It holds exactly the parameters of the ``nn.Conv2d`` it replaces, initialised the same way: one weight
-    ``[out, in / groups, kh, kw]`` and one bias ``[out]``. So their state dicts can be exchanged, at every alpha.
+    It holds exactly the parameters of the ``nn.Conv2d`` it replaces, initialized the same way: one weight
+    ``[out, in / groups, kh, kw]`` and one bias ``[out]``. At every alpha, each loads the other's state dict.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
-            as in ``nn.Conv2d``. A stride of 2 pools the input 2x2, then convolves at stride 1. Where either alpha is
-            not 0 the padding must keep the map's size (``2 * padding == dilation * (kernel_size - 1)``).
-        alpha_in: low-frequency share of the input channels, in [0, 1]; 0 if a plain tensor comes in.
-        alpha_out: the same for the output channels; 0 if everything is to come out at the high resolution. Either may
-            be a `ChannelSplit` instead, where the channels are a concatenation whose pieces are split each by itself.
-        cut_in, cut_out: inside how many equal groups of channels the high and the low ones are cut apart. A grouped
-            convolution cuts inside its own groups, which is the default; its ungrouped neighbours are given the same
-            number on the side they share with it if the network is to use the weights of a dense one.
+            as in ``nn.Conv2d``. The stride is 1 or 2 on each axis; 2 pools the input 2x2, then convolves at stride 1.
+            Unless both alphas are 0, the padding must keep the map's size
+            (``2 * padding == dilation * (kernel_size - 1)``).
+        alpha_in: low-frequency share of the input channels, in [0, 1]; 0 if the input is a plain tensor. After a
+            concatenation, the `ChannelSplit` of its pieces.
+        alpha_out: the same for the output channels; 0 for an output at the high resolution only.
+        cut_in, cut_out: number of equal groups of channels that each have high and low channels. For a grouped
+            convolution it is ``groups``, the default. Give its ungrouped neighbors the same number on the side they
+            share with it if the network is to use dense weights.
         factor: how much smaller the low map is on each axis, 1 or 2; by default 2 on both.
 
     Shape:
@@ -123,16 +120,16 @@ class OctConv2d(_OctConv, nn.Conv2d):  # type: ignore[misc]
 
 
 class OctConv3d(_OctConv, nn.Conv3d):  # type: ignore[misc]
-    """Octave convolution of volumes: ``nn.Conv3d`` on feature maps of which a share alpha is kept at half resolution.
+    """Octave convolution of volumes: ``nn.Conv3d`` with a share alpha of the channels at half resolution.
 
-    By default that is half the height and width, and every moment of a video, as in the paper's video networks.
+    By default low maps have half the height and width and all frames, as in the paper's video networks.
 
-    Args, raises: as `OctConv2d`; all sizes are of three axes, the first of which is time.
-        factor: how much smaller the low map is on each axis, 1 or 2; by default ``(1, 2, 2)``. 2 halves time, too.
+    Args, raises: as `OctConv2d`, with sizes of three axes, the first of which is time.
+        factor: how much smaller the low map is on each axis, 1 or 2; by default ``(1, 2, 2)``. 2 also halves time.
 
     Shape:
         ``Octave([N, C_high, T, H, W], [N, C_low, T, ceil(H/2), ceil(W/2)])``, or a tensor ``[N, C, T, H, W]`` if
-        alpha_in is 0, to the same with the output's channels, each size being divided by the stride, rounded up.
+        alpha_in is 0, to the same with the output's channels and each size divided by the stride, rounded up.
 
     Source: sections 3 and 4.4 of Chen et al., ICCV 2019.
 
@@ -150,18 +147,18 @@ class OctConvTranspose2d(OctConvNd, nn.ConvTranspose2d):  # type: ignore[misc]
     """Transposed octave convolution: ``nn.ConvTranspose2d`` on feature maps of two resolutions.
 
     It holds exactly the parameters of the ``nn.ConvTranspose2d`` it replaces: one weight ``[in, out / groups, kh, kw]``
-    and one bias ``[out]``. With T for that layer, at its own stride, the outputs are
+    and one bias ``[out]``. If T is that layer, at its own stride, the outputs are
 
         ``high' = T(high, hh) + upsample(T(low, lh))`` and ``low' = T(pool(high), hl) + T(low, ll)``.
 
-    What T makes of a low map is cropped to the size of ``low'``, half that of ``high'``, rounded up.
+    T's output for a low map is cropped to the size of ``low'``, which is half that of ``high'``, rounded up.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
-            device, dtype: as in ``nn.ConvTranspose2d``, with a stride of 1 or 2 on each axis. Where either alpha is not
-            0 they must make the map larger by the stride, or at stride 2 by that less one pixel: of n pixels 2n or
-            2n - 1, as do kernel 2; kernel 3, padding 1, output_padding 1 or 0; kernel 4, padding 1.
-        alpha_in, alpha_out, cut_in, cut_out, factor: as `OctConv2d`.
+            device, dtype: as in ``nn.ConvTranspose2d``, with a stride of 1 or 2 on each axis. Unless both alphas are
+            0, n pixels must become n at stride 1, and 2n or 2n - 1 at stride 2: for example with kernel 2; with kernel
+            3, padding 1 and output_padding 1 or 0; or with kernel 4 and padding 1.
+        alpha_in, alpha_out, cut_in, cut_out, factor: as in `OctConv2d`.
 
     Shape:
         ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])``, or a tensor ``[N, C, H, W]`` if alpha_in is 0,
@@ -170,8 +167,8 @@ class OctConvTranspose2d(OctConvNd, nn.ConvTranspose2d):  # type: ignore[misc]
     Raises:
         ValueError: arguments that do not fit together, or an input that does not fit the layer.
 
-    Source: the paper has none. At stride 1 and even sizes this is the adjoint of the `OctConv2d` with the same weight,
-    if a low pixel counts for the four that it stands for.
+    Source: ours; the paper has none. At stride 1 and even sizes it is the adjoint of the `OctConv2d` with the same
+    weight, if each low pixel counts four times, once for each high pixel that it covers.
 
     Example:
         >>> import torch, octaveconv as oc

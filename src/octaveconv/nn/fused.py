@@ -1,7 +1,7 @@
-"""Norm, residual, ReLU and the convolution behind them, as the blocks of the networks have them in a row.
+"""Norm, residual, ReLU and the next convolution: the sequence in the blocks of the networks, fused where possible.
 
-By definition these are the modules, one after another. In training on a GPU they are the fused kernels of the Triton
-backend, see ``docs/triton.md``; the modules themselves are then not called, unless one has a hook.
+By definition each function calls the modules one after another. In training on a GPU it runs the fused kernels of the
+Triton backend instead (``docs/triton.md``); the modules are then not called. A module with a hook prevents that.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def norm_act(norm: nn.Module, act: nn.Module, x: Any, residual: Any = None) -> A
     """``act(norm(x) + residual)``.
 
     Args:
-        norm, act: any modules; `OctBatchNorm2d` and ``OctMap(nn.ReLU())`` are those that can be fused.
+        norm, act: any modules; only `OctBatchNorm2d` and ``OctMap(nn.ReLU())`` can be fused.
         x: what ``norm`` takes: a tensor or an `Octave`.
-        residual: the same; without it, nothing is added.
+        residual: what to add, of the same kind as ``x``; ``None`` adds nothing.
 
     Example:
         >>> import torch, octaveconv as oc
@@ -34,17 +34,17 @@ def norm_act(norm: nn.Module, act: nn.Module, x: Any, residual: Any = None) -> A
         torch.Size([2, 4, 3, 3])
     """
     if _can_fuse(norm, act, x, residual):
-        return norm.forward_fused(x, residual)[0]  # type: ignore[operator]
+        return norm._forward_fused(x, residual)[0]  # type: ignore[operator]
     y = norm(x)
     return act(y if residual is None else y + residual)
 
 
 def norm_act_conv(norm: nn.Module, act: nn.Module, conv: nn.Module, x: Any) -> Any:
-    """``conv(act(norm(x)))``; fused, what ``act`` returns is not kept for the gradient, but computed once more.
+    """``conv(act(norm(x)))``; if fused, the output of ``act`` is not kept for the gradient but recomputed.
 
     Args:
         norm, act: as in `norm_act`.
-        conv: any module; `OctConv2d` is the one that can be fused.
+        conv: any module; only `OctConv2d` can be fused.
         x: what ``norm`` takes: a tensor or an `Octave`.
 
     Example:
@@ -56,17 +56,17 @@ def norm_act_conv(norm: nn.Module, act: nn.Module, conv: nn.Module, x: Any) -> A
     if not _can_fuse(norm, act, x):
         return conv(act(norm(x)))
     if type(conv) is not OctConv2d or _has_hooks(conv) or backends.choose(as_octave(x), conv.spec).name != "triton":
-        return conv(norm.forward_fused(x)[0])  # type: ignore[operator]
+        return conv(norm._forward_fused(x)[0])  # type: ignore[operator]
     spec = conv.spec
     with_pooled = spec.stride == (1, 1) and not spec.depthwise and spec.outputs.low > 0
-    y, known = norm.forward_fused(x, with_pooled=with_pooled)  # type: ignore[operator]
+    y, known = norm._forward_fused(x, with_pooled=with_pooled)  # type: ignore[operator]
     return backends.octconv_of_norm(spec.check_input(y), conv.weight, conv.bias, spec, **known)
 
 
 def _can_fuse(norm: nn.Module, act: nn.Module, x: Any, residual: Any = None) -> bool:
-    """Whether these modules are ones that the kernels know, and nothing would notice that they are not called."""
+    """Whether the kernels can stand in for these modules, and nothing observes that the modules are not called."""
     return (
-        isinstance(x, (Tensor, Octave))  # and not what stands for one while a program is traced
+        isinstance(x, (Tensor, Octave))  # not a proxy while a program is traced
         and type(norm) is OctBatchNorm2d
         and type(act) is OctMap
         and type(act.module) is nn.ReLU

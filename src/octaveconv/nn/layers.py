@@ -1,4 +1,4 @@
-"""Octave layers that `octaveconv.octavify` makes of those that other libraries have: ``print(model)`` shows them."""
+"""Octave layers that `octaveconv.octavify` makes from those of other libraries: ``print(model)`` shows them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PixelwiseOctLinear(OctConv2d):
 
 
 class OctLayerNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of each pixel. A low one takes the statistics of those it stands for."""
+    """Layer normalization over the channels of each pixel. A low pixel uses the statistics of those it stands for."""
 
     split: ChannelSplit
 
@@ -34,11 +34,11 @@ class OctLayerNorm(nn.LayerNorm):
         var = torch.lerp(high[1] + (high[0] - mean).square(), low[1] + (low[0] - mean).square(), share)
         parameters = [self.split.split_any(parameter) for parameter in (self.weight, self.bias)]
         return Octave(
-            self._normalise(x.high, mean, var, *(of_high for of_high, _ in parameters)),
-            self._normalise(x.low, pool(mean), pool(var), *(of_low for _, of_low in parameters)),
+            self._normalize(x.high, mean, var, *(of_high for of_high, _ in parameters)),
+            self._normalize(x.low, pool(mean), pool(var), *(of_low for _, of_low in parameters)),
         )
 
-    def _normalise(self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def _normalize(self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         y = (x - mean) * (var + self.eps).rsqrt()
         if weight is not None:
             y = y * weight[:, None, None]
@@ -46,7 +46,7 @@ class OctLayerNorm(nn.LayerNorm):
 
 
 class StandardizedOctConv2d(OctConv2d):
-    """timm's convolution, by weights that have mean 0 and variance 1 for each output channel, then perhaps a gain."""
+    """timm's convolution with weights of mean 0 and variance 1 for each output channel, then perhaps a gain."""
 
     eps: float
     scale: float
@@ -60,13 +60,15 @@ class StandardizedOctConv2d(OctConv2d):
 
 
 class SampleDrop(nn.Module):
-    """A module that drops whole samples (stochastic depth), dropping both parts of an octave or neither."""
+    """Stochastic depth on octaves: of a sample it drops both parts or neither. A plain tensor goes to the module."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, x: Octave) -> Octave:
+    def forward(self, x: Tensor | Octave) -> Tensor | Octave:
+        if not isinstance(x, Octave):
+            return self.module(x)  # type: ignore[no-any-return]
         if not self.training:
             return x
         assert x.high is not None

@@ -1,4 +1,4 @@
-"""Shares of low-frequency channels, chosen so that a network meets a budget at the smallest error."""
+"""Shares of low-frequency channels, chosen so that a network meets a budget with the smallest error."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _STEPS = 40  # of bisection: more than a float's precision of the price
 
 
 def allocate(net: Net, batches: Sequence[Batch], budget: float) -> Callable[[fx.Node], float]:
-    """Choose one of `LEVELS`, or 0, for the channels that convolutions share.
+    """Choose one of `LEVELS`, or 0, for each space of channels that convolutions write.
 
-    Each error is what `layer_errors` measures where all convolutions have that level, squared and summed over those
-    that write the channels; each saving is of these channels alone. At a price of error, each space takes the level
-    that is worth most; the highest price at which the network keeps the budget decides.
+    The error of a level is what `layer_errors` measures with all convolutions at that level, squared and summed over
+    those that write the space; the saving is that of this space alone. At a given price of error each space takes the
+    level that is worth most. The highest price at which the network keeps within the budget decides.
 
     Args:
-        net: the network, its channels in the order that they are to be cut in.
+        net: the network, with its channels in the order in which they are to be split.
         batches: the sample to measure errors on.
         budget: multiply-accumulates, as a share of the dense network's.
 

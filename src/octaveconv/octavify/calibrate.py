@@ -14,22 +14,21 @@ from .._modes import eval_mode
 from ..nn.norm import OctBatchNormNd, at_least_single
 from ..octave import merge_tensor, split_tensor
 from ..resolution import FACTORS
-from .layers import oct_conv
 from .maps import is_channels_last
-from .operations import ANY_CONV, FROM_CHANNELS_LAST, NORMS
+from .operations import FROM_CHANNELS_LAST
 from .roles import Role
 from .spaces import Net
 from .splits import Splits
 
-_NORMS = (*NORMS, nn.SyncBatchNorm, OctBatchNormNd)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, OctBatchNormNd)
 Batch = tuple[Any, ...]
 
 
 def batches_of(sample: Iterable[Any], inputs: Batch) -> list[Batch]:
-    """The batches of a sample as the network's inputs: of each, the first items, as many as the network takes.
+    """The batches of a sample as the network's inputs: the first items of each, as many as the network takes.
 
     Raises:
-        ValueError: there is none, or one has other inputs than the example.
+        ValueError: there is no batch, or the inputs of one do not match the example.
     """
     batches = []
     for item in [sample] if isinstance(sample, Tensor) else sample:
@@ -48,11 +47,11 @@ def batches_of(sample: Iterable[Any], inputs: Batch) -> list[Batch]:
 
 
 def high_shares(net: Net, batches: Sequence[Batch]) -> dict[fx.Node, Tensor]:
-    """Of convolutions' outputs, and of the pieces that they are cut into, the share of each channel's energy above half
-    the Nyquist frequency: ``[C]``.
+    """The share of each channel's energy above half the Nyquist frequency, ``[C]``, in the outputs of convolutions and
+    in the pieces that they are split into.
 
-    Those are left out that stay dense or whose channels cannot be reordered. A channel's mean over the sample is left
-    out of its energy: a norm removes it.
+    Outputs that stay dense, or whose channels cannot be reordered, are omitted. The energy omits a channel's mean over
+    the sample, since a norm removes it.
     """
     wanted = {
         node
@@ -77,14 +76,14 @@ def high_shares(net: Net, batches: Sequence[Batch]) -> dict[fx.Node, Tensor]:
     shares = {}
     for node in total:
         energy = total[node] - (means[node] / images).square() * images
-        shares[node] = torch.where(energy > 1e-6 * total[node], high[node] / energy, 0.0)  # else it is the mean alone
+        shares[node] = torch.where(energy > 1e-6 * total[node], high[node] / energy, 0.0)  # else there is only the mean
     return shares
 
 
 def _power(y: Tensor) -> tuple[Tensor, Tensor]:
-    """The power spectrum of maps, of which the whole is the mean square, and where it is above half Nyquist.
+    """The power spectrum of maps, which adds up to the mean square, and where it is above half Nyquist.
 
-    Frequencies are those of the axes that an octave halves: of a video not those in time.
+    Frequencies are those along the axes that an octave halves: for a video not those in time.
     """
     y = at_least_single(y)
     factors = FACTORS[y.dim() - 2]
@@ -99,7 +98,7 @@ def _power(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def orders(net: Net, shares: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
-    """For each space that may be reordered its channels from rough to smooth, in its blocks, and these if they may."""
+    """For each space that may be reordered, its channels from rough to smooth, block by block (see `Net.blocks`)."""
     found: dict[fx.Node, list[Tensor]] = defaultdict(list)
     for node, share in shares.items():
         found[net.spaces.of(node)].append(share)
@@ -116,13 +115,13 @@ def orders(net: Net, shares: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
 
 
 def layer_errors(splits: Splits, batches: Sequence[Batch]) -> dict[fx.Node, float]:
-    """How far each octave convolution's output is from the dense one's, on the dense network's input, relative to it.
+    """How far each octave convolution's output is from the dense one's on the same input, relative to it.
 
-    The modules must still be the dense ones.
+    The net's modules must still be the dense ones.
     """
     net, wrong, whole = splits.net, defaultdict[fx.Node, float](float), defaultdict[fx.Node, float](float)
     made = {
-        node: oct_conv(net.module(node), *splits.cuts(node))
+        node: net.octave_layer(node, *splits.cuts(node))
         for node, step in net.steps.items()
         if _is_conv(net, node) and splits.converted(node)
     }
@@ -130,7 +129,7 @@ def layer_errors(splits: Splits, batches: Sequence[Batch]) -> dict[fx.Node, floa
     def watch(node: fx.Node, inputs: tuple[Any, ...], y: Any) -> None:
         if node in made:
             ins, outs = splits.cuts(node)
-            octave = made[node](split_tensor(inputs[0], ins) if ins.low else inputs[0])
+            octave = made[node](split_tensor(inputs[0], ins))
             wrong[node] += float((merge_tensor(octave, split=outs) - y).double().square().sum())
             whole[node] += float(y.double().square().sum())
 
@@ -139,7 +138,7 @@ def layer_errors(splits: Splits, batches: Sequence[Batch]) -> dict[fx.Node, floa
 
 
 def run(net: Net, batches: Sequence[Batch], watch: Callable[[fx.Node, tuple[Any, ...], Any], None]) -> None:
-    """Run the dense network over the sample, in evaluation mode, and show each node's inputs and result."""
+    """Run the dense network over the sample in evaluation mode, and show ``watch`` each node's inputs and result."""
 
     class Watched(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
@@ -160,7 +159,7 @@ def _channels_second(node: Any, value: Any) -> Any:
 
 
 def reestimate_norms(model: nn.Module, batches: Sequence[Batch]) -> None:
-    """Replace the running statistics of all batch normalisations by those of the sample."""
+    """Replace the running statistics of all batch norms with those of the sample."""
     norms = [part for part in model.modules() if isinstance(part, _NORMS) and part.running_mean is not None]
     momenta = {norm: norm.momentum for norm in norms}
     try:
@@ -176,7 +175,6 @@ def reestimate_norms(model: nn.Module, batches: Sequence[Batch]) -> None:
 
 
 def _is_conv(net: Net, node: fx.Node) -> bool:
-    if node.op != "call_module":
-        return False
-    role = net.steps[node].role
-    return role is Role.CONV or (role is Role.SAME and isinstance(net.module(node), ANY_CONV))
+    step = net.steps[node]
+    is_depthwise = step.role is Role.SAME and step.handler is not None and step.handler.spec is not None
+    return step.role is Role.CONV or is_depthwise

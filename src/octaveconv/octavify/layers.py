@@ -1,13 +1,12 @@
-"""The octave layer that takes the place of a dense one, with the same parameters."""
+"""Of each kind of layers: the step of a call, and the octave layer, with the same parameters, that replaces one."""
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+from torch import fx, nn
 
 from ..nn import (
-    OctBatchNorm1d,
-    OctBatchNorm2d,
-    OctBatchNorm3d,
     OctConv1d,
     OctConv2d,
     OctConv3d,
@@ -15,72 +14,161 @@ from ..nn import (
     OctGroupNorm,
     OctLayerNorm,
     PixelwiseOctLinear,
+    SampleDrop,
     StandardizedOctConv2d,
 )
-from ..nn.conv import OctConvNd
 from ..octave import ChannelSplit
 from ..spec import ConvSpec, conv_spec
-from .operations import ANY_CONV, CONVS, INSTANCE_NORMS, NORMS, is_standardized
+from .maps import CONVS, is_channels_last, shape_of
+from .operations import same
+from .roles import Make, Role, Step
 
 
-def spec_of(conv: nn.Module, alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit) -> ConvSpec:
-    """What `oct_conv` of a plain convolution would be asked to do; ValueError if two frequencies cannot."""
-    if isinstance(conv, nn.Linear):
-        return conv_spec(
-            2, conv.in_features, conv.out_features, 1, 1, 0, 1, 1, "zeros", alpha_in, alpha_out, None, None
-        )
-    assert isinstance(conv, ANY_CONV)
+def conv(node: fx.Node, layer: Any) -> Step | None:
+    """A convolution; a depthwise one keeps each channel to itself."""
+    return _conv_step(node, layer, _conv_refusal(layer))
+
+
+def conv_transpose(node: fx.Node, layer: Any) -> Step | None:
+    """A transposed convolution."""
+    return _conv_step(node, layer, _transposed_refusal(layer))
+
+
+def _conv_step(node: fx.Node, layer: Any, refusal: str) -> Step:
+    is_depthwise = layer.groups > 1 and layer.groups == layer.in_channels == layer.out_channels
+    return Step(Role.SAME if is_depthwise else Role.CONV, (node.args[0],), refusal)  # type: ignore[arg-type]
+
+
+def _conv_refusal(layer: Any) -> str:
+    if any(stride not in (1, 2) for stride in layer.stride):
+        return f"stride {max(layer.stride)}: only 1 and 2 have an octave form"
+    keeping = tuple(d * (k - 1) / 2 for d, k in zip(layer.dilation, layer.kernel_size))
+    if (layer.padding != "same" and keeping != layer.padding) or any(p != int(p) for p in keeping):
+        return f"padding {layer.padding} with kernel {layer.kernel_size} does not keep the map's size"
+    return ""
+
+
+def _transposed_refusal(layer: nn.ConvTranspose2d) -> str:
+    try:
+        conv_spec_of(layer, 0.5, 0.5)
+    except ValueError:
+        return f"padding {layer.padding} with kernel {layer.kernel_size} does not enlarge the map by the stride"
+    return ""
+
+
+def conv_spec_of(layer: Any, inputs: float | ChannelSplit, outputs: float | ChannelSplit) -> ConvSpec:
+    """What `oct_conv` of a convolution would be asked to do; ValueError if it has no octave form."""
     return conv_spec(
-        len(conv.kernel_size), conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,  # type: ignore[arg-type]
-        conv.dilation, conv.groups, conv.padding_mode, alpha_in, alpha_out, None, None, None,
-        conv.output_padding if conv.transposed else None,  # type: ignore[arg-type]
+        len(layer.kernel_size), layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
+        layer.dilation, layer.groups, layer.padding_mode, inputs, outputs, None, None, None,
+        layer.output_padding if layer.transposed else None,
     )  # fmt: skip
 
 
-def oct_conv(conv: nn.Module, inputs: ChannelSplit, outputs: ChannelSplit) -> OctConvNd:
-    """The octave convolution with the very parameters of a plain one."""
-    made: OctConvNd
-    if isinstance(conv, nn.Linear):
-        made = PixelwiseOctLinear(
-            conv.in_features, conv.out_features, 1, bias=conv.bias is not None, device="meta", alpha_in=inputs,
-            alpha_out=outputs,
-        )  # fmt: skip
-    elif isinstance(conv, nn.ConvTranspose2d):
-        made = OctConvTranspose2d(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.output_padding,  # type: ignore[arg-type]
-            conv.groups, conv.bias is not None, conv.dilation, device="meta", alpha_in=inputs, alpha_out=outputs,
-        )  # fmt: skip
-    else:
-        assert isinstance(conv, CONVS)
-        kinds = OctConv1d, StandardizedOctConv2d if is_standardized(conv) else OctConv2d, OctConv3d
-        made = kinds[len(conv.kernel_size) - 1](
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
-            conv.groups, conv.bias is not None, conv.padding_mode, device="meta", alpha_in=inputs, alpha_out=outputs,
-        )  # fmt: skip
-    made._parameters = dict(conv._parameters)
-    if isinstance(made, StandardizedOctConv2d):
-        made.eps, made.scale = conv.eps, getattr(conv, "scale", 1.0)  # type: ignore[assignment]
-    return made
+def is_plain_conv(layer: Any) -> bool:
+    """Whether it computes what PyTorch's convolution does, from the same parameters: with weight norm it has others."""
+    kind: Any = CONVS[len(layer.kernel_size) - 1]
+    return type(layer)._conv_forward is kind._conv_forward and layer._parameters.keys() == {"weight", "bias"}
 
 
-def oct_norm(norm: nn.Module, split: ChannelSplit) -> nn.Module:
-    """The octave norm with the very parameters and statistics of a plain one, and with what timm puts behind it."""
-    made: nn.Module
-    if isinstance(norm, nn.GroupNorm):
-        made = OctGroupNorm(norm.num_groups, norm.num_channels, norm.eps, norm.affine, device="meta", alpha=split)
-    elif isinstance(norm, nn.LayerNorm):
-        made = OctLayerNorm(norm.normalized_shape, norm.eps, norm.elementwise_affine, device="meta")
-        made.split = split  # type: ignore[assignment]
-    elif isinstance(norm, INSTANCE_NORMS):
-        made = OctGroupNorm(norm.num_features, norm.num_features, norm.eps, norm.affine, device="meta", alpha=split)
-    else:
-        assert isinstance(norm, NORMS)
-        axes = next(axes for axes, kind in enumerate(NORMS) if isinstance(norm, kind))
-        made = (OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d)[axes](
-            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta",
+def oct_conv(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+    """Of ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d``."""
+    return _conv_like((OctConv1d, OctConv2d, OctConv3d)[len(layer.kernel_size) - 1], layer, inputs, outputs)
+
+
+def oct_standardized_conv(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+    """Of timm's ``StdConv2d`` and ``ScaledStdConv2d``."""
+    made: Any = _conv_like(StandardizedOctConv2d, layer, inputs, outputs)
+    made.eps, made.scale = layer.eps, getattr(layer, "scale", 1.0)
+    return made  # type: ignore[no-any-return]
+
+
+def _conv_like(kind: Any, layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+    made = kind(
+        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        layer.groups, layer.bias is not None, layer.padding_mode, device="meta", alpha_in=inputs, alpha_out=outputs,
+    )  # fmt: skip
+    return _with_state(made, layer)
+
+
+def oct_conv_transpose(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+    """Of ``nn.ConvTranspose2d``."""
+    made = OctConvTranspose2d(
+        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.output_padding,
+        layer.groups, layer.bias is not None, layer.dilation, device="meta", alpha_in=inputs, alpha_out=outputs,
+    )  # fmt: skip
+    return _with_state(made, layer)
+
+
+def linear(node: fx.Node, layer: Any) -> Step | None:
+    """Over the channels of each pixel, if they are in the last dimension, or over a vector."""
+    x: Any = node.args[0]
+    if is_channels_last(x):
+        return Step(Role.CONV, (x,))
+    return Step(Role.LINEAR, (x,)) if len(shape_of(x) or ()) == 2 else None
+
+
+def linear_spec_of(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> ConvSpec:
+    """What `oct_linear` would be asked to do."""
+    return conv_spec(
+        2, layer.in_features, layer.out_features, 1, 1, 0, 1, 1, "zeros", inputs, outputs, None, None
+    )  # fmt: skip
+
+
+def oct_linear(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+    """Of ``nn.Linear`` over the channels of each pixel."""
+    made = PixelwiseOctLinear(
+        layer.in_features, layer.out_features, 1, bias=layer.bias is not None, device="meta", alpha_in=inputs,
+        alpha_out=outputs,
+    )  # fmt: skip
+    return _with_state(made, layer)
+
+
+def batch_norm(kind: Any) -> Make:
+    """What makes the octave layer ``kind`` of a batch normalization, PyTorch's or timm's with an activation."""
+
+    def make(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+        made = kind(
+            layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats, device="meta",
             alpha=split,
         )  # fmt: skip
-    made._parameters, made._buffers = norm._parameters, norm._buffers
-    for name, child in norm.named_children():
+        return _with_state(made, layer)
+
+    return make
+
+
+def oct_group_norm(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+    """Of ``nn.GroupNorm``, and timm's with an activation."""
+    made = OctGroupNorm(layer.num_groups, layer.num_channels, layer.eps, layer.affine, device="meta", alpha=split)
+    return _with_state(made, layer)
+
+
+def oct_instance_norm(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+    """Of ``nn.InstanceNorm1d``, ``nn.InstanceNorm2d``, ``nn.InstanceNorm3d``: groups of one channel."""
+    made = OctGroupNorm(layer.num_features, layer.num_features, layer.eps, layer.affine, device="meta", alpha=split)
+    return _with_state(made, layer)
+
+
+def layer_norm(node: fx.Node, layer: Any) -> Step | None:
+    """Over the last dimension: of maps only where the channels are there."""
+    return same(node, layer) if is_channels_last(node) else None
+
+
+def oct_layer_norm(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+    """Of ``nn.LayerNorm`` over channels, timm's ``LayerNorm`` and ``LayerNorm2d``, and torchvision's."""
+    made = OctLayerNorm(layer.normalized_shape, layer.eps, layer.elementwise_affine, device="meta")
+    made.split = split
+    return _with_state(made, layer)
+
+
+def sample_drop(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+    """Of stochastic depth. A layer may be called several times, and is then replaced once."""
+    return layer if isinstance(layer, SampleDrop) else SampleDrop(layer)
+
+
+def _with_state(made: nn.Module, layer: nn.Module) -> nn.Module:
+    """Give the octave layer the parameters, buffers and children of the dense one."""
+    made._parameters, made._buffers = dict(layer._parameters), dict(layer._buffers)
+    for name, child in layer.named_children():
         made.add_module(name, child)
     return made

@@ -9,7 +9,8 @@ from typing import Any
 from torch import fx, nn
 
 from ..resolution import FACTORS, Sizes, pooled_size
-from .operations import CONVS
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # over one, two and three axes
 
 
 def shape_of(value: Any) -> Sizes | None:
@@ -23,7 +24,7 @@ def axes_of(node: fx.Node) -> int:
 
 
 def is_channels_last(node: fx.Node) -> bool:
-    """Whether its value has the channels in the last dimension; the shape noted is that with them in the second."""
+    """Whether its value has the channels in the last dimension; the shape noted has them in the second even so."""
     return bool(node.meta.get("channels_last", False))
 
 
@@ -34,14 +35,14 @@ def is_map(node: fx.Node) -> bool:
 
 
 def size_of(node: fx.Node) -> Sizes:
-    """Pixels on each axis of its value, feature maps."""
+    """Pixels on each axis of its value, which is feature maps."""
     shape = shape_of(node)
     assert shape is not None
     return shape[2:]
 
 
 def halved_size(node: fx.Node) -> Sizes:
-    """The same of those axes on which a low map is smaller."""
+    """The same, only for the axes on which a low map is smaller."""
     return tuple(pixels for pixels, factor in zip(size_of(node), FACTORS[axes_of(node)]) if factor > 1)
 
 
@@ -51,7 +52,7 @@ def low_size(size: Sizes) -> Sizes:
 
 
 def scale_of(node: fx.Node) -> fx.Node | None:
-    """The parameter that it is, or of which it is the numbers, one for each channel, in a shape that maps can take."""
+    """The parameter that it is or reshapes: one number for each channel, in a shape that broadcasts over maps."""
     if node.op == "get_attr":
         return node
     x = node.args[0] if node.args else None
@@ -62,15 +63,15 @@ def scale_of(node: fx.Node) -> fx.Node | None:
 
 
 def conv_axes(module: nn.Module) -> int:
-    """How many axes its first convolution goes over; 0 if it has none."""
+    """How many axes its first convolution has; 0 without a convolution."""
     parts = module.modules()
     return next((axes for part in parts for axes, kind in enumerate(CONVS, 1) if isinstance(part, kind)), 0)
 
 
 def map_axes(graph: fx.Graph, model: nn.Module) -> int:
-    """How many axes feature maps have: those that most of the convolutions' arithmetic goes over.
+    """How many axes feature maps have: as many as the convolutions that do most of the arithmetic.
 
-    Convolutions of other axes make gates of channels, as in ECA, or mix tokens.
+    Convolutions over other axes compute gates from channels, as in ECA, or mix tokens.
     """
     macs = Counter[int]()
     for node in graph.nodes:

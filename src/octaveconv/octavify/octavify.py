@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._text import did_you_mean
+from ..cost import image_size
 from .allocate import LEVELS, allocate
 from .calibrate import batches_of, high_shares, layer_errors, orders, reestimate_norms
 from .channels_last import mark_channels_last
+from .handlers import REGISTERED
 from .maps import conv_axes, halved_size, is_map, shape_of
 from .permute import permute
 from .plan import LayerPlan, Plan
 from .rewrite import OctavifiedModule, Rewriter
-from .roles import Role, steps_of
+from .roles import Role
 from .spaces import Net
 from .splits import Splits
+from .steps import steps_of
 from .trace import add_shapes, drop_expansions, list_lengths, trace
 
 Alpha = float | Sequence[float] | Mapping[str, float] | str
@@ -31,38 +34,39 @@ def octavify(
     keep: Iterable[str] = (), *, calibrate: Iterable[Any] | None = None, macs: float | None = None,
     min_size: int = 8, stem: bool = False,
 ) -> tuple[OctavifiedModule, Plan]:  # fmt: skip
-    """Turn a convolutional network into an octave network that has its weights.
+    """Turn a convolutional network into an octave network with the same weights.
 
     Args:
         model: any network that torch.fx can trace; it is not changed.
-        alpha: low-frequency share of the channels, in [0, 1): a number; a list with one for each size of the feature
-            maps, the largest first, the last one for all smaller ones; or a dict of patterns of layer names
-            (``{"layer1.*": 0.5, "*": 0.25}``, the first that matches counts, others have 0); or ``"auto"``, which takes
-            from 0 to 0.75 where ``calibrate`` shows that it does least harm, to reach ``macs``.
+        alpha: low-frequency share of the channels, in [0, 1). It is a number; a list with one number for each size of
+            the feature maps, the largest first, whose last number also applies to all smaller sizes; a dict from
+            patterns of layer names to numbers (``{"layer1.*": 0.5, "*": 0.25}``: the first match counts, layers
+            without a match get 0); or ``"auto"``, which chooses from 0 to 0.75 for each layer, so that the network
+            meets ``macs`` with the least harm to the sample in ``calibrate``.
         example_inputs: what the network is called with, a tensor or a tuple; images are ``[N, C, H, W]``, series
-            ``[N, C, L]``, volumes and videos ``[N, C, T, H, W]``. By default one image of the size that
-            ``model.pretrained_cfg`` names, or of 3x224x224 pixels. Sizes decide what is small.
-        keep: patterns of names of layers that stay as they are; a container is not traced then.
-        calibrate: some batches of images, or of images and labels, prepared as for the network: some hundreds will
-            do. By them the smoothest channels become the low ones, the norms' statistics are estimated anew, and the
-            error of each layer is measured.
+            ``[N, C, L]``, volumes and videos ``[N, C, T, H, W]``. By default one image of the size in
+            ``model.pretrained_cfg``, or of 3x224x224 pixels. Its size decides which maps are small.
+        keep: patterns of names of layers that stay as they are; the inside of a container is not traced then.
+        calibrate: a few hundred images in batches, with or without labels, prepared as for the network. With them the
+            smoothest channels become the low ones, the norms' statistics are re-estimated, and the error of each layer
+            is measured.
         macs: for ``alpha="auto"``, multiply-accumulates as a share of the dense network's, in (0, 1).
         min_size: maps with fewer pixels in height or width, or of a series in length, stay dense.
-        stem: make the stem octave, too: the convolutions of the image, and all before an early pooling.
+        stem: convert the stem, too: the convolutions that read the image, and everything before an early pooling.
 
     Returns:
-        The octave network and the `Plan`, which says of every layer what became of it and why. The network has the
-        modules of a copy of ``model`` under the same names, so its ``state_dict`` has the same keys and shapes; it is
-        a ``torch.fx.GraphModule``, of whose methods only ``forward`` is the model's. Where all is dense, as at alpha
-        0, it computes exactly what ``model`` does. With ``calibrate``, channels inside the network change their places
-        (its inputs' and outputs' do not).
+        The octave network and the `Plan`, which says what became of every layer, and why. The network has the modules
+        of a copy of ``model`` under the same names, so its ``state_dict`` has the same keys and shapes. It is a
+        ``torch.fx.GraphModule``; ``forward`` is the only one of the model's methods that it has. Where everything is
+        dense, as at alpha 0, it computes exactly what ``model`` does. With ``calibrate``, channels inside the network
+        are reordered (those of its inputs and outputs are not).
 
     Raises:
-        ValueError: the model cannot be traced or does not take the inputs, an alpha is outside [0, 1), layers whose
-            outputs are added are to have different alphas, a pattern matches nothing, or ``macs`` is out of reach; the
-            message names the cure.
+        ValueError: the model cannot be traced or does not accept the inputs, an alpha is outside [0, 1), different
+            alphas are wanted for layers whose outputs are added, a pattern matches nothing, or ``macs`` is out of
+            reach; the message names the cure.
 
-    Source: section 3 of Chen et al., ICCV 2019, which leaves stem and last stage dense.
+    Source: section 3 of Chen et al., ICCV 2019, which keeps the stem and the last stage dense.
 
     Example:
         >>> import torch, torchvision, octaveconv as oc
@@ -80,35 +84,49 @@ def octavify(
     splits = _splits(net, alpha, macs, batches)
     errors = layer_errors(splits, batches)
     layers = [_layer(node, splits, errors.get(node)) for node in net.steps if _is_listed(node, net)]
+    registered = _registered(net)
     rewriter = Rewriter(splits)
     octave = rewriter.run()
     if batches and splits.spaces:
         reestimate_norms(octave, batches)
-    octave.recipe = {
+    octave.conversion = {
         "alphas": {str(n.target): splits.alphas.get(net.spaces.of(n), 0.0) for n in net.nodes(Role.CONV)},
         "input_size": next((list(x.shape[1:]) for x in inputs if isinstance(x, Tensor)), []),
         "keep": keep, "min_size": min_size, "stem": stem, "octave": sum(layer.octave for layer in layers),
     }  # fmt: skip
-    return octave, Plan(layers, rewriter.borders, octave.recipe, notes)
+    if registered:
+        octave.conversion["registered"] = registered
+    return octave, Plan(layers, rewriter.borders, octave.conversion, notes)
 
 
-def rebuild(model: nn.Module, recipe: Mapping[str, Any]) -> OctavifiedModule:
-    """Octavify a network of one image input as a plan's ``recipe`` says; the weights are to be loaded then.
+def _registered(net: Net) -> list[str]:
+    """The types of layers in the network that were registered."""
+    nodes = [node for node, step in net.steps.items() if step.handler is not None and step.handler.registered]
+    return sorted({type(net.module(node)).__name__ for node in nodes})
+
+
+def rebuild(model: nn.Module, conversion: Mapping[str, Any]) -> OctavifiedModule:
+    """Octavify a network of one image input as a plan's ``conversion`` says; load the weights afterwards.
 
     Raises:
-        ValueError: the recipe is of another network, or none.
+        ValueError: the conversion is damaged or belongs to another network, or layers have to be registered first.
     """
     try:
-        image = torch.zeros(1, *recipe["input_size"])
-        rest = {key: recipe[key] for key in ("keep", "min_size", "stem")}
-        octave, _ = octavify(model, dict(recipe["alphas"]), image, **rest)
-        if octave.recipe["octave"] != recipe["octave"]:
+        wanted = conversion.get("registered", ())
+        missing = {type(part).__name__ for part in model.modules() if type(part) not in REGISTERED} & {*wanted}
+        if missing:
+            raise ValueError(f"register its layers first, with octaveconv.register_layer: {', '.join(sorted(missing))}")
+        image = torch.zeros(1, *conversion["input_size"])
+        rest = {key: conversion[key] for key in ("keep", "min_size", "stem")}
+        octave, _ = octavify(model, dict(conversion["alphas"]), image, **rest)
+        now, then = octave.conversion["octave"], conversion["octave"]
+        if now != then:
             raise ValueError(
-                f"{octave.recipe['octave']} layers become octave, but {recipe['octave']} were: octavify it again, or "
-                f"use the version of octaveconv that wrote them"
+                f"{now} layers become octave, but {then} were: octavify it again, use the version of octaveconv that "
+                f"wrote them, or register the same layers as then"
             )
         return octave
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"this network cannot be octavified as these weights were: {error}") from error
 
 
@@ -119,8 +137,7 @@ def _inputs(model: nn.Module, given: Tensor | tuple[Any, ...] | None) -> tuple[A
         if (axes := conv_axes(model)) not in (0, 2):
             maps = "[N, C, L]" if axes == 1 else "[N, C, T, H, W]"
             raise ValueError(f"{type(model).__name__} does not convolve images: give example_inputs, a tensor {maps}")
-        size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
-        given = torch.zeros(1, *size, dtype=like.dtype)
+        given = torch.zeros(1, *image_size(model), dtype=like.dtype)
     inputs = given if isinstance(given, tuple) else (given,)
     return tuple(x.to(like.device) if isinstance(x, Tensor) else x for x in inputs)
 
@@ -144,7 +161,7 @@ def _prepare(
 
 
 def _splits(net: Net, alpha: Alpha, macs: float | None, batches: Sequence[Any]) -> Splits:
-    """How channels are to be cut; if there is a sample, they are put in order for that, too."""
+    """How channels are to be split; if there is a sample, they are first put in order."""
     auto = alpha == "auto"
     if auto and (macs is None or not batches):
         raise ValueError('alpha="auto" needs a sample and a budget: give calibrate=batches and macs=0.7, for instance')
@@ -160,7 +177,7 @@ def _splits(net: Net, alpha: Alpha, macs: float | None, batches: Sequence[Any]) 
 
 
 def _chooser(net: Net, alpha: Alpha) -> Callable[[fx.Node], float]:
-    """The alpha of a convolution's output, as the caller wants it."""
+    """The alpha that the caller wants for a convolution's output."""
     if isinstance(alpha, Mapping):
         _check(*alpha.values())
         return _by_name(net, alpha)
@@ -180,7 +197,7 @@ def _check(*alphas: float) -> None:
 
 
 def _by_name(net: Net, alphas: Mapping[str, float]) -> Callable[[fx.Node], float]:
-    """That of the first pattern that matches the convolution's name."""
+    """The alpha of the first pattern that matches the convolution's name."""
     names = [str(node.target) for node in net.nodes(Role.CONV)]
     for pattern in alphas:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -190,7 +207,7 @@ def _by_name(net: Net, alphas: Mapping[str, float]) -> Callable[[fx.Node], float
 
 
 def _by_size(net: Net, alphas: Sequence[float]) -> Callable[[fx.Node], float]:
-    """One for each size of the maps that convolutions make and that can be octaves."""
+    """One alpha for each size of the maps that convolutions write and that can be octaves."""
     if not alphas:
         raise ValueError("alpha is an empty list: give one number for each size of the feature maps")
 
@@ -203,12 +220,13 @@ def _by_size(net: Net, alphas: Sequence[float]) -> Callable[[fx.Node], float]:
 
 
 def _is_listed(node: fx.Node, net: Net) -> bool:
+    handler = net.steps[node].handler
     has_state = node.op == "call_module" and any(True for _ in net.module(node).parameters())
-    return has_state or bool(node.meta.get("macs"))
+    return has_state or bool(node.meta.get("macs")) or (handler is not None and handler.registered)
 
 
 def _layer(node: fx.Node, splits: Splits, error: float | None) -> LayerPlan:
-    """What becomes of a layer; its module is still the given one."""
+    """What becomes of a layer; the net still has the given one."""
     net, step = splits.net, splits.net.steps[node]
     is_module = node.op == "call_module"
     name, kind = (str(node.target), type(net.module(node)).__name__) if is_module else (node.name, "function")
@@ -223,6 +241,8 @@ def _layer(node: fx.Node, splits: Splits, error: float | None) -> LayerPlan:
         why = step.refusal or ("" if alpha_out else splits.why_dense(node))
         if alpha_out and not alpha_in:
             why = f"input dense: {splits.why_dense(step.inputs[0])}"
+        elif alpha_in and not alpha_out:
+            why = f"output dense: {why}"
     return LayerPlan(name, kind, alpha_in, alpha_out, why, before, splits.macs(node) // images, error)
 
 

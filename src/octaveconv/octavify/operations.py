@@ -1,4 +1,4 @@
-"""The layers and operations that octavify knows."""
+"""The step of each function, method and layer: what a call does with channels, as far as octavify can follow it."""
 
 from __future__ import annotations
 
@@ -6,112 +6,71 @@ import operator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import fx
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # of one, two and three axes
-ANY_CONV = (*CONVS, nn.ConvTranspose2d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+from ..resolution import Sizes
+from .maps import axes_of, is_channels_last, is_map, shape_of
+from .roles import Role, Step
+
 TO_CHANNELS_LAST, FROM_CHANNELS_LAST = (0, 2, 3, 1), (0, 3, 1, 2)  # permutations
-INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 CUTS = {torch.chunk, torch.split, "chunk", "split"}  # into pieces, along a dimension
-DROPPED_BY_SAMPLE = ("DropPath", "StochasticDepth")  # of timm, torchvision and many others: whole, or not at all
-CHANNEL_DROPOUTS = {F.dropout1d, F.dropout2d, F.dropout3d}
-BY_PIXEL = CHANNEL_DROPOUTS | {
-    F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus, F.hardswish,
-    F.hardsigmoid, F.hardtanh, F.logsigmoid, F.dropout, F.alpha_dropout,
-    torch.relu, torch.sigmoid, F.sigmoid, torch.tanh, F.tanh, torch.clamp, torch.abs, torch.neg, torch.square,
-    operator.neg,
-}  # fmt: skip
-METHODS_BY_PIXEL = {
-    "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_", "contiguous", "clone", "detach",
-    "abs", "neg", "square", "float", "half", "bfloat16",
-}  # fmt: skip
-# Of one, two and three axes: given maps of fewer, a pooling takes the channels for an axis.
-POOLS = (
-    {F.max_pool1d, F.avg_pool1d, torch.max_pool1d},
-    {F.max_pool2d, F.avg_pool2d, torch.max_pool2d},
-    {F.max_pool3d, F.avg_pool3d, torch.max_pool3d},
-)
-POOL_LAYERS = ((nn.MaxPool1d, nn.AvgPool1d), (nn.MaxPool2d, nn.AvgPool2d), (nn.MaxPool3d, nn.AvgPool3d))
-GLOBAL_POOLS = (
-    (F.adaptive_avg_pool1d, F.adaptive_max_pool1d),
-    (F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
-    (F.adaptive_avg_pool3d, F.adaptive_max_pool3d),
-)
-GLOBAL_POOL_LAYERS = (
-    (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
-    (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-    (nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
-)
-JOINS = {
-    operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
-    operator.itruediv, torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum,
-}  # fmt: skip
-JOIN_METHODS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"}
-CHANNEL_DROPOUT_LAYERS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
-_SINGLE_LAYERS = (nn.Identity, nn.Dropout, nn.AlphaDropout, *CHANNEL_DROPOUT_LAYERS)
-_NOT_BY_PIXEL = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention, nn.GLU)
-_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 
 
-def is_norm(module: nn.Module, axes: int) -> bool:
-    """PyTorch's normalisation of maps of so many axes, or timm's, some of which have an activation behind it."""
-    if type(module) in (NORMS[axes - 1], nn.GroupNorm):
+def same(node: fx.Node, layer: Any) -> Step | None:
+    """Each channel of the result depends on its own channel of one input."""
+    x = node.args[0] if node.args else None
+    if shape_of(node) is None or not isinstance(x, fx.Node) or shape_of(x) is None:
+        return None
+    return Step(Role.SAME, (x,)) if node.all_input_nodes == [x, *modes_read(node)] else None
+
+
+def resize(node: fx.Node, layer: Any) -> Step | None:
+    """Maps to another size, which may be read from another value's shape."""
+    x = node.args[0] if node.args else None
+    if shape_of(node) is None or [n for n in node.all_input_nodes if shape_of(n) is not None] != [x]:
+        return None
+    return Step(Role.SAME, (x,), resizes=True)  # type: ignore[arg-type]
+
+
+def mean(node: fx.Node, layer: Any) -> Step | None:
+    """A pooling, or a mean over all axes, that leaves one number for each channel."""
+    step = same(node, layer)
+    return Step(Role.MEAN, step.inputs) if step and _to_one_pixel(node, step.inputs[0]) else None
+
+
+def _to_one_pixel(node: fx.Node, x: fx.Node) -> bool:
+    shape, result, axes = shape_of(x), shape_of(node), axes_of(node)
+    if shape is None or len(shape) != axes + 2 or result not in ((*shape[:2], *[1] * axes), shape[:2]):
+        return False
+    if node.target not in (torch.mean, "mean"):
         return True
-    if type(module) is INSTANCE_NORMS[axes - 1]:
-        return not module.track_running_stats
-    is_batch_norm = type(module).__name__ == "BatchNormAct2d" and isinstance(module, NORMS[axes - 1])
-    behind = [child for child in (getattr(module, name, None) for name in ("drop", "act")) if child is not None]
-    return (is_batch_norm or is_group_norm(module)) and all(map(is_by_pixel, behind))
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    dims = [given] if isinstance(given, int) else given
+    return isinstance(dims, (tuple, list)) and sorted(dim % len(shape) for dim in dims) == [*range(2, len(shape))]
 
 
-def is_by_pixel(module: Any) -> bool:
-    """Whether it treats each number by itself."""
-    if isinstance(module, nn.PReLU):
-        return module.num_parameters == 1
-    known = isinstance(module, _SINGLE_LAYERS) or type(module).__module__.startswith(_ACTIVATIONS)
-    return known and not isinstance(module, _NOT_BY_PIXEL)
+def flatten(node: fx.Node, layer: Any) -> Step | None:
+    """Single pixels only: that leaves the channels as they are."""
+    step = same(node, layer)
+    if step is None or (layer is None and (*node.args[1:], *node.kwargs.values()) not in ((1,), (1, -1))):
+        return None
+    shape = shape_of(step.inputs[0]) or ()
+    return step if len(shape) == axes_of(node) + 2 and set(shape[2:]) == {1} else None
 
 
-def is_plain_conv(module: nn.Module) -> bool:
-    """Whether it is PyTorch's convolution, a subclass that only builds it otherwise, or one of standardised weights."""
-    if is_standardized(module):
-        return True
-    kind = next((kind for kind in CONVS if isinstance(module, kind)), None)
-    return (
-        kind is not None and type(module).forward is kind.forward
-        and type(module)._conv_forward is kind._conv_forward  # type: ignore[attr-defined]
-        and module._parameters.keys() == {"weight", "bias"}  # else it is parametrized
-    )  # fmt: skip
+def read_shape(node: fx.Node, layer: Any) -> Step | None:
+    """``x.shape`` or ``x.size()``."""
+    x = node.args[0]
+    if node.target is getattr and node.args[1] != "shape":
+        return None
+    return Step(Role.SHAPE, (x,)) if shape_of(x) else None  # type: ignore[arg-type]
 
 
-def is_standardized(module: nn.Module) -> bool:
-    """Whether it is timm's convolution by standardised weights, with the same padding on both sides."""
-    names = ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
-    return _is_one_of(module, "timm.layers", *names) and not getattr(module, "same_pad", False)
-
-
-def is_group_norm(module: nn.Module) -> bool:
-    """PyTorch's group normalisation, or timm's, some of which have an activation behind it."""
-    names = ("GroupNorm", "GroupNorm1", "GroupNormAct", "GroupNorm1Act")
-    return type(module) is nn.GroupNorm or _is_one_of(module, "timm.layers", *names)
-
-
-def is_layer_norm(module: nn.Module) -> bool:
-    """PyTorch's or timm's layer normalisation, or timm's or torchvision's of maps, over one dimension."""
-    known = type(module) is nn.LayerNorm or _is_one_of(module, "timm.layers", "LayerNorm") or is_layer_norm_2d(module)
-    return known and len(module.normalized_shape) == 1  # type: ignore[arg-type]
-
-
-def is_layer_norm_2d(module: nn.Module) -> bool:
-    """timm's or torchvision's layer normalisation of maps, over their channels."""
-    return _is_one_of(module, ("timm.layers", "torchvision.models"), "LayerNorm2d")
-
-
-def _is_one_of(module: nn.Module, packages: str | tuple[str, ...], *names: str) -> bool:
-    """Whether its class is of these names in these packages; another's may do something else."""
-    return type(module).__module__.startswith(packages) and type(module).__name__ in names
+def permute(node: fx.Node, layer: Any) -> Step | None:
+    """Moves the channels to the last dimension, or back."""
+    x = node.args[0] if node.args else None
+    comes_back = isinstance(x, fx.Node) and is_channels_last(x) and permutation_of(node) == FROM_CHANNELS_LAST
+    return Step(Role.SAME, (x,)) if is_channels_last(node) or comes_back else None  # type: ignore[arg-type]
 
 
 def permutation_of(node: fx.Node) -> tuple[Any, ...]:
@@ -120,6 +79,87 @@ def permutation_of(node: fx.Node) -> tuple[Any, ...]:
         return ()
     dims = (*node.args[1:], *node.kwargs.values())
     return tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
+
+
+def cut(node: fx.Node, layer: Any) -> Step | None:
+    """A map's channels, split into pieces."""
+    return Step(Role.PIECES, (node.args[0],)) if pieces_of(node) else None  # type: ignore[arg-type]
+
+
+def pieces_of(node: fx.Node) -> list[list[fx.Node]]:
+    """The nodes that are each of the pieces that a map's channels are split into; none if a piece is never read."""
+    x, count = node.args[0] if node.args else None, node.meta.get("count")
+    if node.target not in CUTS or not count or not isinstance(x, fx.Node) or is_channels_last(x) or not is_map(x):
+        return []
+    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    pieces: list[list[fx.Node]] = [[] for _ in range(count)]
+    for user in node.users:
+        if user.target is not operator.getitem or not isinstance(user.args[1], int):
+            return []
+        pieces[user.args[1]].append(user)
+    return pieces if count > 1 and dim in (1, -1 - axes_of(node)) and all(pieces) else []
+
+
+def item(node: fx.Node, layer: Any) -> Step | None:
+    """One of the pieces of a map, or an index of a map that takes all of it."""
+    x = node.args[0]
+    if isinstance(x, fx.Node) and any(node in piece for piece in pieces_of(x)):
+        return Step(Role.PIECE, (x.args[0],))  # type: ignore[arg-type]
+    step = same(node, layer)
+    return step if step and _takes_all(node.args[1], shape_of(x) or ()) else None
+
+
+def _takes_all(index: Any, shape: Sizes) -> bool:
+    """Whether an index takes all channels and, at every size, all pixels: GhostNet drops surplus channels so."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return len(shape) > 1 and all(
+        isinstance(part, slice) and not part.start and part.step in (None, 1)
+        and (part.stop is None or (i == 1 and part.stop >= shape[1]))
+        for i, part in enumerate(parts)
+    )  # fmt: skip
+
+
+def cat(node: fx.Node, layer: Any) -> Step | None:
+    """A concatenation of channels."""
+    parts = node.args[0] if node.args else node.kwargs.get("tensors")
+    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    if shape_of(node) is None or not isinstance(parts, (tuple, list)):
+        return None
+    dims = axes_of(node) + 2
+    if axis not in (1, 1 - dims) or any(len(shape_of(part) or ()) != dims for part in parts):
+        return None
+    return Step(Role.CAT, tuple(parts))
+
+
+def join(node: fx.Node, layer: Any) -> Step | None:
+    """Operands are maps of one shape, numbers, and gates ``[., C or 1, 1, 1]``, ``[C, 1, 1]`` or ``[., 1, H, W]``."""
+    result = shape_of(node)
+    if result is None or len(node.args) < 2 or any(isinstance(value, fx.Node) for value in node.kwargs.values()):
+        return None
+    for operand in node.args:
+        shape = shape_of(operand)
+        if not isinstance(operand, fx.Node) or shape == () or shape == result:
+            continue
+        if len(result) != axes_of(node) + 2 or shape is None or not _is_gate(shape, result):
+            return None
+    operands = [n for n in node.args if isinstance(n, fx.Node) and (shape_of(n) == result or _has_channels(n, result))]
+    return Step(Role.JOIN, tuple(operands)) if any(shape_of(n) == result for n in operands) else None
+
+
+def _is_gate(shape: Sizes, result: Sizes) -> bool:
+    """Whether a value of this shape acts on each channel of a map with one number, or on all of them with one map."""
+    pixels = shape[2 - len(result) :]
+    one_map = len(shape) == len(result) and shape[1] == 1 and pixels == result[2:]
+    return one_map or (_channels(shape, result) in (1, result[1]) and set(pixels) == {1})
+
+
+def _has_channels(node: fx.Node, result: Sizes) -> bool:
+    return len(result) == axes_of(node) + 2 and _channels(shape_of(node) or (), result) == result[1]
+
+
+def _channels(shape: Sizes, result: Sizes) -> int:
+    """Channels of a map of ``result``'s axes or of its gates, with or without a batch; 0 for anything else."""
+    return shape[1 - len(result)] if len(shape) in (len(result) - 1, len(result)) else 0
 
 
 def modes_read(node: fx.Node) -> list[fx.Node]:

@@ -14,13 +14,15 @@ from .spaces import Net
 
 
 def permute(net: Net, orders: Mapping[fx.Node, Tensor]) -> None:
-    """Give the channels of each space in ``orders`` that order, in all that writes and reads them.
+    """Give the channels of each space in ``orders`` that order, in everything that writes and reads them.
 
     Args:
-        net: the network, whose parameters and buffers are replaced.
-        orders: of a space, its channels in their new order, ``[C]``; inside each group of a grouped convolution.
+        net: the network, whose parameters and buffers change.
+        orders: the new order of a space's channels, ``[C]``, within each group of a grouped convolution.
     """
     for node, step in net.steps.items():
+        if step.handler is not None and step.handler.registered:
+            continue  # elementwise, or its channels keep their order
         if step.role in (Role.CONV, Role.LINEAR):
             module = net.module(node)
             permute_layer = _permute_linear if isinstance(module, nn.Linear) else _permute_conv
@@ -41,7 +43,7 @@ def permute(net: Net, orders: Mapping[fx.Node, Tensor]) -> None:
 
 
 def order_of(net: Net, node: fx.Node, orders: Mapping[fx.Node, Tensor]) -> Tensor | None:
-    """The new order of a value's channels; a concatenation's follows from those of its parts."""
+    """The new order of a value's channels; for a concatenation it follows from its parts."""
     space = net.spaces.of(node)
     if not net.cats.get(space):
         return orders.get(space)
@@ -79,7 +81,7 @@ def _permute_linear(linear: nn.Module, inputs: Tensor | None, outputs: Tensor | 
 
 def _take(module: nn.Module, name: str, order: Tensor, axis: int) -> None:
     tensor = getattr(module, name, None)
-    if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape[axis] == len(order):  # not PReLU's single weight
+    if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape[axis] == len(order):  # not PReLU's one weight
         _set(module, name, tensor.detach().index_select(axis, order.to(tensor.device)))
 
 

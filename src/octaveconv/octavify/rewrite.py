@@ -1,38 +1,38 @@
-"""The octave network: the traced graph with two nodes, one for each resolution, where a value is an octave."""
+"""The octave network: the traced graph, with two nodes, one for each resolution, wherever a value is an octave."""
 
 from __future__ import annotations
 
 import copy
 import json
 import operator
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..nn import Merge, SampleDrop, Split
+from ..nn import Merge, Split
 from ..octave import ChannelSplit, Octave
 from ..resolution import Sizes, crop, pool
-from .layers import oct_conv, oct_norm
 from .maps import axes_of, is_channels_last, is_map, low_size, shape_of
-from .operations import ANY_CONV, DROPPED_BY_SAMPLE, FROM_CHANNELS_LAST, TO_CHANNELS_LAST, is_layer_norm, is_norm
+from .operations import FROM_CHANNELS_LAST, TO_CHANNELS_LAST
 from .roles import Role
 from .splits import Splits
 
 _STATE = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
-# What timm, torchvision and our verbs ask a network, and how to make it again.
-_CARRIED = ("num_classes", "num_features", "pretrained_cfg", "default_cfg", "out_channels", "recipe")
+# What timm, torchvision and our verbs ask a network, and how to rebuild it.
+_CARRIED = ("num_classes", "num_features", "pretrained_cfg", "default_cfg", "out_channels", "conversion")
 _INTERPOLATE = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")  # its order
 
 
 class OctavifiedModule(fx.GraphModule):
     """What `octavify` returns: the modules of the given model, under their names, and a graph that calls them.
 
-    Its state dict carries ``recipe``, a plan's, where PyTorch records versions.
+    Its state dict carries ``conversion``, the plan's, where PyTorch records versions.
     """
 
-    recipe: dict[str, Any]
+    conversion: dict[str, Any]
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(model, graph, f"Oct{type(model).__name__}")
@@ -52,17 +52,17 @@ class OctavifiedModule(fx.GraphModule):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if hasattr(destination, "_metadata"):
-            destination._metadata[prefix[:-1]]["octavify"] = json.dumps(self.recipe)
+            destination._metadata[prefix[:-1]]["octavify"] = json.dumps(self.conversion)
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "an octavified network is not pickled whole: save its state_dict(), and load it into a network that was "
-            "octavified with the same arguments"
+            "an octavified network cannot be pickled whole: save its state_dict(), and load it into a network that "
+            "was octavified with the same arguments"
         )
 
 
 def fit(low: Tensor, high: Tensor) -> Tensor:
-    """Crop or, by its last row and column, extend a pooled low part to the size that belongs to the high one."""
+    """Crop a pooled low part to the size that belongs to the high one, or extend it with its last row and column."""
     size = low_size_beside(high)
     low = crop(low, size)
     missing = [n for pixels, now in zip(reversed(size), reversed(low.shape)) for n in (0, pixels - now)]
@@ -75,12 +75,12 @@ def join_channels(high: Tensor, low: Tensor, split: tuple[Any, ...]) -> Tensor:
 
 
 def split_gates(gates: Tensor, split: tuple[Any, ...], axes: int) -> tuple[Tensor, Tensor]:
-    """Gates of the high and of the low channels: ``[..., C, 1, 1]``, with as many ones as maps have axes."""
+    """Gates of the high and of the low channels: ``[..., C, 1, 1]``, with a one for each axis of the maps."""
     return _from_constant(split).split(gates, gates.dim() - 1 - axes)
 
 
 def _constant(split: ChannelSplit) -> tuple[Any, ...]:
-    """A split as nested plain tuples: the code that torch.fx writes names no class inside another."""
+    """A split as nested plain tuples: the code that torch.fx writes cannot name a class inside another."""
     return (*split[:3], tuple(map(_constant, split.pieces)))
 
 
@@ -100,7 +100,7 @@ def octave_shape(high: Tensor, low: Tensor) -> tuple[int, ...]:
 
 
 class Parts(NamedTuple):
-    """An octave in the graph: the nodes of its parts, both of which it has."""
+    """An octave in the graph: the nodes of its two parts."""
 
     high: fx.Node
     low: fx.Node
@@ -110,7 +110,7 @@ class Rewriter:
     """Writes the graph of an octave network and replaces its modules.
 
     Attributes:
-        borders: of each border placed, what it is and the node whose value it takes.
+        borders: for each border placed, what it is and the node whose value it takes.
     """
 
     def __init__(self, splits: Splits) -> None:
@@ -121,7 +121,7 @@ class Rewriter:
         self._crossed: dict[tuple[fx.Node, str], Any] = {}
 
     def run(self) -> OctavifiedModule:
-        """Write everything; the model of the net becomes part of the network."""
+        """Write everything; the net's model becomes part of the network."""
         for node in self.net.graph.nodes:
             self._values[node] = self._write(node)
         self.graph.lint()
@@ -133,7 +133,7 @@ class Rewriter:
             return self._conv(node, step.inputs[0])
         x = self._values[step.inputs[0]] if step.inputs else None
         if step.role is Role.PIECES and isinstance(x, Parts):
-            return None  # each is taken from the octave itself
+            return None  # each piece is taken from the octave itself
         if step.role is Role.PIECE and isinstance(x, Parts):
             return self._piece(node, x)
         if splits.is_octave(node):
@@ -157,37 +157,31 @@ class Rewriter:
 
     def _conv(self, node: fx.Node, x: fx.Node) -> Any:
         inputs, outputs = self.splits.cuts(node)
-        self._replace(node, oct_conv(self.net.module(node), inputs, outputs))
+        self._replace(node, self.net.octave_layer(node, inputs, outputs))
         value = self._values[x] if inputs.low else self._moved(x, self._values[x], FROM_CHANNELS_LAST)
         result = self._call(node, value, has_low=outputs.low > 0)
         return result if outputs.low else self._moved(node, result, TO_CHANNELS_LAST)
 
     def _moved(self, node: fx.Node, value: fx.Node, permutation: Sizes) -> fx.Node:
-        """A plain value of a node whose channels are in the last dimension, brought from there or there."""
+        """A plain value of a node, permuted if its channels are in the last dimension."""
         if not is_channels_last(node):
             return value
         return self.graph.call_function(torch.permute, (value, permutation))
 
     def _same(self, node: fx.Node, x: fx.Node) -> Parts:
         value, split = self._octave(x), self.splits.of(node)
-        module = self.net.module(node) if node.op == "call_module" else None
-        if isinstance(module, ANY_CONV):
-            self._replace(node, oct_conv(module, split, split))
-            return self._call(node, value)  # type: ignore[no-any-return]
-        if module is not None and (is_norm(module, axes_of(node)) or is_layer_norm(module)):
-            self._replace(node, oct_norm(module, split))
+        handler = self.net.handler(node)
+        if handler.make is not None:
+            module = self.net.module(node)
+            self._replace(node, self.net.octave_layer(node, split, split))
             parts: Parts = self._call(node, value)
-            for name in ("drop", "act"):
-                child = getattr(module, name, None)
-                if child is not None and not isinstance(child, nn.Identity):
+            for name in handler.behind:
+                if not isinstance(getattr(module, name, None), (nn.Identity, NoneType)):
                     parts = Parts(*(self.graph.call_module(f"{node.target}.{name}", (part,)) for part in parts))
             return parts
         if is_channels_last(node) != is_channels_last(x):
-            return value  # type: ignore[no-any-return]  # of an octave the channels are always in the second
-        if type(module).__name__ in DROPPED_BY_SAMPLE:
-            self._replace(node, SampleDrop(module))  # type: ignore[arg-type]
-            return self._call(node, value)  # type: ignore[no-any-return]
-        if node.target is F.interpolate or isinstance(module, nn.Upsample):
+            return value  # type: ignore[no-any-return]  # an octave always has the channels in the second dimension
+        if self.net.steps[node].resizes:
             return self._resize(node, x, value)
         high, low = (self._copy(node, {x: part}) for part in value)
         if shape_of(node) != shape_of(x):
@@ -195,7 +189,7 @@ class Rewriter:
         return Parts(high, low)
 
     def _resize(self, node: fx.Node, x: fx.Node, value: Parts) -> Parts:
-        """The low part to the size that belongs to the high one, in the same way."""
+        """Both parts, the low one to the size that belongs to the high one."""
         if node.op == "call_module":
             given = vars(self.net.module(node))
         else:
@@ -208,7 +202,7 @@ class Rewriter:
     def _join(self, node: fx.Node) -> Parts:
         parts: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = ({}, {})
         for x in node.all_input_nodes:
-            if x not in self.net.steps[node].inputs:  # the same for all channels
+            if x not in self.net.steps[node].inputs:  # acts on all channels alike
                 dense = self._dense(x)
                 pair = Parts(dense, self.graph.call_function(pool, (dense,)) if is_map(x) else dense)
             elif is_map(x):
@@ -244,6 +238,8 @@ class Rewriter:
         return self._values[node] if self.splits.is_octave(node) else self._cross(node, "merge", Merge(split=split))
 
     def _call(self, node: fx.Node, value: Any, has_low: bool = True) -> Any:
+        if self.net.handler(node).registered and not isinstance(value, Parts):
+            value = Octave(value, None)
         result = self.graph.call_module(str(node.target), (_argument(value),))
         return self._items(result) if has_low else self.graph.call_function(operator.getitem, (result, 0))
 
@@ -276,7 +272,9 @@ class Rewriter:
         return self._crossed[node, kind]
 
     def _replace(self, node: fx.Node, module: nn.Module) -> None:
-        module.train(self.net.module(node).training)
+        given = self.net.module(node)
+        assert module.state_dict().keys() == given.state_dict().keys(), f"{node.target}: {given}"
+        module.train(given.training)
         self.net.model.set_submodule(str(node.target), module)
 
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from torch import fx, nn
 
-from .maps import axes_of, conv_axes, halved_size, is_map, scale_of, shape_of
-from .roles import Role, Step, pieces_of
+from ..cost import path_macs
+from ..octave import ChannelSplit
+from ..resolution import Sizes
+from .maps import axes_of, conv_axes, halved_size, is_map, low_size, scale_of, shape_of, size_of
+from .operations import pieces_of
+from .register import try_out
+from .roles import Handler, Role, Step
 
 
 class _Classes:
-    """Nodes in classes that are put together, two by two."""
+    """Nodes in classes that are joined two by two."""
 
     def __init__(self) -> None:
         self._parents: dict[fx.Node, fx.Node] = {}
@@ -32,9 +38,9 @@ class _Classes:
 class Net:
     """A traced network: a graph with shapes, each node's step, and the classes that its values fall into.
 
-    Values of one *space* have the same channels in the same order: they are added, multiplied, or follow from each
-    other channel by channel. Values of one *run*, a part of a space, follow from each other without a sum in between;
-    they are octaves all or none. Between runs a border can be placed.
+    Values of one *space* have the same channels in the same order: they are added, multiplied, or computed from each
+    other channel by channel. Values of one *run*, a part of a space, are computed from each other without a sum in
+    between; either all of them are octaves or none is. A border can be placed between runs.
     """
 
     graph: fx.Graph
@@ -47,22 +53,55 @@ class Net:
         self.spaces, self.runs = _Classes(), _Classes()
         for node, step in self.steps.items():
             self._relate(node, step)
-        self.cats: dict[fx.Node, list[list[fx.Node]]] = defaultdict(list)  # of a space, the parts of what it is made of
+        self.cats: dict[fx.Node, list[list[fx.Node]]] = defaultdict(list)  # of a space, the parts it is made of
         self._collect_parts()
         self.cuts: dict[fx.Node, set[int]] = defaultdict(set)  # of a space, the groups of its grouped convolutions
         for value, groups in self._grouped():
             self.cuts[self.spaces.of(value)].add(groups)
-        self.norm_groups: dict[fx.Node, set[int]] = defaultdict(set)  # of a space, those of its group normalisations
+        self.norm_groups: dict[fx.Node, set[int]] = defaultdict(set)  # of a space, those of its group norms
         for node in self.nodes(Role.SAME):
-            groups = getattr(self.module(node), "num_groups", 1) if node.op == "call_module" else 1
+            is_known = node.op == "call_module" and not self.handler(node).registered
+            groups = getattr(self.module(node), "num_groups", 1) if is_known else 1
             if 1 < groups < self.channels(node):
                 self.norm_groups[self.spaces.of(node)].add(groups)
+        self._macs: dict[tuple[fx.Node, ChannelSplit, ChannelSplit], int] = {}  # of octave layers
         self.pinned = self._pinned()
         self.fixed = self._fixed()
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a node calls."""
         return self.model.get_submodule(str(node.target))
+
+    def handler(self, node: fx.Node) -> Handler:
+        """What handles the operation of a node that has a role."""
+        handler = self.steps[node].handler
+        assert handler is not None
+        return handler
+
+    def octave_layer(self, node: fx.Node, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+        """The octave layer that replaces the one a node calls; the net keeps the given one."""
+        handler, layer = self.handler(node), self.module(node)
+        if handler.registered:
+            return try_out(node, layer, handler, inputs, outputs)[0]
+        assert handler.make is not None
+        return handler.make(layer, inputs, outputs)
+
+    def macs(self, node: fx.Node, inputs: ChannelSplit, outputs: ChannelSplit) -> int:
+        """Multiply-accumulates of that octave layer for one image."""
+        key = node, inputs, outputs
+        if key not in self._macs:
+            self._macs[key] = self._count_macs(*key)
+        return self._macs[key]
+
+    def _count_macs(self, node: fx.Node, inputs: ChannelSplit, outputs: ChannelSplit) -> int:
+        handler, layer, size = self.handler(node), self.module(node), size_of(node)
+        if handler.spec is not None:
+            paths = path_macs(handler.spec(layer, inputs, outputs), size_of(self.steps[node].inputs[0]), size)
+            return sum(paths.values())
+        if handler.make is not None:
+            return try_out(node, layer, handler, inputs, outputs)[1]
+        numbers = outputs.high * prod(size) + outputs.low * prod(low_size(size))
+        return int(node.meta["macs"]) * numbers // prod(shape_of(node) or ())
 
     def channels(self, node: fx.Node) -> int:
         """Channels of a node's value."""
@@ -72,18 +111,21 @@ class Net:
         return shape[0 if without_batch else 1]
 
     def groups(self, node: fx.Node) -> int:
-        """Groups of the convolution that a node calls; each has its own high and low channels."""
-        return int(getattr(self.module(node), "groups", 1))
+        """Groups of the convolution that a node calls; each has high and low channels of its own."""
+        groups = getattr(self.module(node), "groups", 1)
+        return groups if isinstance(groups, int) else 1
 
     def strided(self, node: fx.Node) -> bool:
         """Whether the convolution that a node calls makes maps smaller."""
-        conv: Any = self.module(node)
-        return not getattr(conv, "transposed", False) and any(stride > 1 for stride in getattr(conv, "stride", ()))
+        layer: Any = self.module(node)
+        if self.handler(node).registered:
+            return any(made < read for made, read in zip(size_of(node), size_of(self.steps[node].inputs[0])))
+        return not getattr(layer, "transposed", False) and any(stride > 1 for stride in getattr(layer, "stride", ()))
 
     def blocks(self, space: fx.Node) -> tuple[int, bool] | None:
-        """Blocks of a space's channels, inside which they may change places, and whether the blocks may, too.
+        """How many blocks a space's channels form, inside which they may be reordered, and whether the blocks may be.
 
-        None if all must stay where they are, and of a concatenation, whose order follows from its parts'.
+        None if all must keep their order, and for a concatenation, whose order follows from its parts.
         """
         sizes = self.cuts.get(space, set()) | self.norm_groups.get(space, set())
         if space in self.fixed or self.cats.get(space) or len(sizes) > 1:
@@ -107,12 +149,12 @@ class Net:
             self.runs.join(maps[0], node)
 
     def _grouped(self) -> list[tuple[fx.Node, int]]:
-        """What grouped convolutions read and make, and their groups."""
+        """What grouped convolutions read and write, and their groups."""
         convs = [(node, self.groups(node)) for node in self.nodes(Role.CONV)]
         return [(x, count) for node, count in convs if count > 1 for x in (node, *self.steps[node].inputs)]
 
     def _collect_parts(self) -> None:
-        """Find what is concatenated and what is cut into pieces; a cut that does not agree with the rest is undone."""
+        """Find what is concatenated and what is split into pieces; undo a split that does not agree with the rest."""
         for node in self.nodes(Role.CAT):
             parts = list(self.steps[node].inputs)
             self._agree(self.spaces.of(node), parts)
@@ -124,11 +166,11 @@ class Net:
             if whole not in grouped and self._agree(whole, parts):
                 self.cats[whole].append(parts)
             else:
-                undone = Step(Role.OTHER, refusal="channels are cut into other pieces elsewhere")
+                undone = Step(Role.OTHER, refusal="its channels are split into other pieces elsewhere")
                 self.steps.update(dict.fromkeys((node, *(x for piece in pieces for x in piece)), undone))
 
     def _agree(self, whole: fx.Node, parts: list[fx.Node]) -> bool:
-        """Give parts of a space the spaces of those that it has already, if that can be done."""
+        """Join parts of a space with the parts that it already has, if they agree."""
         for others in self.cats[whole]:
             if list(map(self.channels, others)) != list(map(self.channels, parts)):
                 return False
@@ -144,21 +186,20 @@ class Net:
         stem = set() if self.stem else _stem(self)
         for node, step in self.steps.items():
             if not is_map(node):
-                reason = "it is no feature map"
+                reason = _what_instead_of_a_map(node)
             elif step.role is Role.OTHER or step.refusal:
-                reason = step.refusal or "it is the network's input"
+                reason = step.refusal or "the network's input"
             elif node in stem:
-                reason = "the stem stays dense"
+                reason = "stem, octave only with stem=True"
             elif min(halved_size(node)) < self.min_size:
-                size = "x".join(map(str, halved_size(node)))
-                reason = f"its map of {size} is below {self.min_size} pixels"
+                reason = f"{_times(halved_size(node))} map, smaller than min_size={self.min_size}"
             else:
                 continue
             pinned.setdefault(self.runs.of(node), reason)
         return pinned
 
     def _fixed(self) -> set[fx.Node]:
-        """The spaces whose channels must keep their order, because something unknown reads or writes them."""
+        """The spaces whose channels must keep their order, because something reads or writes them in an unknown way."""
         fixed = set()
         reads = Counter(node.target for node in self.steps if node.op == "get_attr")
         for node, step in self.steps.items():
@@ -168,7 +209,8 @@ class Net:
                 and reads[scale.target] == 1
                 and all(self.steps[user].role is Role.JOIN or scale_of(user) for user in node.users)
             )  # it is reordered, too
-            if step.role is Role.OTHER and not is_gate:
+            has_own_order = step.handler is not None and step.handler.registered and step.handler.make is not None
+            if (step.role is Role.OTHER and not is_gate) or has_own_order:
                 fixed |= {self.spaces.of(value) for value in (node, *node.all_input_nodes)}
         for space in fixed.copy():
             self._fix_parts(space, fixed)
@@ -187,8 +229,21 @@ class Net:
                     self._fix_parts(part, fixed)
 
 
+def _what_instead_of_a_map(node: fx.Node) -> str:
+    shape = shape_of(node)
+    if shape is None:
+        return "not a tensor"
+    if len(shape) == axes_of(node) + 2:
+        return f"{_times(shape[2:]) if len(shape) > 3 else '1-pixel'} map, as in an SE gate"
+    return "vector" if len(shape) == 2 else f"{len(shape)}-d tensor, not a feature map"
+
+
+def _times(size: Sizes) -> str:
+    return "x".join(map(str, size))
+
+
 def _stem(net: Net) -> set[fx.Node]:
-    """The convolutions that read the image, and all that comes before a pooling to a quarter of its size or more."""
+    """The convolutions that read the image, and everything before a pooling to a quarter of its size or more."""
     image = next((halved_size(node)[0] for node in net.steps if is_map(node)), 0)
     stem: set[fx.Node] = set()
     for node, step in net.steps.items():
@@ -207,7 +262,9 @@ def _stem(net: Net) -> set[fx.Node]:
 
 
 def _has_conv(net: Net, node: fx.Node) -> bool:
-    return node.op == "call_module" and conv_axes(net.module(node)) > 0
+    step = net.steps[node]
+    is_registered = step.role is Role.CONV and net.handler(node).registered
+    return is_registered or (node.op == "call_module" and conv_axes(net.module(node)) > 0)
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:

@@ -8,14 +8,12 @@ from functools import reduce
 
 from torch import fx
 
-from ..cost import path_macs
 from ..octave import ChannelSplit
-from .layers import spec_of
-from .maps import is_map, shape_of, size_of
+from .maps import is_map, shape_of
 from .roles import Role
 from .spaces import Net
 
-NO_PARTNER = "nothing that makes or reads it takes an octave"
+NO_PARTNER = "not between two octave layers"
 
 
 class Splits:
@@ -26,7 +24,7 @@ class Splits:
         alpha_of: the alpha wanted for the output of a convolution.
 
     Raises:
-        ValueError: convolutions that share their output's channels are to have different alphas.
+        ValueError: different alphas are wanted for convolutions that share their output's channels.
     """
 
     def __init__(self, net: Net, alpha_of: Callable[[fx.Node], float]) -> None:
@@ -46,41 +44,39 @@ class Splits:
         return self.net.runs.of(node) in self._octaves and is_map(node)
 
     def of(self, node: fx.Node) -> ChannelSplit:
-        """How its value's channels are cut; a plain tensor has no low ones."""
+        """How its value's channels are split; a plain tensor has no low ones."""
         if self.is_octave(node):
             return self._of_space[self.net.spaces.of(node)]
         return ChannelSplit(self.net.channels(node), 0)
 
     def parts(self, node: fx.Node) -> list[ChannelSplit]:
-        """How the parts are cut that its value is a concatenation of, or is cut into."""
+        """How the parts are split that its value is a concatenation of, or that it is cut into."""
         return self._parts[self.net.spaces.of(node)]
 
     def space_split(self, node: fx.Node) -> ChannelSplit:
-        """How the octaves are cut that share the channels of its value."""
+        """How the octaves are split that share the channels of its value."""
         return self._of_space[self.net.spaces.of(node)]
 
     def converted(self, node: fx.Node) -> bool:
         """Whether a convolution becomes an octave convolution.
 
-        An octave convolution's stride pools, which is not what the weights have learned. To a dense output it saves
-        nothing, so there a strided one stays as it is.
+        An octave convolution pools instead of striding, which is not what the weights have learned. With a dense
+        output that saves nothing, so a strided convolution stays as it is there.
         """
         reads = self.is_octave(self.net.steps[node].inputs[0]) and not self.net.strided(node)
         return not self.net.steps[node].refusal and (self.is_octave(node) or reads)
 
     def cuts(self, node: fx.Node) -> tuple[ChannelSplit, ChannelSplit]:
-        """How a convolution's inputs and outputs are cut."""
+        """How a convolution's inputs and outputs are split."""
         return self.of(self.net.steps[node].inputs[0]), self.of(node)
 
     def macs(self, node: fx.Node) -> int:
-        """Multiply-accumulates of a node's call, of all the images in the example."""
+        """Multiply-accumulates of a node's call, for all the images in the example."""
         step, before = self.net.steps[node], int(node.meta.get("macs") or 0)
         octave = self.converted(node) if step.role is Role.CONV else step.role is Role.SAME and self.is_octave(node)
         if not before or not octave:
             return before
-        spec = spec_of(self.net.module(node), *self.cuts(node))
-        paths = path_macs(spec, size_of(step.inputs[0]), size_of(node))
-        return (shape_of(node) or (0,))[0] * sum(paths.values())
+        return (shape_of(node) or (0,))[0] * self.net.macs(node, *self.cuts(node))
 
     @property
     def spaces(self) -> set[fx.Node]:
@@ -102,7 +98,7 @@ class Splits:
             if alphas.setdefault(space, alpha) != alpha:
                 raise ValueError(
                     f"{names[space]} is to have alpha {alphas[space]:g} and {name} alpha {alpha:g}, but their outputs "
-                    f"are added or share channels: give both the same, or keep one of them dense by keep=[{name!r}]"
+                    f"are added or share channels: give both the same, or keep one of them dense with keep=[{name!r}]"
                 )
             names.setdefault(space, name)
         for node in net.nodes(Role.PIECE):
@@ -112,33 +108,35 @@ class Splits:
         return alphas
 
     def _cut(self, space: fx.Node) -> int:
-        """Inside how many groups of channels a space is cut; more than one number is refused."""
+        """Inside how many groups of channels a space is split; different numbers are refused."""
         return max(self.net.cuts.get(space) or {1})
 
     def _refusal(self, space: fx.Node) -> str:
         """Why no value of a space can be an octave."""
         net, alpha = self.net, self.alphas.get(space, 0.0)
         if len(net.cuts.get(space, ())) > 1:
-            return f"convolutions of {sorted(net.cuts[space])} groups share its channels"
+            counts = " and ".join(map(str, sorted(net.cuts[space])))
+            return f"its channels are shared by convolutions with {counts} groups"
         if net.cats.get(space):
             parts = [list(map(net.spaces.of, cat)) for cat in net.cats[space]]
             if any(other != parts[0] for other in parts) or net.cuts.get(space):
-                return "its channels are cut in two ways: it is a concatenation, and shares them with another"
+                return "its channels are concatenated or grouped in two different ways"
             return "alpha 0" if space in self.alphas and not alpha else ""
         if not alpha:
             return "alpha 0" if space in self.alphas else NO_PARTNER
         if not self._low(space):
             per_group = net.channels(space) // self._cut(space)
-            return f"alpha {alpha:g} of {per_group} channels{' of a group' * (self._cut(space) > 1)} is none"
+            channels = f"{per_group} channel{'s' * (per_group > 1)}{' per group' * (self._cut(space) > 1)}"
+            return f"alpha {alpha:g} of {channels} rounds down to none"
         return ""
 
     def _low(self, space: fx.Node) -> int:
-        """Low channels: truncated, and as many in each group."""
+        """Low channels: rounded down, and equally many in each group."""
         cut = self._cut(space)
         return int(self.alphas.get(space, 0.0) * (self.net.channels(space) // cut)) * cut
 
     def _partnered(self) -> set[fx.Node]:
-        """The runs that are made by and read by something that takes an octave."""
+        """The runs that are both written and read by something that takes octaves."""
         net = self.net
         runs = {net.runs.of(node): net.spaces.of(node) for node in net.steps if is_map(node)}
         found = set()
@@ -151,7 +149,7 @@ class Splits:
         parts = {
             run: {net.runs.of(x) for cat in net.cats[space] for x in cat}
             for run, space in runs.items() if net.cats.get(space)
-        }  # of which one must have low channels  # fmt: skip
+        }  # at least one of them must have low channels  # fmt: skip
         while True:
             made, read = set[fx.Node](), set[fx.Node]()
             for node, step in net.steps.items():
@@ -177,7 +175,7 @@ class Splits:
         if not net.cats.get(space):
             low = self._low(space)
             return ChannelSplit(net.channels(space) - low, low, self._cut(space))
-        for nodes in zip(*net.cats[space]):  # those that are one part, each of another concatenation or cut
+        for nodes in zip(*net.cats[space]):  # the same part in each concatenation or cut
             octave = next(filter(self.is_octave, nodes), None)
             if octave is not None and (part := net.spaces.of(octave)) not in self._of_space:
                 self._of_space[part] = self._split(part)

@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from .._modes import eval_mode
 from ..nn import Merge, OctMap, OctSqueezeExcite, Split
 from ..nn.conv import OctConvNd
+from .handlers import handler_of
 from .maps import axes_of, map_axes
-from .operations import CUTS, DROPPED_BY_SAMPLE, is_group_norm, is_layer_norm, is_plain_conv
+from .operations import CUTS
 
 _OCTAVE_LAYERS = (OctConvNd, OctMap, OctSqueezeExcite, Merge, Split)
 _IN_PLACE = {
@@ -24,16 +25,17 @@ _IN_PLACE = {
 
 
 class _Tracer(fx.Tracer):
-    """Enters containers only: PyTorch's layers, timm's own list, octave layers and what is to be kept are leaves.
+    """Enters containers only. Leaves are PyTorch's layers, timm's own list, octave layers, layers that octavify
+    replaces or that were registered, and what is to be kept.
 
-    Arguments of ``forward`` beyond the first ``given`` have their defaults.
+    Arguments of ``forward`` after the first ``given`` take their defaults.
     """
 
     def __init__(self, kept: Collection[str], lengths: Mapping[nn.Module, int], given: int) -> None:
         from timm.layers import get_notrace_functions, get_notrace_modules
 
         super().__init__(autowrap_functions=tuple(f for f in get_notrace_functions() if callable(f)))
-        # timm keeps tracers out of NFNet's block for a product in place, whose result we do read.
+        # timm keeps tracers out of NFNet's block because of an in-place product; `_make_functional` handles that.
         self._leaves = tuple(module for module in get_notrace_modules() if module.__name__ != "NormFreeBlock")
         self._kept, self._lengths, self._given = kept, lengths, given
         self._entered: list[str] = []
@@ -42,19 +44,17 @@ class _Tracer(fx.Tracer):
         fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         parameters = list(inspect.signature(root_fn).parameters.values())
         for i, parameter in list(enumerate(parameters))[1 + self._given :]:
-            if parameter.default is not parameter.empty:  # of a proxy, `if mask is not None` would be true
+            if parameter.default is not parameter.empty:  # for a proxy, `if mask is not None` would be true
                 self.graph.erase_node(args[i].node)
                 args[i] = parameter.default
         return fn, args
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        handler = handler_of(m)
         return (
             module_qualified_name in self._kept
             or isinstance(m, self._leaves)
-            or type(m).__name__ in DROPPED_BY_SAMPLE
-            or is_plain_conv(m)
-            or is_group_norm(m)
-            or is_layer_norm(m)
+            or (handler is not None and (handler.make is not None or handler.registered))
             or any(isinstance(part, _OCTAVE_LAYERS) for part in m.modules())
             or super().is_leaf_module(m, module_qualified_name)
         )
@@ -63,7 +63,7 @@ class _Tracer(fx.Tracer):
         self._entered.append(self.path_of_module(m))
         result = super().call_module(m, forward, args, kwargs)
         self._entered.pop()
-        if isinstance(result, fx.Proxy) and m in self._lengths:  # of a proxy the code behind could not take slices
+        if isinstance(result, fx.Proxy) and m in self._lengths:  # the code that follows cannot slice a proxy
             return [result[i] for i in range(self._lengths[m])]  # type: ignore[index]
         return result
 
@@ -83,7 +83,7 @@ class _Tracer(fx.Tracer):
 
 
 def list_lengths(model: nn.Module, inputs: tuple[Any, ...]) -> dict[nn.Module, int]:
-    """Run the model itself: of each of its modules that returns lists or tuples, how many items they have.
+    """Run the model itself and note, for each module that returns lists or tuples, how many items they have.
 
     Raises:
         ValueError: the model does not take these inputs.
@@ -97,11 +97,11 @@ def list_lengths(model: nn.Module, inputs: tuple[Any, ...]) -> dict[nn.Module, i
     try:
         with eval_mode(model), torch.no_grad():
             model(*inputs)
-    except Exception as error:  # its code may fail in any way
+    except Exception as error:  # its code may raise anything
         given = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
         reason = ": ".join(filter(None, (type(error).__name__, str(error).partition("\n")[0])))
         raise ValueError(
-            f"{type(model).__name__} itself fails on inputs {given} ({reason}): give example_inputs that it takes"
+            f"{type(model).__name__} itself fails on inputs {given} ({reason}): give example_inputs that it accepts"
         ) from error
     finally:
         for hook in hooks:
@@ -112,16 +112,16 @@ def list_lengths(model: nn.Module, inputs: tuple[Any, ...]) -> dict[nn.Module, i
 def trace(
     model: nn.Module, kept: Collection[str], lengths: Mapping[nn.Module, int], given: int
 ) -> tuple[fx.Graph, list[str]]:
-    """Trace ``model`` in evaluation mode; flags that follow the mode, as dropout's, are read when the graph runs.
+    """Trace ``model`` in evaluation mode; flags that follow the mode, like dropout's, are read when the graph runs.
 
     Args:
-        model: it gets the constants that it makes as it runs.
-        kept: names of the modules that are not to be entered.
+        model: the network; constants that it creates as it runs become its buffers.
+        kept: names of the modules not to enter.
         lengths: of what modules return, see `list_lengths`.
-        given: how many inputs the model is given; its other arguments are taken by their defaults.
+        given: how many inputs the model gets; its other arguments take their defaults.
 
     Returns:
-        The graph, and notes about what the model does in training mode only, which is not in it.
+        The graph, and notes about what the model does only in training mode, which is not in the graph.
 
     Raises:
         ValueError: what the model does depends on values; the message names the module and the cure.
@@ -141,29 +141,29 @@ def trace(
 
 
 def _trace(model: nn.Module, tracer: _Tracer) -> tuple[fx.Graph, dict[str, Tensor]]:
-    """The graph, and the constants that the model makes as it runs, which the tracer has left in the model."""
+    """The graph, and the constants that the model creates as it runs, which the tracer has left in the model."""
     try:
         graph = tracer.trace(model)
         for node in reversed(graph.nodes):
             if node.target is operator.getitem and node.args[0].target in CUTS and not node.users:
                 graph.erase_node(node)  # there may be fewer pieces than asked for
         return graph, {name: vars(model).pop(name) for name in [*vars(model)] if name.startswith("_tensor_constant")}
-    except Exception as error:  # a proxy makes Python code fail in any way
+    except Exception as error:  # with proxies, Python code may raise anything
         where = tracer.where
         part = f"module {where!r} ({type(model.get_submodule(where)).__name__})" if where else "forward of the model"
         cure = (
             f"pass keep={[where]!r} to leave that module as it is" if where
-            else "octavify its convolutional part alone, as in model.backbone, _ = octavify(model.backbone, ...)"
+            else "octavify only its convolutional part, as in model.backbone, _ = octavify(model.backbone, ...)"
         )  # fmt: skip
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(
-            f"{type(model).__name__} cannot be traced: the {part} branches on values, or is no plain tensor code "
+            f"{type(model).__name__} cannot be traced: the {part} branches on values, or is not plain tensor code "
             f"({type(error).__name__}: {reason}). {cure}"
         ) from error
 
 
 def _follow_mode(graph: fx.Graph, in_training: fx.Graph) -> bool:
-    """Where the two graphs differ in a flag alone, let ``graph`` read it from the module; whether that is all."""
+    """Where the two graphs differ only in a flag, let ``graph`` read it from the module; return whether that is all."""
     ours, theirs = list(graph.nodes), list(in_training.nodes)
     if [(n.op, n.target) for n in ours] != [(n.op, n.target) for n in theirs]:
         return False
@@ -177,7 +177,7 @@ def _follow_mode(graph: fx.Graph, in_training: fx.Graph) -> bool:
                 same = False
         if flags:
             with graph.inserting_before(node):
-                mode = graph.create_node("get_attr", "training")  # what the network is in when it runs
+                mode = graph.create_node("get_attr", "training")  # the mode when the network runs
                 for key, value in flags.items():
                     now = graph.call_function(operator.not_, (mode,)) if value else mode
                     if isinstance(key, int):
@@ -193,7 +193,7 @@ def _arguments(node: fx.Node, other: fx.Node) -> list[tuple[int | str, Any, Any]
 
 
 def _make_functional(graph: fx.Graph, model: nn.Module) -> None:
-    """Let all that comes after an in-place operation read its result: a value that is merged or split is a copy."""
+    """Let everything after an in-place operation read its result, since a merged or split value is a copy."""
     nodes = list(graph.nodes)
     place = {node: i for i, node in enumerate(nodes)}
     for node in nodes:
@@ -211,14 +211,14 @@ def _is_in_place(node: fx.Node, model: nn.Module) -> bool:
 
 
 class _Shapes(fx.Interpreter):
-    """Notes of each node the shape of its value, and the multiply-accumulates that computing it takes."""
+    """Notes for each node the shape of its value and the multiply-accumulates of computing it."""
 
     def run_node(self, n: fx.Node) -> Any:
         before = self.counter.get_total_flops()
         result = super().run_node(n)
         n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
         n.meta["count"] = len(result) if isinstance(result, (list, tuple)) else None
-        n.meta["macs"] = (self.counter.get_total_flops() - before) // 2  # it takes a MAC as two operations
+        n.meta["macs"] = (self.counter.get_total_flops() - before) // 2  # it counts a MAC as two operations
         return result
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -229,7 +229,7 @@ class _Shapes(fx.Interpreter):
 
 
 def drop_expansions(graph: fx.Graph) -> None:
-    """Let a product with a gate that was expanded to the map's size read the gate itself: it means the same."""
+    """Let a product with a gate that was expanded to the map's size read the gate itself, which means the same."""
     for node in list(graph.nodes):
         if node.target in ("expand_as", "expand") and node.op == "call_method":
             gate, shape = node.args[0], node.meta["shape"]

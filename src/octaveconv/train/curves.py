@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
-from ..errors import require
+from .. import _figure
 
 PANELS = {  # columns that share an axis
     "loss": ("train_loss", "val_loss"),
@@ -16,7 +16,7 @@ PANELS = {  # columns that share an axis
 
 
 def draw(rows: Sequence[Mapping[str, str]]) -> Any:
-    """Draw the columns of `PANELS` that there are over ``epoch``, one panel for each group.
+    """Draw the columns of `PANELS` over ``epoch``, one panel for each group that the rows have.
 
     Returns:
         A matplotlib figure, or None if there is nothing to draw.
@@ -24,12 +24,11 @@ def draw(rows: Sequence[Mapping[str, str]]) -> Any:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    matplotlib = require("matplotlib.figure", "plots")
     panels = {name: [column for column in columns if rows and column in rows[0]] for name, columns in PANELS.items()}
     panels = {name: columns for name, columns in panels.items() if columns}
     if not panels:
         return None
-    figure = matplotlib.Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
+    figure = _figure.new(4.5 * len(panels), 3.5)
     epochs = [int(row["epoch"]) for row in rows]
     for axis, (name, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         for column in columns:
@@ -38,9 +37,3 @@ def draw(rows: Sequence[Mapping[str, str]]) -> Any:
         axis.grid(alpha=0.3)
         axis.legend()
     return figure
-
-
-def write(figure: Any, file: BinaryIO, kind: str) -> None:
-    """Write a figure as ``png`` or ``svg``; the same rows give the same bytes."""
-    with require("matplotlib", "plots").rc_context({"svg.hashsalt": "octaveconv"}):
-        figure.savefig(file, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else {})

@@ -1,6 +1,6 @@
-"""The folder of a training run: settings, results, checkpoints, curves. What is in it survives a crash at any moment.
+"""The folder of a training run: settings, results, checkpoints, curves. Its contents survive a crash at any moment.
 
-Every file is written beside its place and moved there when it is complete and on the disk.
+Every file is written under another name, and renamed when it is complete and on the disk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
-from .. import _atomic, _csv, env
+from .. import _atomic, _csv, _figure, env
 from ..errors import UsageError, require
 from ..weights import files as weights
 from . import curves as _curves
@@ -34,12 +34,12 @@ _FULL, _DENIED = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno
 
 
 class RunFolder:
-    """A run on disk; make one with `new` or `open`, on one process only.
+    """A run on disk; create one with `new` or `open`, on one process only.
 
     Attributes:
         path: the folder.
-        last, previous, best: checkpoints, if they exist.
-        results: the table, one row per epoch.
+        last, previous, best: paths of the checkpoints.
+        results: path of the table, one row per epoch.
     """
 
     def __init__(self, path: Path, tensorboard: bool = False):
@@ -54,20 +54,20 @@ class RunFolder:
 
     @classmethod
     def new(cls, parent: Path, name: str, tensorboard: bool = False) -> RunFolder:
-        """Make the folder ``parent/name``, or ``name-2``, ``name-3`` ... where that exists.
+        """Create the folder ``parent/name``, or ``name-2``, ``name-3`` ... if that exists.
 
         Args:
-            parent: made if it does not exist.
-            name: of the run.
+            parent: the folder of runs, created if it does not exist.
+            name: the run's name.
             tensorboard: also write the results for TensorBoard.
 
         Raises:
-            UsageError: ``name`` is no name of a folder.
+            UsageError: ``name`` is not a folder's name.
             MissingExtra: TensorBoard is not installed.
-            OSError: the folder cannot be made.
+            OSError: the folder cannot be created.
         """
         if name != Path(name).name or name in ("", ".."):
-            raise UsageError(f"{name!r} is no name for a run: use letters, digits, - and _")
+            raise UsageError(f"{name!r} is not a name for a run: use letters, digits, - and _")
         parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             run = cls(parent / (name if number == 1 else f"{name}-{number}"), tensorboard)
@@ -81,18 +81,18 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, tensorboard: bool = False) -> RunFolder:
-        """The folder of a run that can be continued; nothing is written.
+        """The folder of a run that can be resumed; nothing is written.
 
         Raises:
-            UsageError: it is none, or holds no checkpoint.
+            UsageError: it is not a run folder, or has no checkpoint.
             MissingExtra: TensorBoard is not installed.
         """
         run = cls(path, tensorboard)
         if not (path / "config.yaml").is_file():
-            raise UsageError(f"{path} is no run folder, it has no config.yaml: give one that octaveconv train made")
+            raise UsageError(f"{path} is not a run folder, it has no config.yaml: give one that octaveconv train made")
         if not (run.last.exists() or run.previous.exists()):
             raise UsageError(
-                f"{path} holds no checkpoint to continue from: start again with octaveconv train --recipe "
+                f"{path} has no checkpoint to resume from: start again with octaveconv train --recipe "
                 f"{path / 'config.yaml'}"
             )
         return run
@@ -100,11 +100,11 @@ class RunFolder:
     def alone(self) -> AbstractContextManager[Any]:
         """Keep other processes from training in this folder, from this call to the end of a ``with`` block.
 
-        Call it before `load`: a checkpoint may be replaced while another process still trains.
+        Call it before `load`: another process that is still training may replace the checkpoint.
 
         Raises:
             UsageError: another process trains in it; the message names it.
-            OSError: nothing can be written there.
+            OSError: the folder cannot be written to.
         """
         with self._explained():
             return _lock.take(self.path)
@@ -113,7 +113,7 @@ class RunFolder:
         """Write the settings of a new run, plain data, to config.yaml.
 
         Raises:
-            FileExistsError: they have been written.
+            FileExistsError: they were written before.
             OSError: they cannot be written.
         """
         path = self.path / "config.yaml"
@@ -124,22 +124,22 @@ class RunFolder:
             file.write(text.encode())
 
     def config(self) -> dict[str, Any]:
-        """The settings as `write_config` got them; tuples come back as lists.
+        """The settings that `write_config` got; tuples come back as lists.
 
         Raises:
-            UsageError: the file holds no settings.
+            UsageError: the file does not hold settings.
         """
         path = self.path / "config.yaml"
         try:
             config = yaml.safe_load(path.read_text("utf-8"))
         except yaml.YAMLError as error:
-            raise UsageError(f"{path} is no YAML: {error}") from error
+            raise UsageError(f"{path} is not YAML: {error}") from error
         if not isinstance(config, dict):
-            raise UsageError(f"{path} holds no settings: it must be lines of NAME: VALUE")
+            raise UsageError(f"{path} does not hold settings: it must consist of lines NAME: VALUE")
         return config
 
     def write_env(self) -> None:
-        """Write versions and machine of this start of the run: to env.json, env-2.json for the second start, ..."""
+        """Write the versions and the machine of this start to env.json; for the second start, env-2.json, and so on."""
         names = (f"env{f'-{number}' if number > 1 else ''}.json" for number in itertools.count(1))
         path = next(path for name in names if not (path := self.path / name).exists())
         text = json.dumps(env.facts() | {"process": os.getpid(), "host": platform.node()}, indent=1) + "\n"
@@ -147,30 +147,30 @@ class RunFolder:
             file.write(text.encode())
 
     def save(self, state: Mapping[str, Any], best: bool = False) -> None:
-        """Make ``state`` the last checkpoint, what was the last the previous one, and with ``best`` also the best.
+        """Make ``state`` the last checkpoint, the old last one the previous, and with ``best`` also the best.
 
-        At every instant ``last.pth``, once there, is complete; so are the others.
+        Each of these files is complete at every instant.
 
         Args:
-            state: tensors, text, numbers and None in dicts, lists and tuples, all that ``weights_only=True`` reads.
-            best: this is the best of the run so far.
+            state: tensors, text, numbers and None in dicts, lists and tuples, which ``weights_only=True`` can read.
+            best: whether this is the best of the run so far.
 
         Raises:
             TypeError: the state holds something else; the message names it.
-            OSError: it cannot be written; no checkpoint has been touched, and the message says how to continue.
+            OSError: it cannot be written; the checkpoints are as they were, and the message says how to resume.
         """
         _state.check(state)
         with self._explained(_state.size(state)), _atomic.replacing(self.last) as file:
             torch.save(dict(state), file)
             _atomic.flush(file)
-            if best:  # before the last, which remembers that there was a best one
+            if best:  # before the last, which records that there is a best one
                 _atomic.link(Path(file.name), self.best)
-            if self._has_saved or _state.is_whole(self.last):  # no damaged file replaces a good one
+            if self._has_saved or _state.is_whole(self.last):  # a damaged file must not replace a good one
                 _atomic.link(self.last, self.previous)
         self._has_saved = True
 
     def load(self) -> dict[str, Any]:
-        """The last checkpoint, on the CPU; the previous one if the last cannot be read, which is said on stderr.
+        """The last checkpoint, on the CPU; if it cannot be read, the previous one, with a line on standard error.
 
         Raises:
             ValueError: neither can be read.
@@ -186,19 +186,19 @@ class RunFolder:
                 problems.append(f"{path} cannot be read ({type(error).__name__})")
                 continue
             if problems:
-                print(f"octaveconv: {problems[0]}: continuing from {path}", file=sys.stderr, flush=True)
+                print(f"octaveconv: {problems[0]}: resuming from {path}", file=sys.stderr, flush=True)
             return state
-        raise ValueError(f"{' and '.join(problems)}: there is nothing to continue from")
+        raise ValueError(f"{' and '.join(problems)}: there is nothing to resume from: start again")
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row to results.csv. Call it before `save`: `truncate` drops a row too many, but can make none.
+        """Add a row to results.csv. Call it before `save`: `truncate` can drop a surplus row, not add a missing one.
 
         Args:
             row: figures by column, ``epoch`` among them; the first row decides the columns.
 
         Raises:
             ValueError: the row has other columns than the first.
-            OSError: it cannot be written; the message says how to continue.
+            OSError: it cannot be written; the message says how to resume.
         """
         columns = (_csv.header(self.results) if self.results.exists() else None) or [*row]
         if "epoch" not in row or set(columns) != set(row):
@@ -210,7 +210,7 @@ class RunFolder:
             self._write_scalars(row)
 
     def truncate(self, epoch: int) -> None:
-        """Drop the rows of this and later epochs, which a continued run writes again, and a row cut by a crash."""
+        """Drop the rows of this and later epochs, which a resumed run writes again, and a row cut off by a crash."""
         if not self.results.exists():
             return
         if not (columns := _csv.header(self.results)):
@@ -228,7 +228,7 @@ class RunFolder:
         """Draw losses, accuracies and learning rate of results.csv over the epochs.
 
         Returns:
-            curves.png and curves.svg, or nothing if there is nothing to draw.
+            The paths of curves.png and curves.svg; none if there is nothing to draw.
 
         Raises:
             MissingExtra: matplotlib is not installed.
@@ -237,7 +237,7 @@ class RunFolder:
         paths = [self.path / "curves.png", self.path / "curves.svg"] if figure else []
         for path in paths:
             with self._writing(path) as file:
-                _curves.write(figure, file, path.suffix[1:])
+                _figure.write(figure, file, path.suffix[1:])
         return paths
 
     def finish(self, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
@@ -248,7 +248,7 @@ class RunFolder:
         return path
 
     def _write_scalars(self, row: Mapping[str, Any]) -> None:
-        if self._writer is None:  # rows that `truncate` has dropped are dropped here by purge_step
+        if self._writer is None:  # purge_step drops the rows that `truncate` dropped
             board = require("torch.utils.tensorboard", "tensorboard")
             self._writer = board.SummaryWriter(str(self.path / "tensorboard"), purge_step=row["epoch"])
         for name, value in row.items():
@@ -263,7 +263,7 @@ class RunFolder:
 
     @contextmanager
     def _explained(self, needed: int = 0) -> Iterator[None]:
-        """Let an error of the file system say what the user can do."""
+        """Make an error of the file system say what the user can do."""
         try:
             yield
         except (OSError, RuntimeError) as error:
@@ -279,13 +279,13 @@ class RunFolder:
                 first = "make it writable, or copy the folder, and "
             kept, cure = "there is no checkpoint yet", "start again"
             if self.last.exists():
-                kept, cure = f"{self.last} is as it was", f"continue: octaveconv train --resume {self.path}"
+                kept, cure = f"{self.last} is unchanged", f"resume: octaveconv train --resume {self.path}"
             reason = cause.strerror or cause
             raise OSError(f"cannot write to {self.path}: {reason}{needs}; {kept}: {first}{cure}") from error
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """The error of the file system behind another: torch.save raises a RuntimeError after it."""
+    """The error of the file system that caused this one: torch.save raises a RuntimeError after it."""
     while error and not isinstance(error, OSError):
         error = error.__context__
     return error if isinstance(error, OSError) else None
@@ -296,6 +296,6 @@ def _mib(size: int) -> str:
 
 
 def _epoch(columns: list[str], cells: list[str]) -> float:
-    """The epoch of a row, never reached if it is no whole row (or the header)."""
+    """The epoch of a row; infinity for the header and for an incomplete row."""
     text = dict(zip(columns, cells)).get("epoch", "")
     return int(text) if text.isdecimal() and len(cells) == len(columns) else math.inf

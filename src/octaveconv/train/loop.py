@@ -1,8 +1,8 @@
 """Training: a short loop between timm's parts and PyTorch's processes.
 
-A run is a function of its recipe. Every random number follows from (seed, step) or (seed, epoch, image), the learning
-rate from the step; so a checkpoint is weights, averaged weights, the optimiser's and the scaler's state, and how far
-the run has come. Continued from one, also in the middle of an epoch, a run on the CPU ends bit-identical.
+A run is a function of its recipe. Random numbers depend on (seed, step) or (seed, epoch, image) alone, the learning
+rate on the step; so a checkpoint consists of weights, averaged weights, the states of optimizer and scaler, and the
+position in the run. A run that is resumed on the CPU, even from the middle of an epoch, ends bit-identical.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -25,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import evaluate, processes
-from ..data.augment import generators_kept, mix_seed, seed_generators, train_transform, training_batches
+from .._modes import DTYPES
+from ..data.augment import STREAMS, generators_kept, seed_generators, train_transform, training_batches
 from ..data.datasets import Images, Stream, open_dataset, preprocessing
 from ..errors import MissingExtra, Stopped, UsageError
 from .folder import RunFolder
@@ -35,16 +35,25 @@ from .recipe import Recipe
 
 
 class Training:
-    """One run: what it trains, with what, and how far it has come (``epoch``, ``step`` within it)."""
+    """One run: network, data, optimizer, and position (``epoch``, and ``step`` within it).
+
+    Args:
+        recipe: see `Recipe`.
+        device: ``cpu`` or ``cuda``, or one GPU such as ``cuda:1``.
+
+    Raises:
+        UsageError: the recipe names a network, data or a batch that cannot be; the message says which.
+        ValueError, OSError: the weights to start from cannot be read, or do not fit.
+    """
 
     def __init__(self, recipe: Recipe, device: str) -> None:
         self.recipe, self.device = recipe, torch.device(device)
         if recipe.sync_bn and self.device.type == "cpu" and processes.world_size() > 1:
-            raise UsageError("sync-bn needs GPUs: PyTorch's own norms, as in the stem, synchronise nowhere else")
+            raise UsageError("sync_bn needs GPUs: PyTorch's own norms, as in the stem, synchronize nowhere else")
         self.train_set, self.val_set = _data(recipe)
         self.steps = len(self.train_set) // recipe.batch_size  # of an epoch
         _check_batch(recipe, len(self.train_set))
-        self.model: Any = network(recipe, self.train_set.num_classes or recipe.num_classes)
+        self.model: Any = network(recipe, _num_classes(recipe, self.train_set))
         self.model.to(self.device, memory_format=torch.channels_last)
         self.optimizer = create_optimizer_v2(
             self.model, opt=recipe.opt, lr=recipe.scaled_lr(), weight_decay=recipe.weight_decay,
@@ -68,15 +77,26 @@ class Training:
         return called
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs; loadable with ``weights_only=True``."""
+        """All that `restore` needs; `torch.load` reads it with ``weights_only=True``."""
         return {
             "model": self.model.state_dict(), "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "epoch": self.epoch,
             "step": self.step, "best": self.best, "loss_sum": self.loss_sum, "recipe": self.recipe.to_dict(),
+            "streams": STREAMS,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Be where a run was that gave this state."""
+        """Take over the state of a run with the same recipe.
+
+        Raises:
+            UsageError: a version of octaveconv with other random streams wrote it.
+        """
+        if state.get("streams") != STREAMS:
+            raise UsageError(
+                "this run was started by another version of octaveconv, in which the same seed gives another order and "
+                "augmentation: finish it with that version (env.json names it), start again, or give its last.pth "
+                "as the checkpoint of a new run"
+            )
         self.model.load_state_dict(state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
@@ -86,7 +106,7 @@ class Training:
         self.loss_sum = state["loss_sum"]
 
     def learning_rate(self) -> float:
-        """Of this step: a linear warm-up, then a cosine to 0."""
+        """The learning rate of this step: a linear warm-up, then a cosine to 0."""
         done, warm = self.epoch * self.steps + self.step, self.recipe.warmup_epochs * self.steps
         total = self.recipe.epochs * self.steps
         if done < warm:
@@ -107,7 +127,7 @@ class Training:
         )  # fmt: skip
 
     def train_step(self, parts: list[tuple[Tensor, Tensor, Tensor]]) -> float:
-        """One step of the optimiser on the batches that make it; returns the mean loss of this process."""
+        """One step of the optimizer on the batches of that step; returns this process's mean loss."""
         recipe, lr = self.recipe, self.learning_rate()
         self.parallel.train()
         if recipe.freeze_bn:
@@ -117,9 +137,7 @@ class Training:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         total = torch.zeros((), device=self.device)
         with generators_kept():
-            place = (recipe.seed, self.epoch, self.step, processes.rank())
-            seed_generators(*place)  # of dropout
-            np.random.seed(mix_seed(*place))  # of mixup
+            seed_generators(recipe.seed, self.epoch, self.step, processes.rank())  # for dropout and mixup
             for i, (images, labels, _) in enumerate(parts):
                 is_last = i == len(parts) - 1
                 waits = isinstance(self.parallel, DistributedDataParallel) and not is_last
@@ -145,7 +163,7 @@ class Training:
         if (recipe.mixup or recipe.cutmix) and self.epoch < recipe.epochs - recipe.mix_off_epochs:
             mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=smoothing, num_classes=self.model.num_classes)
             (x, y), smoothing = mix(x, y), 0.0
-        dtype = evaluate.DTYPES[recipe.dtype]
+        dtype = DTYPES[recipe.dtype]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             logits = self.parallel(x)
         return F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
@@ -153,8 +171,8 @@ class Training:
     def validate(self, model: nn.Module) -> evaluate.Score:
         """Score a network exactly, over all processes."""
         for buffer in model.buffers() if processes.world_size() > 1 else ():
-            dist.broadcast(buffer, 0)  # each process has statistics of its own images; those of the first count
-        settings = evaluate.Settings(
+            dist.broadcast(buffer, 0)  # statistics are of each process's own images: take the first's
+        settings = evaluate.EvalSettings(
             None, max(1, self.recipe.batch_size // processes.world_size() // self.recipe.accumulate), str(self.device),
             self.recipe.dtype, workers=self.recipe.workers,
         )  # fmt: skip
@@ -162,7 +180,11 @@ class Training:
 
 
 def train(training: Training, folder: RunFolder | None) -> dict[str, Any]:
-    """Train to the recipe's last epoch, keeping the run in ``folder`` (on the first process).
+    """Train to the recipe's last epoch, and keep the run in ``folder``.
+
+    Args:
+        training: a new run, or one whose state was restored.
+        folder: on the first process where the run is kept, or None for nowhere; None on all others.
 
     Returns:
         The last epoch's row of results.csv.
@@ -192,7 +214,7 @@ def train(training: Training, folder: RunFolder | None) -> dict[str, Any]:
 
 
 def _train_epoch(training: Training, folder: RunFolder | None, asked: list[int], log: Any) -> tuple[int, float]:
-    """The rest of an epoch; returns the images seen in it, and the seconds waited for them."""
+    """Train the rest of an epoch; returns the number of images, and the seconds waited for them."""
     recipe, images, waited = training.recipe, 0, 0.0
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     step_waited, before = 0.0, time.perf_counter()
@@ -221,7 +243,7 @@ def _train_epoch(training: Training, folder: RunFolder | None, asked: list[int],
 def _finish_epoch(
     training: Training, folder: RunFolder | None, images: int, waited: float, seconds: float
 ) -> tuple[dict[str, Any], bool]:
-    """Validate, write the epoch's row, and go on to the next; returns the row, and whether it is the best."""
+    """Validate, write the epoch's row, and advance to the next; returns the row, and whether it is the best."""
     score = training.validate(training.model)
     row = {
         "epoch": training.epoch + 1, "lr": training.learning_rate(), "train_loss": training.loss_sum / training.steps,
@@ -243,11 +265,11 @@ def _save(training: Training, folder: RunFolder | None, best: bool) -> None:
 
 
 def _agree(loss: float, stop: bool) -> tuple[float, bool]:
-    """The mean loss, and whether any process was asked to stop: the same on all."""
+    """The mean loss, and whether any process was asked to stop: the same on all of them."""
     if processes.world_size() == 1:
         return loss, stop
     both = torch.tensor([loss, float(stop)], dtype=torch.float64)
-    dist.all_reduce(both)  # by gloo, also beside NCCL
+    dist.all_reduce(both)  # through gloo, also beside NCCL
     return float(both[0]) / processes.world_size(), bool(both[1])
 
 
@@ -255,13 +277,13 @@ def _not_finite(training: Training, loss: float, lr: float, parts: list[tuple[Te
     names = [training.train_set.filename(int(i)) for i in parts[0][2][:3]]
     return (
         f"the loss is {loss} in epoch {training.epoch + 1}, step {training.step + 1}, at learning rate {lr:g} (images "
-        f"{', '.join(names)} ...): lower lr, clip the gradient (clip-grad), or use bf16 instead of fp16"
+        f"{', '.join(names)} ...): lower lr, clip the gradient (clip_grad), or use bf16 instead of fp16"
     )
 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """The signals that asked to stop; they are noted, and the step is finished first. A second Ctrl-C stops at once."""
+    """The signals that asked to stop: the step is finished first, but a second Ctrl-C stops at once."""
     asked: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -279,22 +301,32 @@ def _stop_signals() -> Iterator[list[int]]:
 
 def _data(recipe: Recipe) -> tuple[Images, Images | Stream]:
     if not recipe.data:
-        raise UsageError("which images? give --data, a folder with train/CLASS/* and val/CLASS/*")
+        raise UsageError("there are no images: give data, for instance a folder with train/CLASS/* and val/CLASS/*")
     has_parts = not recipe.data.endswith(".rec") and not recipe.val_data
     train_set = open_dataset(recipe.data, "train" if has_parts else None)
     if isinstance(train_set, Stream):
         raise UsageError(
-            f"{recipe.data} is a stream, which cannot be continued where it stopped: unpack it to a folder"
+            f"{recipe.data} is a stream, in which a run cannot be resumed where it stopped: unpack it to a folder"
         )
     return train_set, open_dataset(recipe.val_data or recipe.data)
 
 
+def _num_classes(recipe: Recipe, train_set: Images) -> int:
+    """The data's number of classes, or the recipe's where the data do not say."""
+    if train_set.num_classes and recipe.num_classes not in (0, train_set.num_classes):
+        raise UsageError(
+            f"{train_set.source} has {train_set.num_classes} classes, but num_classes is {recipe.num_classes}: omit it"
+        )
+    return train_set.num_classes or recipe.num_classes
+
+
 def _check_batch(recipe: Recipe, count: int) -> None:
-    unit = processes.world_size() * recipe.accumulate * (2 if recipe.mixup or recipe.cutmix else 1)
+    mixes = bool(recipe.mixup or recipe.cutmix)
+    unit = processes.world_size() * recipe.accumulate * (2 if mixes else 1)
     if recipe.batch_size % unit:
         raise UsageError(
-            f"a batch of {recipe.batch_size} cannot be shared by {processes.world_size()} processes in "
-            f"{recipe.accumulate} parts{' of pairs to mix' if unit % 2 == 0 else ''}: use a multiple of {unit}"
+            f"batch_size {recipe.batch_size} cannot be divided among {processes.world_size()} processes in "
+            f"{recipe.accumulate} parts{' of pairs to mix' if mixes else ''}: use a multiple of {unit}"
         )
     if recipe.batch_size > count:
-        raise UsageError(f"a batch of {recipe.batch_size} is more than the {count} training images: lower batch-size")
+        raise UsageError(f"batch_size {recipe.batch_size} is more than the {count} training images: lower it")

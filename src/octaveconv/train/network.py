@@ -22,14 +22,14 @@ def network(recipe: Recipe, num_classes: int | None) -> Any:
 
     Args:
         recipe: see `Recipe`.
-        num_classes: of the data; a head of other classes starts anew.
+        num_classes: classes of the data; if the weights have another number, the classifier starts from random ones.
 
     Raises:
         UsageError: there is no such network, or it does not take these arguments.
         ValueError, OSError: the weights cannot be read, or do not fit.
     """
     if not num_classes:
-        raise UsageError("how many classes? The data do not say: give --num-classes")
+        raise UsageError(f"{recipe.data} does not say how many classes it has: give num_classes")
     torch.manual_seed(recipe.seed)
     preprocessing = dict(input_size=(3, recipe.size, recipe.size), crop_pct=recipe.crop_pct)
     arguments = dict(recipe.model_args, drop_rate=recipe.dropout, pretrained_cfg_overlay=preprocessing)
@@ -37,8 +37,8 @@ def network(recipe: Recipe, num_classes: int | None) -> Any:
         recipe.model, recipe.alpha, recipe.checkpoint or None, num_classes, model_args=arguments, new_head=True
     )
     if recipe.grad_checkpointing:
-        if getattr(model, "recipe", None) is not None:
-            raise UsageError("an octavified network has no gradient checkpointing: leave grad-checkpointing away")
+        if getattr(model, "conversion", None) is not None:
+            raise UsageError("an octavified network has no gradient checkpointing: omit grad_checkpointing")
         model.set_grad_checkpointing()
     if recipe.sync_bn and processes.world_size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -49,12 +49,12 @@ def network(recipe: Recipe, num_classes: int | None) -> Any:
 
 
 def metadata_of(model: nn.Module, name: str) -> dict[str, str]:
-    """What a file of this network's weights is to say of it: its name in timm, its alpha, how it was octavified."""
-    alpha, recipe = getattr(model, "alpha", None), getattr(model, "recipe", None)
-    marks = {"alpha": alpha if alpha is None else str(alpha), "octavify": recipe and json.dumps(recipe)}
+    """What a file of this network's weights records: its name in timm, its alpha, how it was octavified."""
+    alpha, conversion = getattr(model, "alpha", None), getattr(model, "conversion", None)
+    marks = {"alpha": alpha if alpha is None else str(alpha), "octavify": conversion and json.dumps(conversion)}
     return {"model": name, **{key: mark for key, mark in marks.items() if mark}}
 
 
 def norms(model: nn.Module) -> list[nn.Module]:
-    """Its batch normalisations."""
+    """All batch normalizations of a network."""
     return [module for module in model.modules() if isinstance(module, _NORMS)]

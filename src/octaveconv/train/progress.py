@@ -1,4 +1,4 @@
-"""How a training run goes: a live bar on a terminal, now and then a line in a log."""
+"""How a training run is going: a live bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -7,42 +7,41 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtra, require
+from .._progress import eta, live
 
 BAR_EVERY = 0.5  # seconds
-LINE_EVERY = 30.0  # seconds, at least; then at the next tenth of an epoch
-SILENT = 300.0  # seconds, at most
+LINE_EVERY = 30.0  # seconds at least between lines; then at the next tenth of an epoch
+SILENT = 300.0  # seconds at most between lines
 
 
 class Progress:
-    """Shows nothing; also what the others have in common."""
+    """Shows nothing; the interface of the others."""
 
     def step(
         self, epoch: int, step: int, loss: float | Tensor, lr: float, images: int, waited: float = 0.0
     ) -> None:  # fmt: skip
-        """Say that a step is done.
+        """Report that a step is done.
 
         Args:
             epoch: its epoch, from 1.
             step: its number in the epoch, from 1.
-            loss: read only when it is shown: a GPU is not waited for at every step.
+            loss: read only when it is shown, so that not every step waits for the GPU.
             lr: learning rate.
-            images: of this step, on all processes.
+            images: images of this step, on all processes.
             waited: seconds that this step waited for its images.
         """
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Say that an epoch is done, validation included; ``row`` is the one of results.csv."""
+        """Report that an epoch is done, validation included; ``row`` is its row in results.csv."""
 
 
 class _Shown(Progress):
-    window = 2  # speed is measured over the last so many marks
+    window = 2  # number of marks over which speed is measured
 
     def __init__(self, steps: int, epochs: int):
         self.steps, self.epochs = steps, epochs
@@ -64,7 +63,7 @@ class _Shown(Progress):
     def epoch(self, row: Mapping[str, Any]) -> None:
         others = (f"{name} {_short(value)}" for name, value in row.items() if name != "epoch")
         self.line("  ".join([f"epoch {row['epoch']}/{self.epochs}", *others]))
-        self.marks.clear()  # validation and saving are no part of the speed
+        self.marks.clear()  # speed excludes validation and saving
         self.marks.append((time.perf_counter(), self.images, self.waited))
 
     def due(self, step: int, since: float) -> bool:
@@ -79,11 +78,11 @@ class _Shown(Progress):
     def figures(self, epoch: int, step: int, loss: float | Tensor) -> str:
         (since, images, waited), (now, *_) = self.marks[0], self.marks[-1]
         left = (self.epochs - epoch) * self.steps + self.steps - step
-        eta = timedelta(seconds=round((now - self.start) / self.done * left))  # of the run, validation included
         loss = loss.item() if isinstance(loss, Tensor) else loss
         return (
             f"loss {loss:.4f}  {(self.images - images) / (now - since):,.0f} images/s  "
-            f"wait {(self.waited - waited) / (now - since):.0%}  {_memory()}ETA {eta}"
+            f"wait {(self.waited - waited) / (now - since):.0%}  {_memory()}"
+            f"{eta(self.done, self.done + left, now - self.start)}"  # of the run, validation included
         )
 
 
@@ -125,20 +124,15 @@ def progress(steps: int, epochs: int, quiet: bool = False) -> Iterator[Progress]
     After each epoch its row is printed. Speed and wait are those of the last seconds, or since the last line.
 
     Args:
-        steps: of an epoch.
-        epochs: of the run.
-        quiet: show nothing, on all processes but the first.
+        steps: steps of an epoch.
+        epochs: epochs of the run.
+        quiet: show nothing, as on all processes but the first.
     """
-    try:
-        rich = None if quiet else require("rich.progress", "cli")
-    except MissingExtra:
-        rich = None
-    if rich is None or not rich.get_console().is_terminal:
-        yield Progress() if quiet else _Lines(steps, epochs)
+    if quiet:
+        yield Progress()
         return
-    columns = ("{task.description}", rich.BarColumn(None), rich.MofNCompleteColumn(), "{task.fields[figures]}")
-    with rich.Progress(*columns, expand=True) as bars:
-        yield _Bar(steps, epochs, bars)
+    with live() as bars:
+        yield _Lines(steps, epochs) if bars is None else _Bar(steps, epochs, bars)
 
 
 def _short(value: Any) -> str:
@@ -146,7 +140,7 @@ def _short(value: Any) -> str:
 
 
 def _memory() -> str:
-    """The most that this process has held: of the GPU's memory where it uses one, else of the machine's."""
+    """Peak memory of this process: the GPU's where it uses one, otherwise the machine's."""
     if torch.cuda.is_initialized():
         peak = torch.cuda.max_memory_allocated()
     elif sys.platform == "win32":

@@ -1,8 +1,7 @@
-"""Recipe: all that decides a training run, from a YAML file and the command line; kept with the run."""
+"""Recipe: everything that determines a training run, from a YAML file and the command line; kept with the run."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from .._text import did_you_mean
 from ..errors import UsageError
 
 
@@ -19,55 +19,63 @@ def _field(default: Any, text: str, **check: Any) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. Every field is an option of ``octaveconv train``, whose help is made from these texts."""
+    """How to train. Every field is an option of ``octaveconv train``, whose help consists of these texts.
+
+    Raises:
+        UsageError: a value has the wrong type or is out of range.
+
+    Example:
+        >>> Recipe(model="oct_resnet50", alpha=0.5, lr=0.1, batch_size=256).scaled_lr()
+        0.1
+    """
 
     model: str = _field("oct_resnetv2_50", "a network of `octaveconv models`", main=True)
     alpha: float | None = _field(None, "low-frequency share of the channels (the network's own)", main=True)
     model_args: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "further arguments of the network, in YAML: {stem: 3x3, width: 16}"}
+        default_factory=dict, metadata={"help": "more arguments of the network, in YAML: {stem: 3x3, width: 16}"}
     )
     checkpoint: str = _field("", "weights of any kind to start from", main=True)
     data: str = _field("", "folder with train/ and val/, .tar, .rec, wds/DIR ...", main=True)
-    val_data: str = _field("", "images to validate on, if they are elsewhere")
-    num_classes: int = _field(0, "classes, where the data do not say (.rec)")
+    val_data: str = _field("", "images to validate on, if not in data")
+    num_classes: int = _field(0, "number of classes, if the data do not say (.rec)", least=0)
     size: int = _field(224, "height and width of the images in pixels", least=1)
     epochs: int = _field(120, "passes over the training images", least=1, main=True)
-    batch_size: int = _field(1024, "images per step, of all processes and parts", least=1, main=True)
-    accumulate: int = _field(1, "parts of a step that are computed one after another", least=1)
-    lr: float = _field(0.4, "highest learning rate, for the whole batch", above=0, main=True)
-    lr_batch_size: int = _field(0, "batch that lr is stated for: lr is scaled by batch-size over it (0: as it is)")
+    batch_size: int = _field(1024, "images per step, over all processes and parts", least=1, main=True)
+    accumulate: int = _field(1, "parts of a step that are computed one after the other", least=1)
+    lr: float = _field(0.4, "peak learning rate, for the whole batch", above=0, main=True)
+    lr_batch_size: int = _field(0, "batch that lr is meant for: lr is scaled by batch_size over it (0: not scaled)")
     warmup_epochs: float = _field(5, "epochs of linear warm-up before the cosine", least=0)
-    opt: str = _field("sgd", "optimiser, by timm's name (sgd has Nesterov momentum)")
-    momentum: float = _field(0.9, "its momentum", least=0)
+    opt: str = _field("sgd", "optimizer, by timm's name (sgd has Nesterov momentum)")
+    momentum: float = _field(0.9, "the optimizer's momentum", least=0)
     weight_decay: float = _field(1e-4, "weight decay", least=0)
-    decay_norms: bool = _field(True, "decay biases and norms as well")
-    layer_decay: float = _field(1.0, "factor on the learning rate from each block to the one before it", above=0)
+    decay_norms: bool = _field(True, "decay biases and norms, too")
+    layer_decay: float = _field(1.0, "factor on the learning rate from each block to the one before", above=0)
     label_smoothing: float = _field(0.0, "label smoothing", least=0)
     mixup: float = _field(0.0, "alpha of mixup's beta distribution (0: none)", least=0)
     cutmix: float = _field(0.0, "alpha of CutMix's beta distribution (0: none)", least=0)
-    mix_off_epochs: int = _field(0, "last epochs without mixup and CutMix", least=0)
-    crop: str = _field("resized", "training crop: resized (random area and aspect), or padded (by an eighth)",
+    mix_off_epochs: int = _field(0, "number of last epochs without mixup and CutMix", least=0)
+    crop: str = _field("resized", "training crop: resized (random area and aspect) or padded (by an eighth)",
                        choices=["resized", "padded"])  # fmt: skip
     crop_area: float = _field(0.08, "smallest area of a resized crop", above=0)
     crop_pct: float = _field(0.875, "share of the image that validation sees", above=0)
     color_jitter: float = _field(0.4, "strength of brightness, contrast and saturation changes", least=0)
-    lighting: float = _field(0.1, "deviation of the colour shift along ImageNet's principal axes", least=0)
+    lighting: float = _field(0.1, "deviation of the color shift along ImageNet's principal axes", least=0)
     dropout: float = _field(0.0, "dropout before the classifier", least=0)
-    clip_grad: float = _field(0.0, "largest norm of the gradient (0: any)", least=0)
+    clip_grad: float = _field(0.0, "maximum norm of the gradient (0: no limit)", least=0)
     ema: float = _field(0.0, "decay of the averaged weights (0: none)", least=0)
-    freeze_bn: bool = _field(False, "keep the norms' parameters and statistics as they are")
-    sync_bn: bool = _field(False, "normalise over all processes")
-    dtype: str = _field("fp32", "precision to compute in", choices=["fp32", "bf16", "fp16"], main=True)
+    freeze_bn: bool = _field(False, "freeze the parameters and statistics of batch norms")
+    sync_bn: bool = _field(False, "normalize over all processes")
+    dtype: str = _field("fp32", "precision of the computation", choices=["fp32", "bf16", "fp16"], main=True)
     compile: bool = _field(False, "torch.compile the network")
     grad_checkpointing: bool = _field(False, "recompute activations instead of keeping them")
     workers: int = _field(4, "processes that load images", least=0, main=True)
-    seed: int = _field(0, "decides weights, order and augmentation", least=0, main=True)
+    seed: int = _field(0, "determines weights, order and augmentation", least=0, main=True)
     save_steps: int = _field(1000, "steps between checkpoints within an epoch", least=1)
 
     def __post_init__(self) -> None:
         hints = get_type_hints(Recipe)
         for item in fields(self):
-            name, given, hint = item.name.replace("_", "-"), getattr(self, item.name), hints[item.name]
+            name, given, hint = item.name, getattr(self, item.name), hints[item.name]
             try:
                 value = _as(hint, given)
             except (TypeError, ValueError, yaml.YAMLError) as error:
@@ -77,14 +85,14 @@ class Recipe:
 
     @classmethod
     def of(cls, *layers: Mapping[str, Any]) -> Recipe:
-        """Lay mappings over one another, the later ones on top; UsageError for a field that does not exist."""
+        """Merge mappings, later ones over earlier ones; UsageError for a field that does not exist."""
         merged: dict[str, Any] = {}
         known = [item.name for item in fields(cls)]
         for layer in layers:
             for name in layer:
                 if name not in known:
-                    near = difflib.get_close_matches(str(name), known, 1)
-                    raise UsageError(f"a recipe has no field {name!r}" + (f": did you mean {near[0]}?" if near else ""))
+                    cure = did_you_mean(str(name), known) or ": octaveconv train --fields lists them"
+                    raise UsageError(f"a recipe has no field {name!r}{cure}")
             merged |= layer
         return cls(**merged)
 
@@ -101,14 +109,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The fields that a YAML file sets.
 
     Raises:
-        UsageError: it cannot be read, or is no mapping.
+        UsageError: it cannot be read, or is not a mapping.
     """
     try:
         found = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"the recipe {path} cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise UsageError(f"the recipe {path} must be a mapping of fields to values, as in 'epochs: 90'")
+        raise UsageError(f"the recipe {path} must map fields to values, as in 'epochs: 90'")
     return found
 
 
@@ -128,7 +136,7 @@ _KINDS = {
 
 
 def _as(hint: Any, value: Any) -> Any:
-    """The value in its field's type; text, as it comes from a command line, is read as YAML reads it."""
+    """The value in its field's type; text, which comes from a command line, is read as YAML."""
     if hint is str or (hint == float | None and value is None):
         return str(value or "") if hint is str else None
     if isinstance(value, str) and hint is not float and hint != float | None:  # YAML takes 1e-4 for text

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: all that ``torch.load(weights_only=True)`` reads back."""
+"""What a checkpoint may hold: only what ``torch.load(weights_only=True)`` reads back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PLAIN = (str, int, float, bool, type(None), Tensor, nn.Parameter)
 def check(value: Any, name: str = "the state") -> None:
     """Raise TypeError, naming the key, for anything but tensors, text, numbers and None in dicts, lists and tuples.
 
-    Types are compared exactly: a NumPy number is a float too, but is stored as a NumPy object.
+    Types must match exactly: a NumPy float is a float too, but is stored as a NumPy object.
     """
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
@@ -35,7 +35,7 @@ def check(value: Any, name: str = "the state") -> None:
 
 
 def size(value: Any) -> int:
-    """Bytes of the tensors."""
+    """The tensors' size in bytes."""
     if isinstance(value, Tensor):
         return value.nbytes
     items = value.values() if isinstance(value, Mapping) else value
@@ -43,7 +43,7 @@ def size(value: Any) -> int:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is a checkpoint; it is not read to the end."""
+    """Whether a file is a checkpoint; the file is not read to its end."""
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # a damaged file makes PyTorch raise anything

@@ -1,8 +1,10 @@
-"""What several verbs take."""
+"""What several verbs take, alike in each."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 
 def positive(text: str) -> int:
@@ -10,3 +12,46 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got {text!r}")
     return int(text)
+
+
+class _Misplaced(argparse.Action):
+    """Refuse an option whose value is the first argument, and say so."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+        option_string: str | None = None,
+    ) -> None:  # fmt: skip
+        parser.error(f"give the model as the first argument: {parser.prog} {values}")
+
+
+def add_model(
+    parser: argparse.ArgumentParser, text: str = "a network of `octaveconv models`, or any other of timm's",
+    optional: bool = False,
+) -> None:  # fmt: skip
+    """MODEL, the first argument of every verb that has one."""
+    parser.add_argument("model", metavar="MODEL", nargs="?" if optional else None, help=text)
+    parser.add_argument("--model", action=_Misplaced, help=argparse.SUPPRESS)
+
+
+def add_alpha(parser: argparse.ArgumentParser) -> None:
+    """``--alpha A``."""
+    parser.add_argument(
+        "--alpha", metavar="A", type=float, help="low-frequency share of the channels (the network's own)"
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """``--checkpoint FILE``."""
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights (the published ones, or random)")
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """``--size N``."""
+    parser.add_argument(
+        "--size", metavar="N", type=positive, default=224, help="height and width of the images (%(default)s)"
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """``--threads N``."""
+    parser.add_argument("--threads", metavar="N", type=positive, help="threads to compute with (PyTorch's choice)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ._arguments import positive
+from ._arguments import add_model, add_size, add_threads, positive
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -14,24 +14,24 @@ def add(parser: argparse.ArgumentParser) -> None:
     Example: octaveconv bench oct_resnet50 --alpha 0.25 0.5 --json speed.json
     """
     parser.usage = "%(prog)s MODEL [options]"
-    parser.add_argument("model", metavar="MODEL", help="a network of `octaveconv models`")
+    add_model(parser, "a network of `octaveconv models`")
     parser.add_argument("--alpha", metavar="A", type=float, nargs="+", help="one or more (the network's own)")
-    parser.add_argument("--size", metavar="N", type=positive, default=224, help="pixels (%(default)s)")
+    add_size(parser)
     parser.add_argument("--batch-size", metavar="N", type=positive, nargs="+", default=[1], help="one or more (1)")
-    parser.add_argument("--threads", metavar="N", type=positive, help="of every runtime (PyTorch's choice)")
     parser.add_argument("--device", metavar="D", choices=["cpu", "cuda"], default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument(
         "--dtype", metavar="D", choices=["fp32", "bf16", "fp16"], default="fp32", help="fp32, bf16 or fp16 (fp32)"
     )
+    add_threads(parser)
     parser.add_argument(
         "--mode", metavar="M", choices=["infer", "train"], default="infer", help="infer, or train: a step (infer)"
     )
     parser.add_argument(
         "--runtimes", metavar="R", nargs="+", default=[], help="eager compiled deployed openvino onnxruntime (all)"
     )
-    parser.add_argument("--rivals", metavar="R", nargs="+", default=[], help="runtimes for dense networks alone")
+    parser.add_argument("--rivals", metavar="R", nargs="+", default=[], help="runtimes for dense networks only")
+    parser.add_argument("--dense", metavar="NAME", help="also beat torchvision's network, or any of timm's")
     parser.add_argument("--runs", metavar="N", type=positive, default=30, help="timed calls of each (%(default)s)")
-    parser.add_argument("--dense", metavar="NAME", help="also beat torchvision's, or any network of timm's")
 
 
 def run(args: argparse.Namespace) -> Any:
@@ -40,11 +40,12 @@ def run(args: argparse.Namespace) -> Any:
 
     from .._text import text_table
     from ..bench import report, speed, speed_report
-    from ..bench.cases import Settings
+    from ..bench.cases import BenchSettings
 
-    settings = Settings(
-        args.model, tuple(args.alpha or ()), args.size, tuple(args.batch_size), args.threads or torch.get_num_threads(),
-        args.device, args.dtype, args.mode, tuple(args.runtimes), args.runs, args.dense, tuple(args.rivals),
+    settings = BenchSettings(
+        args.model, tuple(args.alpha or ()), args.size, tuple(args.batch_size),
+        threads=args.threads or torch.get_num_threads(), device=args.device, dtype=args.dtype, mode=args.mode,
+        runtimes=tuple(args.runtimes), rivals=tuple(args.rivals), dense=args.dense, runs=args.runs,
     )  # fmt: skip
     result = speed.run(settings, lambda line: print(line, flush=True))
     for batch in result["batches"]:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Print versions and machine: paste it into a bug report.
+    """Print versions and machine: paste them into a bug report.
 
     Example: octaveconv env --json env.json
     """

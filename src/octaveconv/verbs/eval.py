@@ -1,4 +1,4 @@
-"""``octaveconv eval``: the score of a network on labelled images."""
+"""``octaveconv eval``: the score of a network on labeled images."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ._arguments import positive
+from ._arguments import add_model, positive
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Score a network on labelled images: exact top-1 and top-5; under torchrun, on many processes.
+    """Score a network on labeled images: exact top-1 and top-5; with torchrun, on several processes.
 
-    Example: octaveconv eval --model oct_resnetv2_26_a250 --data imagenet/val
+    Example: octaveconv eval oct_resnetv2_26_a250 --data imagenet/val
     """
-    parser.usage = "%(prog)s --model M --data SRC [options]"
-    parser.add_argument("--model", metavar="M", required=True, help="a network of `octaveconv models`, or of timm's")
+    parser.usage = "%(prog)s MODEL --data SRC [options]"
+    add_model(parser)
     parser.add_argument("--alpha", type=float, help="low-frequency share of the channels")
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights (the published ones, or random)")
     parser.add_argument("--data", metavar="SRC", required=True, help="a folder, .tar, .rec, or a name: hfds/NAME ...")
-    parser.add_argument("--split", metavar="S", help="its part (val, validation or test)")
-    parser.add_argument("--size", metavar="N", type=positive, help="pixels, before the network's own")
-    parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="images at a time (%(default)s)")
+    parser.add_argument("--split", metavar="S", help="part of the data (val, validation or test)")
+    parser.add_argument("--size", metavar="N", type=positive, help="height and width in pixels (the network's own)")
+    parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="images per batch (%(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (cuda if there is one)")
     parser.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="(%(default)s)")
     parser.add_argument("--workers", metavar="N", type=int, default=2, help="loading processes (%(default)s)")
     parser.add_argument("--threads", metavar="N", type=positive, help="threads to compute with (PyTorch's choice)")
-    parser.add_argument("--skip-corrupt", action="store_true", help="count and name broken images, go on")
+    parser.add_argument("--skip-corrupt", action="store_true", help="skip damaged images; count and name them")
     parser.add_argument("--results-file", metavar="FILE", type=Path, help="append a row to this CSV file")
 
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> Any:
         torch.manual_seed(0)  # random weights are the same on every process
         classes = dataset.num_classes if weights.startswith("random") else None
         model = create(args.model, args.alpha, args.checkpoint, classes)
-        settings = evaluate.Settings(
+        settings = evaluate.EvalSettings(
             args.size, args.batch_size, device, args.dtype, workers=args.workers, skip_corrupt=args.skip_corrupt
         )
         if is_first:

@@ -1,4 +1,4 @@
-"""``octaveconv export``: a network as a file of another runtime, checked and timed there."""
+"""``octaveconv export``: a network as a file for another runtime, checked and timed there."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ._arguments import positive
+from ._arguments import add_alpha, add_checkpoint, add_model, add_size, add_threads, positive
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Export a network to ONNX, OpenVINO or a PyTorch archive: checked, and timed beside its dense twin.
 
-    Example: octaveconv export oct_resnet50 --alpha 0.5 --format onnx --out resnet50.onnx
+    Example: octaveconv export oct_resnet50 --alpha 0.5 --out resnet50.onnx
     """
-    parser.usage = "%(prog)s MODEL --format F --out FILE [options]"
-    parser.add_argument("model", metavar="MODEL", help="a network of `octaveconv models`, or any other of timm's")
-    parser.add_argument("--format", metavar="F", required=True, help="onnx, openvino, pt2 or aoti")
-    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="ends in .onnx, .xml, .pt2, .pt2")
-    parser.add_argument("--alpha", type=float, help="low-frequency share of the channels")
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights (the published ones, or random)")
-    parser.add_argument("--size", metavar="N", type=positive, default=224, help="pixels of the images (%(default)s)")
+    parser.usage = "%(prog)s MODEL --out FILE [options]"
+    add_model(parser)
+    add_alpha(parser)
+    add_checkpoint(parser)
+    add_size(parser)
     parser.add_argument("--batch-size", metavar="N", type=positive, default=1, help="of the timing (%(default)s)")
-    parser.add_argument("--threads", metavar="N", type=positive, help="of the timing (PyTorch's choice)")
+    add_threads(parser)
     parser.add_argument("--runs", metavar="N", type=positive, default=20, help="timed calls of each (%(default)s)")
     parser.add_argument("--no-timing", action="store_true", help="export and check only")
+    parser.add_argument("--format", metavar="F", help="onnx, openvino, pt2 or aoti (that of FILE; .pt2 is pt2)")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, required=True, help="to write: .onnx, .xml (OpenVINO) or .pt2"
+    )
 
 
 def run(args: argparse.Namespace) -> Any:
-    """Export, print how far the answers differ, and the times; return all figures."""
+    """Export, print how far the outputs differ, and the times; return all figures."""
     import torch
 
     from .. import env
@@ -40,10 +42,9 @@ def run(args: argparse.Namespace) -> Any:
     from ..models import published
     from ..models.create import create
 
-    check(args.format, args.out)
+    args.format = check(args.format, args.out)
     if args.runs < 2:
         raise UsageError(f"--runs must be at least 2, for quartiles, got {args.runs}")
-    threads = args.threads or torch.get_num_threads()
     torch.manual_seed(0)  # random weights are the same each time
     model = create(args.model, args.alpha, args.checkpoint).eval()
     weights = str(args.checkpoint or ("published" if published(args.model) else "random, seed 0"))
@@ -52,14 +53,14 @@ def run(args: argparse.Namespace) -> Any:
         "out": str(args.out), "size": args.size, **env.facts(),
     }  # fmt: skip
     x = torch.randn(args.batch_size, _channels(model), args.size, args.size)
-    differences = export(model, x, args.out, args.format)
+    differences = export(model, x, args.out, format=args.format)
     figures |= {"difference": differences}
     print(f"{args.out}: {args.model}, alpha {figures['alpha']:g}, weights {weights}; batches of any size of images of "
           f"{args.size}x{args.size} pixels")  # fmt: skip
-    print("read again, it answers as the network does: largest difference / standard deviation "
+    print("read back, it outputs what the network does: largest difference / standard deviation "
           + ", ".join(f"{value:.1e} at batch {batch}" for batch, value in differences.items()))  # fmt: skip
     if not args.no_timing:
-        figures |= _timed(args, model, x, threads)
+        figures |= _timed(args, model, x, args.threads or torch.get_num_threads())
         print(f"\n{text_table(table(figures))}\n\n{verdict(figures)}\n{conditions(figures)}")
     return figures
 
@@ -74,7 +75,7 @@ def table(figures: dict[str, Any]) -> list[list[str]]:
 
 
 def verdict(figures: dict[str, Any]) -> str:
-    """How much faster than its dense twin the network is, or that it is slower, in one sentence."""
+    """How much faster the network is than its dense twin, or that it is slower, in one sentence."""
     if "s" not in figures:
         return "It is a dense network: there is no twin to compare it with."
     s, t = figures["s"], figures["t"]
@@ -84,40 +85,37 @@ def verdict(figures: dict[str, Any]) -> str:
 
 def conditions(figures: dict[str, Any]) -> str:
     """What the times were measured with, in one line."""
+    from ..bench.measure import protocol
+
+    timing = protocol(figures["runs"], figures["pause_s"], figures["warm_s"])
     runtimes = ", ".join(f"{name} {version}" for name, version in figures["runtime"].items())
     return (
         f"Conditions: batch {figures['batch_size']}, {figures['size']}x{figures['size']} pixels, fp32, "
-        f"{figures['threads']} threads, {runtimes}, {figures['cpu']}; medians and quartiles of {figures['runs']} "
-        f"interleaved runs, each after a pause and untimed calls"
+        f"{figures['threads']} threads, {runtimes}, {figures['cpu']}; medians and quartiles of {timing}"
     )
 
 
-def _timed(args: argparse.Namespace, model: Any, x: Any, threads: int) -> dict[str, Any]:
-    """Time the file beside that of the dense twin."""
-    import torch
-
-    from ..bench.measure import interleaved
+def _timed(args: argparse.Namespace, model: Any, x: Any, count: int) -> dict[str, Any]:
+    """Time the file beside that of the dense twin, with ``count`` threads."""
+    from .._modes import threads
+    from ..bench.measure import PAUSE, WARM, interleaved
     from ..cost import cost
     from ..export import RUNTIMES, export, load
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     networks = {"octave" if getattr(model, "alpha", 0) else "dense": model}
     files = dict.fromkeys(networks, args.out)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            if getattr(model, "alpha", 0):
-                networks["dense twin"], files["dense twin"] = _twin(args.model, model), Path(folder) / args.out.name
-                export(networks["dense twin"], x, files["dense twin"], args.format)
-            calls = {name: partial(load(file, args.format, threads), x) for name, file in files.items()}
-            timings = interleaved(calls, args.runs, isolate=True)
-            del calls  # before the folder: a runtime may have its file open
-    finally:
-        torch.set_num_threads(before)
-    macs = {name: cost(network, tuple(x.shape[1:])).counted_macs for name, network in networks.items()}
+    with threads(count), tempfile.TemporaryDirectory() as folder:
+        if "octave" in networks:
+            networks["dense twin"], files["dense twin"] = _twin(args.model, model), Path(folder) / args.out.name
+            export(networks["dense twin"], x, files["dense twin"], format=args.format)
+        calls = {name: partial(load(file, format=args.format, threads=count), x) for name, file in files.items()}
+        timings = interleaved(calls, args.runs, isolate=True)
+        del calls  # before the folder goes: a runtime may have its file open
+    macs = {name: cost(network, x[:1]).counted_macs for name, network in networks.items()}
     figures = {
         "seconds": {name: vars(timing) for name, timing in timings.items()}, "macs": macs, "runs": args.runs,
-        "batch_size": args.batch_size, "threads": threads, "runtime": _versions(RUNTIMES[args.format]),
+        "pause_s": PAUSE, "warm_s": WARM, "batch_size": args.batch_size, "threads": count,
+        "runtime": _versions(RUNTIMES[args.format]),
     }  # fmt: skip
     if len(timings) == 2:
         figures |= {
@@ -127,7 +125,7 @@ def _timed(args: argparse.Namespace, model: Any, x: Any, threads: int) -> dict[s
 
 
 def _twin(name: str, model: Any) -> Any:
-    """The same network at alpha 0, with random weights: they do not change its time."""
+    """The same network at alpha 0, with random weights, which do not affect its time."""
     from ..models import published
     from ..models.create import create
 

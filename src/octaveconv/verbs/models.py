@@ -1,4 +1,4 @@
-"""``octaveconv models``: the networks, what they cost, and what is published of them."""
+"""``octaveconv models``: the networks, what they cost, and their published weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """List the octave networks: names to give to timm.create_model, cost at 224 pixels, and published weights.
+    """List the octave networks: names for timm.create_model, cost at 224 pixels, and published weights.
 
     Example: octaveconv models 'oct_resnetv2_50*'
     """
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> Any:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """All that is known of one network: its cost, and of a published one its accuracy and file."""
+    """What is known about a network: its cost and, if it is published, its accuracy and file."""
     from ..models import COSTS, published
 
     record = published(name)
@@ -45,7 +45,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def table(facts: list[dict[str, Any]]) -> list[list[str]]:
-    """Rows of text. A network of any alpha is shown with what it costs at alpha 0."""
+    """Rows of text. A network of any alpha has its cost at alpha 0."""
     rows = [["network", "alpha", "params M", "GMACs", "published", "top-1", "top-5", "sha256", "file"]]
     for fact in facts:
         row = [fact["name"], "any", f"{fact['params'] / 1e6:.3f}"]

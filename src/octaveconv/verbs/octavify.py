@@ -1,4 +1,4 @@
-"""``octaveconv octavify``: a dense network of timm's as an octave network with its weights."""
+"""``octaveconv octavify``: turn a dense network from timm into an octave network with the same weights."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ._arguments import positive
+from ._arguments import add_model, positive
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Make an octave network of a dense one, with its weights; train and eval take the file as --checkpoint.
+    """Turn a dense network into an octave network with the same weights; train and eval take the file as --checkpoint.
 
     Example: octaveconv octavify resnet50 --checkpoint r50.pth --data imagenet --out r50_oct.safetensors
     """
     parser.usage = "%(prog)s MODEL --out FILE [options]"
-    parser.add_argument("model", metavar="MODEL", help="a network of timm's")
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="its weights (random ones, seed 0)")
-    parser.add_argument("--pretrained", action="store_true", help="take timm's own weights, fetched by it")
+    add_model(parser, "a network from timm")
     parser.add_argument("--alpha", metavar="A", default="0.25", help="a number, or auto with --macs (%(default)s)")
-    parser.add_argument("--macs", metavar="S", type=float, help="budget of auto: share of the dense MACs")
-    parser.add_argument("--keep", metavar="P", nargs="+", default=[], help="patterns of layers that stay dense")
+    parser.add_argument("--macs", metavar="S", type=float, help="budget for auto: share of the dense MACs")
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="its weights (random, seed 0)")
+    parser.add_argument("--pretrained", action="store_true", help="download timm's weights")
+    parser.add_argument("--data", metavar="SRC", help="images to order channels and estimate norms with")
+    parser.add_argument("--images", metavar="N", type=positive, default=256, help="how many of them (%(default)s)")
     parser.add_argument("--size", metavar="N", type=positive, help="pixels (the network's own)")
-    parser.add_argument("--data", metavar="SRC", help="images: order channels, measure errors, estimate norms")
-    parser.add_argument("--images", metavar="N", type=positive, default=256, help="as many of them (%(default)s)")
-    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the safetensors file to write")
+    parser.add_argument("--keep", metavar="P", nargs="+", default=[], help="patterns of layers that stay dense")
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="safetensors file to write")
 
 
 def run(args: argparse.Namespace) -> Any:
@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> Any:
     from ..weights import files as weights
 
     if args.out.suffix != ".safetensors":
-        raise UsageError(f"--out {args.out} must end in .safetensors, by which timm tells what it is")
+        raise UsageError(f"--out {args.out} must end in .safetensors: timm tells the format by it")
     if args.model.startswith("oct_"):
-        raise UsageError(f"{args.model} is an octave network already: --checkpoint gives it a dense network's weights")
+        raise UsageError(f"{args.model} is an octave network already: load dense weights into it with --checkpoint")
     if args.pretrained and args.checkpoint:
         raise UsageError("--pretrained and --checkpoint are two sources of weights: give one")
     alpha = _alpha(args)
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> Any:
     print(plan)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     metadata = weights.write(args.out, octave.state_dict(), metadata_of(octave, args.model))
-    print(f"\n{args.out}: fine-tune with octaveconv train --model {args.model} --checkpoint {args.out} --data SRC")
+    print(f"\n{args.out}: fine-tune with octaveconv train {args.model} --checkpoint {args.out} --data SRC")
     return {"out": str(args.out), "model": metadata["model"], **plan.to_dict()}
 
 
@@ -74,7 +74,7 @@ def _alpha(args: argparse.Namespace) -> float | str:
 
 
 def _sample(model: Any, args: argparse.Namespace) -> list[Any]:
-    """Images from all over the data, prepared as for scoring, in batches of 32."""
+    """Images spread over the data, prepared as for scoring, in batches of 32."""
     import itertools
 
     import torch
@@ -91,5 +91,5 @@ def _sample(model: Any, args: argparse.Namespace) -> list[Any]:
 
 
 def _train_split(source: str) -> str | None:
-    """Its training images, where a folder has them apart."""
+    """The split with the training images, if the folder has one."""
     return "train" if (Path(source) / "train").is_dir() else None

@@ -15,15 +15,16 @@ def add(parser: argparse.ArgumentParser) -> None:
 
     Example: octaveconv quickstart --alpha 0.25 --json quickstart.json
     """
-    parser.add_argument("--alpha", type=float, default=0.5, help="low-frequency share of the channels (%(default)s)")
+    parser.usage = "%(prog)s [options]"
     parser.add_argument(
-        "--epochs", type=positive, default=8, help="passes over the 1,437 training images (%(default)s)"
+        "--alpha", metavar="A", type=float, default=0.5, help="low-frequency share of the channels (%(default)s)"
     )
-    parser.add_argument("--batch-size", type=positive, default=64, help="images per step (%(default)s)")
+    parser.add_argument("--epochs", metavar="N", type=positive, default=8, help="passes over the data (%(default)s)")
+    parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="images per step (%(default)s)")
+    parser.add_argument("--threads", metavar="N", type=positive, default=2, help="to compute with (%(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="decides the split, the weights and the batches (%(default)s)"
+        "--seed", metavar="N", type=int, default=0, help="decides split, weights and batches (%(default)s)"
     )
-    parser.add_argument("--threads", type=positive, default=2, help="threads to compute with (%(default)s)")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("runs/quickstart"), help="where curves.png goes (%(default)s)"
     )
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> Any:
 
     if not 0 < args.alpha <= 1:
         raise UsageError(f"--alpha must be above 0 and at most 1, got {args.alpha}: the dense twin is trained anyway")
-    settings = quickstart.Settings(
+    settings = quickstart.QuickstartSettings(
         alpha=args.alpha, epochs=args.epochs, batch_size=args.batch_size, seed=args.seed, threads=args.threads
     )
     with quickstart.progress(args.epochs) as log:

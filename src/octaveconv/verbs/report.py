@@ -1,4 +1,4 @@
-"""``octaveconv report``: accuracy or time against multiply-adds, from a file of results."""
+"""``octaveconv report``: accuracy or speed over multiply-adds, from a file of results."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Show a file of results: an ablation's accuracy or a bench's speed against multiply-adds, table and picture.
+    """Show a file of results: an ablation's accuracy or a bench's speed over multiply-adds, as a table and a plot.
 
     Example: octaveconv report results/ablation.json --plot docs/ablation.svg
     """
-    parser.add_argument("file", metavar="FILE", type=Path, help="of bench --json, or of examples/ablation.py")
+    parser.add_argument("file", metavar="FILE", type=Path, help="from bench --json or examples/ablation.py")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw it here, as .png or .svg")
 
 
 def run(args: argparse.Namespace) -> Any:
-    """Print the table, draw the picture; return the points."""
+    """Print the table, draw the plot; return the points."""
     from .._text import text_table
     from ..bench import report
 
@@ -29,5 +29,5 @@ def run(args: argparse.Namespace) -> Any:
         print(f"\n{note}")
     if args.plot:
         report.plot(result, args.plot)
-        print(f"picture: {args.plot}")
+        print(f"plot: {args.plot}")
     return report.points(result)

@@ -1,4 +1,4 @@
-"""``octaveconv train``: a recipe carried out, and continued where it stopped."""
+"""``octaveconv train``: runs a recipe, and resumes a run where it stopped."""
 
 from __future__ import annotations
 
@@ -13,34 +13,37 @@ from typing import Any
 from .._text import text_table
 from ..errors import Stopped, UsageError
 from ..train.recipe import Recipe, read_yaml
-from ._arguments import positive
+from ._arguments import add_model, positive
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Train by a recipe, whose every field is an option: alone, or under torchrun.
+    """Train with a recipe, whose fields are MODEL and options; with torchrun, on several processes.
 
     Example: octaveconv train --recipe recipes/cifar10.yaml --data cifar10 --alpha 0.25
     """
-    parser.usage = "%(prog)s [--recipe FILE] --data SRC [options] | --resume DIR"
+    parser.usage = "%(prog)s [MODEL] [--recipe FILE] --data SRC [options] | --resume DIR"
+    add_model(parser, "a network of timm's (that of the recipe, or oct_resnetv2_50)", optional=True)
     parser.add_argument("--recipe", metavar="FILE", type=Path, help="YAML file of fields; options override it")
-    parser.add_argument("--resume", metavar="DIR", type=Path, help="continue this run, to the same end")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="where runs are (%(default)s)")
-    parser.add_argument("--fields", action="store_true", help="print every field of a recipe and end")
+    parser.add_argument("--resume", metavar="DIR", type=Path, help="resume this run, to the same result")
+    parser.add_argument("--fields", action="store_true", help="print every field of a recipe and exit")
     parser.add_argument("--name", metavar="NAME", help=argparse.SUPPRESS)
     parser.add_argument("--device", choices=["cpu", "cuda"], help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=positive, help=argparse.SUPPRESS)
     parser.add_argument("--tensorboard", action="store_true", help=argparse.SUPPRESS)
     for item in fields(Recipe):
+        if item.name == "model":
+            continue
         option = f"--{item.name.replace('_', '-')}"
         if isinstance(item.default, bool):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, help=argparse.SUPPRESS)
         else:
             shown = item.metadata["help"] if item.metadata.get("main") else argparse.SUPPRESS
             parser.add_argument(option, metavar="V", help=shown)
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="where runs are (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> Any:
-    """Train, or go on training; return the last epoch's figures."""
+    """Train, or resume training; return the last epoch's figures."""
     if args.fields:
         print(text_table([["field", "default", "meaning"], *describe()]))
         return describe()
@@ -56,12 +59,12 @@ def run(args: argparse.Namespace) -> Any:
         processes.joined(args.device or ("cuda" if torch.cuda.is_available() else "cpu")) as device,
         ExitStack() as held,
     ):
-        # Each machine counts the restarts that began on it.
+        # Each machine counts only the restarts that began on it.
         restarts = max(processes.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
         resumed, is_first = _to_resume(args, restarts), processes.rank() == 0
         if resumed and is_first:
             held.enter_context(RunFolder.open(resumed).alone())
-        resumed = processes.gather(resumed)[0]  # none reads the checkpoint while another run may still replace it
+        resumed = processes.gather(resumed)[0]  # so none reads the checkpoint before the first has the lock
         state = RunFolder.open(resumed).load() if resumed else None
         recipe = Recipe.of(state["recipe"]) if state else Recipe.of(_file(args), _options(args))
         training = Training(recipe, device)
@@ -75,11 +78,11 @@ def run(args: argparse.Namespace) -> Any:
         except Stopped as error:
             if folder is None:
                 raise
-            raise Stopped(f"{error}; continue: octaveconv train --resume {folder.path}") from error
+            raise Stopped(f"{error}; resume: octaveconv train --resume {folder.path}") from error
 
 
 def describe() -> list[list[str]]:
-    """Of each field of a recipe its name, default and meaning."""
+    """Name, default and meaning of each field of a recipe."""
     return [[item.name, _shown(getattr(Recipe(), item.name)), item.metadata["help"]] for item in fields(Recipe)]
 
 
@@ -101,10 +104,10 @@ def _name(args: argparse.Namespace, recipe: Recipe) -> str:
 
 
 def _to_resume(args: argparse.Namespace, restarts: int) -> Path | None:
-    """The run to continue: the one named, or, where torchrun has started anew after a failure, its newest."""
+    """The run to resume: the one named, or, if torchrun has restarted this after a failure, its newest."""
     if args.resume or not restarts:
         if args.resume and (args.recipe or _options(args)):
-            raise UsageError("--resume alone continues a run with its own recipe: leave the other options away")
+            raise UsageError("--resume continues a run with its own recipe: omit the other options")
         return args.resume  # type: ignore[no-any-return]
     from ..train.folder import RunFolder
 
@@ -116,13 +119,13 @@ def _to_resume(args: argparse.Namespace, restarts: int) -> Path | None:
 
 
 def _folder(args: argparse.Namespace, recipe: Recipe, resumed: Path | None, training: Any, held: ExitStack) -> Any:
-    """The run's folder, new or as it was; what is about to be done is printed."""
+    """The run's folder, new or resumed; prints what is about to be done."""
     from ..train.folder import RunFolder
 
     if resumed:
         folder = RunFolder.open(resumed, args.tensorboard)
         folder.truncate(training.epoch + 1)
-        print(f"continuing {folder.path} in epoch {training.epoch + 1}, step {training.step} of {training.steps}")
+        print(f"resuming {folder.path} in epoch {training.epoch + 1}, step {training.step} of {training.steps}")
     else:
         folder = RunFolder.new(args.out, _name(args, recipe), args.tensorboard)
         held.enter_context(folder.alone())

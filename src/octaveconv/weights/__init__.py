@@ -1,1 +1,5 @@
-"""Weights in files: whose names they have, of which alpha they are, where they come from."""
+"""Weights in files: under whose names, of which alpha, and where they come from."""
+
+from .files import Weights, convert, load, read, write
+
+__all__ = ["Weights", "convert", "load", "read", "write"]

@@ -1,6 +1,6 @@
 """Weights from a file of any kind, for one of our networks: what the file holds, whose names it uses, which alpha.
 
-Read are the original's MXNet files (also as tar, gzip, xz), safetensors, and PyTorch checkpoints, the last with
+It reads the original's MXNet files (also as tar, gzip, xz), safetensors, and PyTorch checkpoints, the last with
 ``weights_only=True``: nothing in a file is ever executed. The content decides, not the name.
 """
 
@@ -31,31 +31,44 @@ _CLASSIFIERS = (
 
 
 class Weights(NamedTuple):
-    """What a file holds: tensors by the names in it, and the alpha, or the recipe of `octavify`, it is marked with."""
+    """What a file holds.
+
+    Attributes:
+        file: its path.
+        tensors: by the names in it.
+        mark: the alpha that it records, if it does.
+        conversion: how the network was octavified, if it was (`Plan.conversion`).
+    """
 
     file: Path
     tensors: dict[str, Tensor]
     mark: float | None = None
-    recipe: dict[str, Any] | None = None
+    conversion: dict[str, Any] | None = None
 
     @property
     def alpha(self) -> float | None:
-        """The alpha of these weights: as marked, or as the original stored them in two parts; else unknown."""
+        """The alpha of these weights: the recorded one, or that of the original's parts; otherwise unknown."""
         if self.mark is not None or not keymaps.is_foreign(self.tensors):
             return self.mark
         return keymaps.alpha_of(self.tensors)
 
     @property
     def num_classes(self) -> int | None:
-        """Rows of the classifier, if there is one."""
+        """The number of classes, if there is a classifier."""
         return next((len(self.tensors[name]) for name in _CLASSIFIERS if name in self.tensors), None)
 
-    def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
-        """These weights by the names of ``model``, one of our networks; only its shapes are used.
+    def state_dict(self, model: nn.Module, rebuilt: bool = False) -> dict[str, Tensor]:
+        """These weights by the names of ``model``; only its shapes are used.
+
+        Args:
+            model: one of our networks, or one with the parameters of this file.
+            rebuilt: the model was octavified as the file says.
 
         Raises:
-            ValueError: they are of another network, or of another alpha; the message lists what does not fit.
+            ValueError: they belong to another network, or to another alpha; the message lists what does not fit.
         """
+        if self.conversion is not None and not rebuilt:
+            raise _is_octavified(self.file)
         keymap = keymaps.keymap_for(self.tensors, model)
         if keymap is not None:
             try:
@@ -64,7 +77,10 @@ class Weights(NamedTuple):
                 raise ValueError(f"{self.file}: {error}") from error
         alpha = getattr(model, "alpha", 0)
         if self.mark not in (None, 0, alpha):
-            raise ValueError(f"{self.file} is of alpha {self.mark}, the network of {alpha}: create it at that alpha")
+            raise ValueError(
+                f"{self.file} has weights of alpha {self.mark}, the network has alpha {alpha}: create it at alpha "
+                f"{self.mark}"
+            )
         return self.tensors
 
 
@@ -72,8 +88,8 @@ def read(path: str | os.PathLike[str]) -> Weights:
     """Read a file of weights.
 
     Raises:
-        ValueError: it is none, or holds objects that only executing code could restore; `MXNetFormatError` for a
-            damaged MXNet file.
+        ValueError: it is not such a file, or holds objects that only running code could restore; `MXNetFormatError`
+            for a damaged MXNet file.
         OSError: there is no such file.
     """
     path = Path(path)
@@ -93,18 +109,18 @@ def _read_safetensors(path: Path) -> Weights:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             mark = metadata.get("alpha")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
-            return Weights(path, tensors, None if mark is None else float(mark), _recipe(path, metadata))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            return Weights(path, tensors, None if mark is None else float(mark), _conversion(path, metadata))
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _recipe(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+def _conversion(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
-        recipe = json.loads(metadata.get("octavify", "null"))
+        found = json.loads(metadata.get("octavify", "null"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: its recipe of octavify is no JSON ({error})") from error
-    return recipe if isinstance(recipe, dict) else None
+        raise ValueError(f"{path} is damaged: its record of octavify is not JSON ({error})") from error
+    return found if isinstance(found, dict) else None
 
 
 def _read_torch(path: Path) -> Weights:
@@ -120,14 +136,14 @@ def _read_torch(path: Path) -> Weights:
             state = state[key]
             break
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict")
+        raise ValueError(f"{path} does not hold a state dict")
     modules = getattr(state, "_metadata", {})
     root: dict[str, Any] = next(
         (modules[name] for name in ("", "module", "_orig_mod") if {"alpha", "octavify"} & modules.get(name, {}).keys()),
         {},
     )
     mark = next(iter(root.get("alpha", ())), None)
-    return Weights(path, clean_state_dict(dict(state)), mark, _recipe(path, root))
+    return Weights(path, clean_state_dict(dict(state)), mark, _conversion(path, root))
 
 
 def load(model: nn.Module, path: str | os.PathLike[str], strict: bool = True) -> Any:
@@ -135,25 +151,46 @@ def load(model: nn.Module, path: str | os.PathLike[str], strict: bool = True) ->
     return model.load_state_dict(read(path).state_dict(model), strict=strict)
 
 
-def refuse_octavified(path: str | os.PathLike[str]) -> None:
-    """Raise ValueError if a safetensors file is marked as an octavified network's: in a dense one it would fit, too."""
+def refuse_octavified(path: str | os.PathLike[str], name: str = "...") -> None:
+    """Raise ValueError if a file is marked as an octavified network's, whose tensors would fit the dense one as well.
+
+    What else is in a file, and whether it can be read at all, is for timm to say.
+
+    Args:
+        path: a file of any kind.
+        name: the dense network's name.
+    """
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError):  # another kind of file, or none: not ours to say
-        return
-    if "octavify" in metadata:
-        name = metadata.get("model", "...")
-        raise ValueError(
-            f"{path} holds the weights of an octavified network: octaveconv.models.create({name!r}, "
-            f"checkpoint=...) makes it again"
-        )
+            marked = "octavify" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        marked = _is_marked_checkpoint(path)
+    if marked:
+        raise _is_octavified(path, name)
+
+
+def _is_marked_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether a PyTorch checkpoint, or a state dict in it, is marked as an octavified network's."""
+    try:
+        state = torch.load(path, map_location="meta", weights_only=True)
+        states = [state, *(state.values() if isinstance(state, Mapping) else ())]
+        modules = [module for found in states for module in getattr(found, "_metadata", {}).values()]
+        return any("octavify" in module for module in modules)
+    except Exception:  # a foreign or damaged file makes PyTorch raise anything
+        return False
+
+
+def _is_octavified(path: str | os.PathLike[str], name: str = "...") -> ValueError:
+    return ValueError(
+        f"{path} holds the weights of an octavified network: octaveconv.models.create({name!r}, "
+        f"checkpoint={str(path)!r}) rebuilds it from the dense network"
+    )
 
 
 def convert(
     source: Path, model: nn.Module, name: str, out: Path, *, origin: str | None = None, sha256: str | None = None
 ) -> dict[str, str]:
-    """Write a file of weights as safetensors with our names. It appears complete or not at all.
+    """Write a file of weights as safetensors under our names. It appears complete or not at all.
 
     Args:
         source: a file that `read` reads.
@@ -164,18 +201,19 @@ def convert(
         sha256: the digest that the source must have.
 
     Returns:
-        The metadata written: model, alpha, source, sha256 (of the source).
+        The metadata written: model, alpha (of an octave network), source, sha256 (of the source).
 
     Raises:
-        ValueError: the weights do not fit the network completely, or the digest is another.
+        ValueError: the weights do not fit the network completely, or the digest differs.
         OSError: ``out`` cannot be written.
     """
     digest = _sha256(source)
     if sha256 not in (None, digest):
-        raise ValueError(f"{source} has sha256 {digest}, expected {sha256}: delete it and fetch it again")
+        raise ValueError(f"{source} has sha256 {digest}, expected {sha256}: delete it and download it again")
     state = read(source).state_dict(model)
     _check_complete(state, model, source)
-    metadata = dict(model=name, alpha=str(model.alpha), source=origin or source.name, sha256=digest)
+    alpha = {"alpha": str(model.alpha)} if hasattr(model, "alpha") else {}
+    metadata = {"model": name, **alpha, "source": origin or source.name, "sha256": digest}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         return write(out, state, metadata)
@@ -205,4 +243,4 @@ def _check_complete(state: Mapping[str, Tensor], model: nn.Module, source: Path)
     keymaps.check_leftovers(source, [k for k in state if k not in shapes], [k for k in shapes if k not in state])
     for key, tensor in state.items():
         if list(tensor.shape) != shapes[key]:
-            raise ValueError(f"{source}: {key} is {list(tensor.shape)}, the network has {shapes[key]}")
+            raise ValueError(f"{source}: {key} has shape {list(tensor.shape)}, the network expects {shapes[key]}")

@@ -1,7 +1,7 @@
 """Foreign parameter names: which of our parameters an array belongs to, and which block of it.
 
 A keymap turns an array's name into a `Target`. The original code stores each path of an octave convolution, and each
-frequency of a norm, as an array of its own; `to_state_dict` puts them together into our one weight.
+frequency of a norm, as a separate array; `to_state_dict` joins them into our one weight.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..spec import Paths
 
 
 class Target(NamedTuple):
-    """Our parameter, and the block of it: a path (``hh`` ... ``ll``), a part (``h``, ``l``), or all of it (``""``)."""
+    """A parameter of ours and a block of it: a path (``hh`` ... ``ll``), a part (``h``, ``l``), or all (``""``)."""
 
     key: str
     block: str = ""
@@ -133,10 +133,10 @@ def _mxnet_gluon(name: str, plain: dict[str, str], block_name: Callable[[int, in
 
 
 def fold_fixed_norms(arrays: Mapping[str, Tensor], eps: float = 1e-5) -> dict[str, Tensor]:
-    """Do without the affine parameters of the norms on raw inputs, ``bn1a`` and ``bn4a`` of the original Gluon code.
+    """Remove the affine parameters of the norms on raw inputs, ``bn1a`` and ``bn4a`` of the original Gluon code.
 
-    The original ignores their gamma and never trains their beta, which starts at 0, but adds it. Ours have neither; a
-    beta that is not 0 goes into the running mean, so the network computes the same.
+    The original ignores their gamma; it adds their beta, which starts at 0 and is never trained. Ours have neither: a
+    beta other than 0 is folded into the running mean, so that the network computes the same.
     """
     folded = dict(arrays)
     for name in arrays:
@@ -166,12 +166,12 @@ def d_li14(name: str) -> Target | None:
 
 
 def is_foreign(names: Iterable[str]) -> bool:
-    """Whether these are names of the original's or of d-li14's, not ours or a dense network's."""
+    """Whether these are the original's or d-li14's names, and not ours or a dense network's."""
     return any(name.startswith(("arg:", "aux:", "classifer.")) or ".conv_h2h." in name for name in names)
 
 
 def keymap_for(names: Iterable[str], model: nn.Module) -> KeyMap | None:
-    """The keymap from these names to ``model``, one of our networks; ``None`` if they are not foreign."""
+    """The keymap from these names to ``model``, one of our networks; None if they are not foreign."""
     names = list(names)
     if not is_foreign(names):
         return None
@@ -181,7 +181,7 @@ def keymap_for(names: Iterable[str], model: nn.Module) -> KeyMap | None:
 
 
 def alpha_of(arrays: Mapping[str, Tensor]) -> float:
-    """The alpha at which foreign arrays were stored: the low share of the widest norm that has both parts."""
+    """The alpha of foreign arrays: the low share of the widest norm that has both parts."""
     parts: dict[str, dict[str, int]] = {}
     for name, array in arrays.items():
         if match := re.fullmatch(r"(.+)(?:\.bn_|_bn-)([hl])[._](?:gamma|weight)", name):
@@ -192,7 +192,7 @@ def alpha_of(arrays: Mapping[str, Tensor]) -> float:
 
 
 def check_leftovers(who: object, unused: list[str], missing: list[str]) -> None:
-    """Raise ValueError naming arrays that found no place and parameters that got none, if there are any."""
+    """Raise ValueError if arrays are left over or parameters are not filled; the message names them."""
     if unused or missing:
         raise ValueError(
             f"{who}: {len(unused)} arrays left over{_some(unused)}, {len(missing)} not filled{_some(missing)}"
@@ -205,19 +205,19 @@ def _some(names: list[str]) -> str:
 
 
 def to_state_dict(arrays: Mapping[str, Tensor], model: nn.Module, keymap: KeyMap) -> dict[str, Tensor]:
-    """Put foreign arrays together into a complete state dict for ``model``.
+    """Join foreign arrays into a complete state dict for ``model``.
 
     Args:
         arrays: tensors by their foreign names.
-        model: the network that is to load the result; only its shapes are used, so it may be on ``meta``.
+        model: the network that will load the result; only its shapes are used, so it may be on ``meta``.
         keymap: one of the functions of this module.
 
     Returns:
         A state dict for ``model.load_state_dict(..., strict=True)``; counters of training batches are 0.
 
     Raises:
-        ValueError: an array is left over, a parameter stays unfilled, or a block does not have the size it has at the
-            model's alpha; the message lists them.
+        ValueError: an array is left over, a parameter is not filled, or a block has another size than at the model's
+            alpha; the message lists them.
     """
     expected = model.state_dict()
     blocks: dict[str, dict[str, Tensor]] = {}
@@ -232,7 +232,7 @@ def to_state_dict(arrays: Mapping[str, Tensor], model: nn.Module, keymap: KeyMap
         else:
             blocks.setdefault(target.key, {})[target.block] = array
     missing = [key for key in expected if key not in blocks and key not in state]
-    check_leftovers("these weights are not this network's", unused, missing)
+    check_leftovers("these weights belong to another network", unused, missing)
     for key, parts in blocks.items():
         module = model.get_submodule(key.rpartition(".")[0])
         state[key] = _assemble(key, parts, module, expected[key].shape)
@@ -260,14 +260,14 @@ def _assemble(key: str, parts: dict[str, Tensor], module: nn.Module, shape: torc
 
 
 def _row(parts: dict[str, Tensor], from_high: str, from_low: str, part: str) -> Tensor | None:
-    """One output's block of a weight (its inputs side by side), or of a vector."""
+    """The block of one output in a weight (its inputs side by side) or in a vector."""
     row = [parts[name] for name in (from_high, from_low, part) if name in parts]
     return torch.cat(row, 1) if len(row) > 1 else row[0] if row else None
 
 
 def _check_blocks(key: str, given: dict[str, Tensor], fitting: dict[str, Tensor]) -> None:
-    """The dense shape is right at every alpha; the blocks show whether these weights are of this alpha."""
+    """Check the weights' alpha: the dense shape is right at every alpha, but the blocks' shapes are not."""
     theirs = {name: list(block.shape) for name, block in given.items()}
     ours = {name: list(block.shape) for name, block in fitting.items() if block.numel()}
     if theirs != ours:
-        raise ValueError(f"{key}: the arrays are {theirs}, the model has {ours}: build it at the weights' own alpha")
+        raise ValueError(f"{key}: the arrays have shapes {theirs}, the model {ours}: create it at their own alpha")

@@ -1,4 +1,4 @@
-"""Published weights: fetched once, checked, converted once, kept in timm's cache."""
+"""Published weights: downloaded once, checked, converted once, kept in timm's cache."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .files import convert
 def fetch_converted(
     model: nn.Module, name: str, url: str, sha256: str | None, size: int | None, cache_dir: Any = None
 ) -> Path:
-    """The weights at ``url`` as a safetensors file with our names; the second time it is there already.
+    """The path of a safetensors file with the weights at ``url`` under our names; later calls find it in the cache.
 
     Args:
-        model: the network they are for, with the class count that they have; it may be on ``meta``.
-        name: the network's name, which the file gets.
-        url: of a file that `weights.read` reads. A copy that was put into the cache by hand serves as well.
-        sha256, size: of that file, if known; in any case it must fill the network completely.
-        cache_dir: where to keep it; timm's cache by default.
+        model: the network they are for, with their number of classes; it may be on ``meta``.
+        name: the network's name, which becomes part of the file's name.
+        url: address of a file that `weights.read` reads. A copy that the user put into the cache serves as well.
+        sha256, size: that file's digest and length, if known; in any case it must fill the network completely.
+        cache_dir: where to keep the result; timm's cache by default.
 
     Raises:
-        DownloadError: the file cannot be fetched; the message says where to put it by hand.
+        DownloadError: the file cannot be downloaded; the message says where to put it by hand.
         ValueError: it is not what was expected; `MXNetFormatError` if it is damaged.
     """
     cache = Path(cache_dir or get_cache_dir())
@@ -37,7 +37,7 @@ def fetch_converted(
         return converted
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{converted}.lock"):
-        if converted.exists():  # another process made it meanwhile
+        if converted.exists():  # another process wrote it meanwhile
             return converted
         by_hand = archive.exists()
         try:
@@ -49,8 +49,8 @@ def fetch_converted(
         except ValueError as error:
             if by_hand:
                 raise
-            archive.unlink()  # so that the next call fetches it anew
-            raise ValueError(f"what came from {url} is not the expected file: {error}") from error
+            archive.unlink()  # so that the next call downloads it again
+            raise ValueError(f"{url} does not have the expected file: {error}") from error
         if not by_hand:
             archive.unlink()
     return converted

@@ -1,4 +1,4 @@
-"""Choices: the fastest of several ways to compute the same, found by measurement once and kept in a file."""
+"""Choices: the fastest of several ways to compute the same, measured once and kept in a file."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from torch.utils import _pytree as pytree
 
 from ... import env
 from ..._atomic import replacing
+from ..._text import one_line
 from ..cache import cache_folder
 from .graphs import Graph
 
 Call = Callable[[], Any]
 ROUNDS, REPEATS = 5, 10
-# How much two ways may differ, of the largest value: more than rounding (in float32 perhaps TF32's) is a wrong result.
+# How much two ways may differ, relative to the largest value: more than rounding (TF32's in float32) is a wrong result.
 LIMITS = {torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-SOURCES = [Path(__file__).with_name("steps.py"), *sorted(Path(__file__).parent.parent.glob("backends/*triton*.py"))]
+SOURCES = [Path(__file__).with_name("steps.py"), *sorted(Path(__file__).parents[2].glob("backends/*triton*.py"))]
 
 
 class Choices:
-    """The fastest way by key, in a file for each kind of device, which several processes may use at once.
+    """The fastest way by key, in one file for each kind of device, which several processes may use at once.
 
     Args:
         device: a CUDA device, or the CPU.
@@ -45,9 +46,9 @@ class Choices:
         """The name of the fastest way, and its call.
 
         Args:
-            key: says what is computed, and of what sizes; where it is known, nothing is measured.
-            makers: each makes the call of one way. The first one is right and must run; another one that fails, or
-                returns something else, is left out with a warning.
+            key: says what is computed and for which sizes; if it is known, nothing is measured.
+            makers: each makes the call of one way. The first one is correct and must run; another one that fails, or
+                returns something else, is omitted with a warning.
         """
         if len(makers) == 1:
             [(name, make)] = makers.items()
@@ -65,7 +66,7 @@ class Choices:
     def _read(self) -> dict[str, Any]:
         try:
             known = json.loads(self.path.read_text())
-        except (OSError, ValueError):  # there is none yet, or it is broken: measure anew
+        except (OSError, ValueError):  # there is none yet, or it is broken: measure again
             return {}
         return known if isinstance(known, dict) and all(isinstance(row, dict) for row in known.values()) else {}
 
@@ -74,15 +75,15 @@ class Choices:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_suffix(".lock")):
-                self.known = self._read() | self.known  # what other processes found meanwhile
+                self.known = self._read() | self.known  # with what other processes found meanwhile
                 with replacing(self.path) as file:
                     file.write(json.dumps(self.known, indent=1).encode())
         except OSError as error:
-            warnings.warn(f"what was measured is not kept for the next process: {error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"deploy cannot store its measurements: {error}", RuntimeWarning, stacklevel=2)
 
 
 def seconds(calls: Mapping[str, Call], device: torch.device) -> dict[str, float]:
-    """The least time of each call, measured in turns; on a GPU without that of launching it."""
+    """The shortest time of each call, measured in turns; on a GPU without the time to launch it."""
     clocks = {name: _clock(call, device) for name, call in calls.items()}
     times = [{name: clock() for name, clock in clocks.items()} for _ in range(ROUNDS)]
     return {name: min(round[name] for round in times) for name in calls}
@@ -115,8 +116,8 @@ def _checked(makers: Mapping[str, Callable[[], Call]]) -> dict[str, Call]:
             call = make()
             _check(call(), expected)
         except Exception as error:  # compilers and kernels may raise anything
-            line = next(iter(str(error).strip().splitlines()), "")[:200]
-            warnings.warn(f"deploy does without {name}: {type(error).__name__}: {line}", RuntimeWarning, stacklevel=3)
+            why = f"{type(error).__name__}: {one_line(error, 200)}"
+            warnings.warn(f"deploy omits the form {name!r}: {why}", RuntimeWarning, stacklevel=3)
         else:
             calls[name] = call
     return calls
@@ -127,12 +128,12 @@ def _check(result: Any, expected: Any) -> None:
         if isinstance(wanted, Tensor):
             far, scale = (got.float() - wanted.float()).abs().max().item(), wanted.float().abs().max().item()
             if not far <= LIMITS[wanted.dtype] * scale:  # written so that NaN is wrong too
-                raise ArithmeticError(f"it is off by {far:.2g}, where the largest value is {scale:.2g}")
+                raise ArithmeticError(f"its result is off by {far:.2g}, where the largest value is {scale:.2g}")
 
 
 @cache
 def _version() -> str:
-    """A name for what the times depend on besides the device."""
+    """A name for what the times depend on, apart from the device."""
     facts = env.facts()
     found = hashlib.sha256(f"{facts['torch']} {facts['triton']} {torch.backends.cudnn.version()}".encode())
     for path in SOURCES:

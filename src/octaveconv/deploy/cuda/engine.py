@@ -22,12 +22,11 @@ from ...octave import Octave
 from ..capture import Captured, Captures
 from ..fold import folded
 from .choices import Choices
+from .executor import Executor
 from .graphs import Graph
-from .program import Program
 from .steps import Form, Sizes, Step
 
-SHAPES = 8  # whose graphs are kept, the latest used ones
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SHAPES = 8  # whose graphs are kept: those used last
 _dynamo: Any = torch._dynamo.config
 _inductor: Any = torch._inductor.config
 _cudnn: Any = torch.backends.cudnn
@@ -37,10 +36,10 @@ def cannot_run(model: nn.Module, example: Tensor) -> str | None:
     """The reason why this engine cannot run a model, or ``None``."""
     tensors = [example, *model.parameters()]
     if len({(tensor.device, tensor.dtype) for tensor in tensors}) > 1:
-        return "the CUDA engine takes model and example in one dtype and on one device: bring them together by .to()"
+        return "the CUDA engine takes model and example in one dtype and on one device: bring them together with .to()"
     if example.device.type != "cuda" or torch.version.hip:
-        return f"the CUDA engine is for NVIDIA GPUs, and the model is on {example.device}: move it by .to('cuda')"
-    if example.dtype not in DTYPES:
+        return f"the CUDA engine is for NVIDIA GPUs, and the model is on {example.device}: move it with .to('cuda')"
+    if example.dtype not in _triton_choice.DTYPES:
         return f"the CUDA engine computes in float32, float16 and bfloat16, not in {example.dtype}"
     return None
 
@@ -48,20 +47,20 @@ def cannot_run(model: nn.Module, example: Tensor) -> str | None:
 class CudaNetwork(nn.Module):
     """A network that the CUDA engine runs.
 
-    It is a picture of the model at the time: later changes of the model's weights do not reach it.
+    It is a snapshot of the model: later changes of the model's weights do not reach it.
 
     Args:
         model: in evaluation mode.
-        example: an input ``[N, C, H, W]``, for whose shape everything is made ready now. Another shape is made ready
-            when it first comes, which takes as long.
+        example: an input ``[N, C, H, W]``, for whose shape everything is prepared now. Another shape is prepared when
+            it first comes, which takes as long.
 
     Raises:
-        BackendUnavailable: no NVIDIA GPU, another dtype, a network that torch.export cannot capture, or an operation
-            that the engine does not know.
+        BackendUnavailable: there is no NVIDIA GPU, the dtype is another one, torch.export cannot capture the network,
+            or it has an operation that the engine does not know.
 
     Attributes:
-        forms: what runs the shape that was made ready last: how many steps there are of each form, or
-            ``{"inductor": 1}`` where the network as a whole was faster compiled.
+        forms: what runs the shape that was prepared last: how many steps have each form, or ``{"inductor": 1}`` where
+            the network compiled as a whole was faster.
     """
 
     engine = "cuda"
@@ -74,7 +73,7 @@ class CudaNetwork(nn.Module):
         self.like = torch.empty(0, dtype=example.dtype, device=example.device)
         self.forms: dict[str, int] = {}
         self._captures = Captures(model)
-        self._programs: dict[Captured, Program] = {}
+        self._executors: dict[Captured, Executor] = {}
         self._ready: OrderedDict[torch.Size, _Ready] = OrderedDict()
         self._choices = Choices(example.device)
         self._lock = threading.Lock()
@@ -84,7 +83,7 @@ class CudaNetwork(nn.Module):
             self._for(example)
 
     def forward(self, x: Tensor) -> Any:
-        """The model's output for images ``[N, C, H, W]`` of its dtype and device, in memory of its own."""
+        """The model's output for images ``[N, C, H, W]`` of its dtype and device, in new memory."""
         if (x.dtype, x.device, x.dim()) != (self.like.dtype, self.like.device, 4):
             raise ValueError(
                 f"this deployed network takes images [N, C, H, W] of {self.like.dtype} on {self.like.device}, got "
@@ -95,7 +94,7 @@ class CudaNetwork(nn.Module):
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """One call at a time, on the GPU too: all shapes share memory, and calls may be on several streams."""
+        """One call at a time, on the GPU too: all shapes share memory, and calls may come from several streams."""
         with self._lock, torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(self.like):
             if self._done is not None:
                 self._done.wait()
@@ -104,7 +103,7 @@ class CudaNetwork(nn.Module):
                 self._done.record()
 
     def _for(self, x: Tensor) -> _Ready:
-        """What is ready for a shape."""
+        """What is ready to run a shape."""
         if x.shape not in self._ready:
             self._ready[x.shape] = self._prepare(x)
             if len(self._ready) > SHAPES:
@@ -114,13 +113,13 @@ class CudaNetwork(nn.Module):
 
     def _prepare(self, x: Tensor) -> _Ready:
         captured, sizes = self._captures.of(x.shape)
-        if captured not in self._programs:
-            self._programs[captured] = Program(captured)
+        if captured not in self._executors:
+            self._executors[captured] = Executor(captured)
         x = torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
-        with _settings():
+        with _tuning():
             steps = _Steps(self._choices, self.like)
             makers: dict[str, Callable[[], Callable[[], Any]]] = {
-                "steps": lambda: partial(self._programs[captured].run, x, sizes, steps)
+                "steps": lambda: partial(self._executors[captured].run, x, sizes, steps)
             }
             if x.is_cuda:
                 makers["inductor"] = lambda: self._compiled(x)
@@ -130,7 +129,7 @@ class CudaNetwork(nn.Module):
             return _Ready(x, Graph(call, self._memory).replay if x.is_cuda else call)
 
     def _compiled(self, x: Tensor) -> Callable[[], Any]:
-        """The whole network by Inductor."""
+        """The whole network compiled by Inductor."""
         model = copy.deepcopy(self._captures.model).to(self.like)
         graph, _ = folded(model, x, (), "merged")
         compiled = torch.compile(graph.to(memory_format=torch.channels_last), dynamic=False)
@@ -143,7 +142,7 @@ class CudaNetwork(nn.Module):
 
 
 class _Ready:
-    """A shape that is made ready: its ``input`` is where ``call`` reads."""
+    """A shape that is ready to run: ``call`` reads from ``input``."""
 
     def __init__(self, input: Tensor, call: Callable[[], Any]) -> None:
         self.input, self.call = input, call
@@ -154,11 +153,11 @@ class _Ready:
 
 
 class _Steps:
-    """Chooses the form of each step for one shape: by measurement in the first run, the same one ever after.
+    """Chooses the form of each step for one shape: by measurement in the first run, and the same one from then on.
 
     Attributes:
-        names: of the forms, in the order of the steps.
-        key: says what the steps are and compute.
+        names: those of the forms, in the order of the steps.
+        key: says what the steps are and what they compute.
     """
 
     def __init__(self, choices: Choices, like: Tensor) -> None:
@@ -171,7 +170,7 @@ class _Steps:
         if step in self._chosen:
             return self._chosen[step]
         shapes = [(tuple(x.shape), x.stride(), x.dtype) for x in maps]
-        key = f"{step.aten.recipe} {step.spec} {shapes} {sizes} {_cudnn.conv.fp32_precision}"
+        key = f"{step.aten.formula} {step.spec} {shapes} {sizes} {_cudnn.conv.fp32_precision}"
         forms = self._forms(step)
         makers = {name: partial(_call, form, maps, sizes) for name, form in forms.items()}
         name, _ = self.choices.fastest(key, makers)
@@ -181,13 +180,13 @@ class _Steps:
         return self._chosen[step]
 
     def _forms(self, step: Step) -> dict[str, Callable[[], Form]]:
-        """What there is to choose from; the first is always right."""
+        """The forms to choose from; the first is always correct."""
         forms: dict[str, Callable[[], Form]] = {"aten": cache(lambda: step.aten.placed(self.like))}
         if step.spec and _triton_choice.can_run(Octave(self.like, None), step.spec) is None:
             forms["triton"] = cache(lambda: step.triton.placed(self.like))
         if self.like.is_cuda and step.group.layers[0].window is None:
             forms["aten by inductor"] = cache(partial(_by_inductor, forms["aten"]))
-            if "triton" in forms and not step.triton.recipe.finishes:  # else it is one kernel already
+            if "triton" in forms and not step.triton.formula.finishes:  # otherwise it is one kernel already
                 forms["triton by inductor"] = cache(partial(_by_inductor, forms["triton"]))
         return forms
 
@@ -203,13 +202,13 @@ def _by_inductor(form: Callable[[], Form]) -> Form:
 
 @cache
 def _compiled(function: Any) -> Any:
-    """Compiled once more for each recipe and shape."""
+    """Compiled again for each formula and shape."""
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 @contextmanager
-def _settings() -> Iterator[None]:
-    """cuDNN tries its algorithms, and each of many steps may be compiled, though they share their code."""
+def _tuning() -> Iterator[None]:
+    """Let cuDNN try its algorithms, and each of many steps be compiled although they share their code."""
     before, _cudnn.benchmark = _cudnn.benchmark, True
     try:
         with _dynamo.patch(recompile_limit=1000, accumulated_recompile_limit=1000):

@@ -14,16 +14,16 @@ class Graph:
     """The work that ``call`` launches on the current GPU.
 
     Args:
-        call: takes nothing, reads and writes the same memory at each call, and waits for nothing.
-        pool: of memory, shared with graphs that never run at the same time; their results are then good until the next
-            one of them runs.
+        call: takes nothing, reads and writes the same memory at each call, and does not wait for the GPU.
+        pool: a memory pool, shared with graphs that never run at the same time; their results are then valid until the
+            next one of them runs.
 
     Attributes:
-        result: what ``call`` returned; `replay` computes it anew in the same memory.
+        result: what ``call`` returned; `replay` computes it again in the same memory.
     """
 
     def __init__(self, call: Callable[[], Any], pool: Any = None) -> None:
-        stream = torch.cuda.Stream()  # what happens on the default stream cannot be recorded
+        stream = torch.cuda.Stream()  # the default stream cannot be recorded
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
@@ -39,7 +39,7 @@ class Graph:
         return self.result
 
     def seconds(self) -> float:
-        """How long the GPU takes for it, with the caches as the work before left them."""
+        """How long the GPU takes for it, with the caches as earlier work left them."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()  # type: ignore[no-untyped-call]
         self.graph.replay()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ..ir import Finish, Layer, Map, Network, Term
+from ..ir import Finish, Layer, Lowered, Map, Term
 
-NEAR = 6  # the two layers are at most so many apart in the network's order
+NEAR = 6  # how far apart the two layers may be in the network's order
 Terms = tuple[Term, ...]
 
 
 class Group(NamedTuple):
-    """Layers that run as one. Where they are an octave convolution, high output first, the terms of its four paths.
+    """Layers that run as one. If they are an octave convolution: high output first, with the terms of its four paths.
 
     The maps that ``hl`` reads are those of ``hh``, pooled; ``ll`` reads what ``lh`` reads.
     """
@@ -35,10 +35,10 @@ class Group(NamedTuple):
         return stride == (1, 1) and keeps_size and (count == 1 or all(len(path) <= 1 for path in self[1:]))
 
 
-def groups(network: Network) -> list[Group]:
+def groups(network: Lowered) -> list[Group]:
     """Every layer in one group, in an order in which they can run."""
     layers, origins = network.layers, _origins(network)
-    found: dict[int, Group] = {}  # by the place of its last layer
+    found: dict[int, Group] = {}  # by the index of its last layer
     taken: set[int] = set()
 
     def take(group: Group | None, *places: int) -> None:
@@ -73,15 +73,15 @@ def _octave(high: Layer, low: Layer, origins: Mapping[Map, Map]) -> Group | None
 
 
 def _to_high(layer: Layer) -> Group | None:
-    """The layer as an octave convolution that has no low output, if it is one."""
+    """The layer as an octave convolution without a low output, if it is one."""
     if layer.sum is None or not layer.sum.coarse:
         return None
     group = Group((layer,), hh=layer.sum.terms, lh=layer.sum.coarse)
     return group if group.is_convolution else None
 
 
-def _origins(network: Network) -> dict[Map, Map]:
-    """What each pooled map is the pooled form of."""
+def _origins(network: Lowered) -> dict[Map, Map]:
+    """For each pooled map, the map that was pooled."""
     origins = {}
     for layer in network.layers:
         for output in layer.outputs:

@@ -17,7 +17,7 @@ from ..ir import INFINITY, Layer, Output, Pair, Term
 from .groups import Group, Terms
 
 Maps = Sequence[Tensor]
-Sizes = tuple[Pair, ...]  # height and width of what each layer of the step puts out
+Sizes = tuple[Pair, ...]  # height and width of the outputs of each layer of the step
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "silu": F.silu,
@@ -27,25 +27,25 @@ NOTHING = ("clamp", -INFINITY, INFINITY)
 
 
 class Form(NamedTuple):
-    """One way to compute a step: a function, a recipe of plain numbers that says what it computes, and its tensors."""
+    """One way to compute a step: a function, the formula of plain numbers that it evaluates, and its constants."""
 
     function: Callable[[Any, Maps, Maps, Sizes], list[Tensor]]
-    recipe: Any
+    formula: Any
     constants: list[Tensor]
 
     def __call__(self, maps: Maps, sizes: Sizes) -> list[Tensor]:
         """The step's targets."""
-        return self.function(self.recipe, maps, self.constants, sizes)
+        return self.function(self.formula, maps, self.constants, sizes)
 
     def placed(self, like: Tensor) -> Form:
-        """With constants of the dtype and device of a tensor; a norm's scale and shift ``[C, 1, 1]`` stay float32."""
+        """With constants of the dtype and device of ``like``; a norm's scale and shift ``[C, 1, 1]`` stay float32."""
         dtypes = (torch.float32 if constant.dim() == 3 else like.dtype for constant in self.constants)
         placed = [constant.to(like.device, dtype) for constant, dtype in zip(self.constants, dtypes)]
         return self._replace(constants=placed)
 
 
 class Conv(NamedTuple):
-    """A convolution of maps side by side. Here and below maps and constants are given by their numbers."""
+    """A convolution of maps side by side. Here and below, maps and constants are given by their indices."""
 
     sources: tuple[int, ...]
     weight: int
@@ -77,11 +77,18 @@ class Kept(NamedTuple):
             y = ACTIVATIONS[name](y)
         elif self.activation != NOTHING:
             y = y.clamp(low, high)
-        return [y] * self.full + [pool(y)] * self.pooled
+        return self.keep(y)
+
+    def keep(self, y: Tensor, pooled: Tensor | None = None) -> list[Tensor]:
+        """What is kept of ``y``; it is ``pooled`` here unless that is given."""
+        kept = [y] if self.full else []
+        if self.pooled:
+            kept.append(pool(y) if pooled is None else pooled)
+        return kept
 
 
-class Recipe(NamedTuple):
-    """An `ir.Layer`, without its tensors: layers with the same recipe and shapes take the same time."""
+class Formula(NamedTuple):
+    """An `ir.Layer` without its tensors: layers with the same formula and shapes take the same time."""
 
     convs: tuple[Conv, ...] = ()
     coarse: tuple[Conv, ...] = ()
@@ -111,7 +118,7 @@ class Recipe(NamedTuple):
 
 
 class Fusion(NamedTuple):
-    """An octave convolution by the Triton kernel."""
+    """An octave convolution computed by the Triton kernel."""
 
     high: tuple[int, ...]
     pooled: tuple[int, ...]
@@ -119,17 +126,18 @@ class Fusion(NamedTuple):
     weight: int
     bias: int | None
     spec: ConvSpec
-    finishes: bool  # the kernel applies the activation and pools, too; otherwise the recipes do
+    finishes: bool  # whether the kernel applies the activation and pools; otherwise the formulas do
     relu: bool
-    recipes: tuple[Recipe, ...]  # without their convolutions
+    formulas: tuple[Formula, ...]  # without their convolutions
 
 
 class Step:
     """The layers of a group, and the forms in which they can run.
 
     Attributes:
-        sources: the parts of maps that it reads, ``targets`` the maps it writes: what its forms take and return.
-        sizes: height and width of what each of its layers puts out, as symbols of the input's size.
+        sources: the parts of maps that it reads, which its forms take.
+        targets: the maps that it writes, which its forms return.
+        sizes: height and width of the outputs of each of its layers, as symbols of the input's size.
         spec: the octave convolution that it is, or ``None``.
     """
 
@@ -142,18 +150,18 @@ class Step:
 
     @cached_property
     def aten(self) -> Form:
-        """By PyTorch's operators, one after the other."""
+        """With PyTorch's operators, one after another."""
         constants: list[Tensor] = []
-        recipes = tuple(self._recipe(layer, constants) for layer in self.group.layers)
-        return Form(_in_turn, recipes, constants)
+        formulas = tuple(self._formula(layer, constants) for layer in self.group.layers)
+        return Form(_in_turn, formulas, constants)
 
     @cached_property
     def triton(self) -> Form:
-        """By our kernel: of an octave convolution alone."""
+        """With our kernel, for an octave convolution only."""
         assert self.spec is not None
         constants: list[Tensor] = []
-        recipes = tuple(self._recipe(layer, constants, convolved=False) for layer in self.group.layers)
-        high, *others = (recipe.outputs for recipe in recipes)
+        formulas = tuple(self._formula(layer, constants, convolved=False) for layer in self.group.layers)
+        high, *others = (formula.outputs for formula in formulas)
         plain = len(high) == 1 and high[0].scale is None and high[0].activation in (RELU, NOTHING)
         alike = all(len(low) == 1 and low[0][:3] == high[0][:3] for low in others)
         weight, bias = _dense(self.group, self.spec)
@@ -161,13 +169,13 @@ class Step:
             high=self._numbers(self.group.hh), pooled=self._numbers(self.group.hl), low=self._numbers(self.group.lh),
             weight=_number(weight.contiguous(memory_format=torch.channels_last), constants),
             bias=None if bias is None else _number(bias, constants), spec=self.spec,
-            finishes=plain and alike, relu=plain and alike and high[0].activation == RELU, recipes=recipes,
+            finishes=plain and alike, relu=plain and alike and high[0].activation == RELU, formulas=formulas,
         )  # fmt: skip
         return Form(_fused, fusion, constants)
 
-    def _recipe(self, layer: Layer, constants: list[Tensor], convolved: bool = True) -> Recipe:
+    def _formula(self, layer: Layer, constants: list[Tensor], convolved: bool = True) -> Formula:
         if layer.window is not None:
-            return Recipe(window=layer.window._replace(source=self.sources.index(layer.window.source)))  # type: ignore[arg-type]
+            return Formula(window=layer.window._replace(source=self.sources.index(layer.window.source)))  # type: ignore[arg-type]
         total = layer.sum
         assert total is not None
         convs: tuple[Conv, ...] = ()
@@ -179,10 +187,10 @@ class Step:
             (self.sources.index(source), up, None if gate is None else self.sources.index(gate))
             for source, up, gate in total.addends
         )
-        return Recipe(convs, coarse, addends, tuple(_kept(output, constants) for output in layer.outputs))
+        return Formula(convs, coarse, addends, tuple(_kept(output, constants) for output in layer.outputs))
 
     def _convs(self, terms: Terms, bias: Tensor | None, constants: list[Tensor]) -> tuple[Conv, ...]:
-        """Terms that differ in nothing but their input channels become one convolution; the first has the bias."""
+        """Terms that differ only in their input channels become one convolution; the first has the bias."""
         alike: dict[Any, list[Term]] = {}
         for number, term in enumerate(terms):
             way = (*term[2:], term.weight.shape[2:], str(term.source.map.size))
@@ -208,29 +216,28 @@ def _kept(output: Output, constants: list[Tensor]) -> Kept:
     return Kept(scale, shift, output.finish[2:], output.full is not None, output.pooled is not None)
 
 
-def _in_turn(recipes: tuple[Recipe, ...], maps: Maps, constants: Maps, sizes: Sizes) -> list[Tensor]:
-    return [y for recipe, size in zip(recipes, sizes) for y in recipe(maps, constants, size)]
+def _in_turn(formulas: tuple[Formula, ...], maps: Maps, constants: Maps, sizes: Sizes) -> list[Tensor]:
+    return [y for formula, size in zip(formulas, sizes) for y in formula(maps, constants, size)]
 
 
 def _fused(fusion: Fusion, maps: Maps, constants: Maps, sizes: Sizes) -> list[Tensor]:
     from ...backends import triton
 
-    sums = [recipe.added(maps, size) for recipe, size in zip(fusion.recipes, sizes)]
+    sums = [formula.added(maps, size) for formula, size in zip(fusion.formulas, sizes)]
     residual = [reduce(torch.add, addends) if addends else None for addends in sums]
     high, pooled, low = (_beside(maps, numbers) if numbers else None for numbers in fusion[:3])
     y, y_pooled = triton.fused(
         Octave(high, low), constants[fusion.weight], None if fusion.bias is None else constants[fusion.bias],
         fusion.spec, pooled=pooled, residual=Octave(*residual, *[None] * (2 - len(residual))), relu=fusion.relu,
-        with_pooled=fusion.finishes and fusion.recipes[0].outputs[0].pooled,
+        with_pooled=fusion.finishes and fusion.formulas[0].outputs[0].pooled,
     )  # fmt: skip
     made: list[Tensor] = []
-    for recipe, part, of_kernel in zip(fusion.recipes, y, (y_pooled, None)):
+    for formula, part, of_kernel in zip(fusion.formulas, y, (y_pooled, None)):
         assert part is not None
         if fusion.finishes:
-            made += [part] * recipe.outputs[0].full
-            made += [pool(part) if of_kernel is None else of_kernel] * recipe.outputs[0].pooled
+            made += formula.outputs[0].keep(part, of_kernel)
         else:
-            made += recipe.keep(part, constants)
+            made += formula.keep(part, constants)
     return made
 
 

@@ -1,14 +1,15 @@
-// Runs a program on several threads. Built by native/__init__.py with the compiler that torch.compile needs anyway.
+// Runs a program on several threads. library.py builds it, with the compiler that torch.compile needs anyway.
 #include <chrono>
 
 #include "kernel.h"
 #include "matrix.h"
-#include "pool.h"
+#include "records.h"
+#include "threads.h"
 #include "window.h"
 
 namespace {
 
-// What one thread does of a layer: units [first, last) for the panels [first, last).
+// A thread's share of a layer: units [first, last) for the panels [first, last).
 struct Share {
     Range panels, units;
     Share(const Layer& layer, int thread, int threads)
@@ -18,11 +19,11 @@ struct Share {
     Share(const Layer& layer, int thread, int split, int threads)
         : panels(layer.panel_count, thread % split, split),
           units(layer.units, thread / split, threads / split) {
-        if (thread >= threads / split * split) units.last = units.first;  // one too many
+        if (thread >= threads / split * split) units.last = units.first;  // one thread too many
     }
 };
 
-// The units cut into runs of at most TILE, as even as they go, so that no tile is left with one pixel; of blocks,
+// The units cut into runs of at most TILE, as even as possible, so that no tile is left with one pixel; blocks are cut
 // into runs of whole tiles.
 struct Cuts {
     int first, units, count, step;
@@ -74,10 +75,10 @@ void run_layer(const Layer& layer, const Outside* outside, int64_t pass, int thr
     }
 }
 
-// Every other layer is dealt out backwards, so that no thread gets all the larger shares.
+// Every other layer is dealt out in reverse, so that no thread gets all the larger shares.
 int part_of(int layer, int thread, int threads) { return layer % 2 ? threads - 1 - thread : thread; }
 
-// The weights that a thread needs first of all in a layer.
+// The weights that a thread needs first in a layer.
 Ahead first_weights(const Program& program, int layer, int thread, int threads) {
     if (layer == program.phases[program.phase_count] || program.layers[layer].kind != GEMM) return {};
     Share share(program.layers[layer], part_of(layer, thread, threads), threads);
@@ -85,8 +86,8 @@ Ahead first_weights(const Program& program, int layer, int thread, int threads) 
                                                   : Ahead{};
 }
 
-Pool& pool_of_threads() {
-    static Pool* pool = new Pool;  // never destroyed: its threads may outlive main
+ThreadPool& thread_pool() {
+    static ThreadPool* pool = new ThreadPool;  // never destroyed: its threads may outlive main
     return *pool;
 }
 
@@ -98,16 +99,21 @@ double since(Clock::time_point start) { return std::chrono::duration<double>(Clo
 
 }  // namespace
 
-#pragma GCC visibility push(default)  // all else is hidden: other builds of it may be loaded beside this one
+#pragma GCC visibility push(default)  // everything else is hidden: other builds may be loaded beside this one
 extern "C" {
 
 int lanes() { return LANES; }
 int panel_vectors() { return PANEL; }
 
-// Run the program `passes` times, each on the next part of the outside tensors. `seconds`, if there is one, gets what
-// each phase took in the last pass.
+const char* records() {
+    static const std::string text = described_records();
+    return text.c_str();
+}
+
+// Run the program `passes` times, each on the next part of the outside tensors. `seconds`, if given, receives the time
+// of each phase in the last pass.
 void run(const Program* program, const Outside* outside, int passes, int threads, double* seconds) {
-    pool_of_threads().run(threads, [=](int thread) {
+    thread_pool().run(threads, [=](int thread) {
         [[maybe_unused]] MatrixUnit unit;
         for (int pass = 0; pass < passes; pass++)
             for (int phase = 0; phase < program->phase_count; phase++) {

@@ -1,4 +1,4 @@
-"""The native engine as a module: plans for the shapes that come in, and the call."""
+"""The native engine as a module: programs for the shapes that come in, and the call."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from ...errors import BackendUnavailable
 from ..capture import Captured, Captures
 from ..ir import number
 from ..lower import lower
-from . import library as native
+from . import records
+from .library import DTYPES, default_target, load
 from .pack import Format, pack
-from .program import Plan
+from .program import Program
 
-PLANS = 16  # kept in memory, the latest used ones
-PASS = 8  # images at most that run together
+PROGRAMS = 16  # kept in memory: those used last
+PASS = 8  # images that run together, at most
 
 
 class NativeNetwork(nn.Module):
     """A network that the native engine runs.
 
-    It is a picture of the model at the time: later changes of the model's weights do not reach it.
+    It is a snapshot of the model: later changes of the model's weights do not reach it.
 
     Args:
         model: in evaluation mode.
-        example: an input ``[N, C, H, W]``; other batch and image sizes work too. A size that torch.export cannot cover
-            with the examples before is captured when it comes.
-        target: instruction set, one of `native.TARGETS`; by default the best one that PyTorch may use, too.
+        example: an input ``[N, C, H, W]``; other batch and image sizes work too. A size that no capture covers yet is
+            captured when it comes.
+        target: the instruction set, one of `library.TARGETS`; by default the best one that PyTorch may use as well.
 
     Raises:
-        BackendUnavailable: no compiler, neither float32 nor bfloat16 on the CPU, a network that torch.export cannot
-            capture, or an operation that the engine does not know.
+        BackendUnavailable: there is no compiler, the model is not float32 or bfloat16 on the CPU, torch.export cannot
+            capture it, or it has an operation that the engine does not know.
     """
 
     engine = "native"
@@ -45,11 +46,11 @@ class NativeNetwork(nn.Module):
         super().__init__()
         parameter = next(model.parameters(), example)
         self.dtype = parameter.dtype
-        if parameter.device.type != "cpu" or self.dtype not in native.DTYPES:
+        if parameter.device.type != "cpu" or self.dtype not in DTYPES:
             raise BackendUnavailable(
                 f"the native engine runs float32 and bfloat16 on the CPU, not {self.dtype} on {parameter.device}"
             )
-        self.library = native.library(target or native.default_target(), self.dtype)
+        self.library = load(target or default_target(), self.dtype)
         self._captures = Captures(model)
         self._forms: dict[Captured, _Form] = {}
         self._by_shape: dict[torch.Size, tuple[_Form, dict[Any, int]]] = {}
@@ -79,17 +80,17 @@ class NativeNetwork(nn.Module):
 
 
 class _Form:
-    """The network for a range of sizes: layers, constants, and a plan for each size that came."""
+    """The network for a range of sizes: layers, constants, and a program for each size that came."""
 
     def __init__(self, captured: Captured, library: Any, dtype: torch.dtype) -> None:
         self.captured, self.library, self.dtype = captured, library, dtype
         self.network = lower(captured)
         form = Format(library.lanes(), library.panel_vectors(), dtype)
         self.packed = {id(layer): pack(layer, form) for layer in self.network.layers if layer.sum is not None}
-        self.plans: OrderedDict[Any, Plan] = OrderedDict()
+        self.programs: OrderedDict[Any, Program] = OrderedDict()
 
     def __call__(self, x: Tensor, sizes: dict[Any, int], together: int, threads: int) -> Any:
-        """Run all images, as many ``together``."""
+        """Run all images, ``together`` at a time."""
         x = x.detach()
         outputs = [
             torch.empty([number(size, sizes) for size in shape], dtype=self.dtype) for shape in self.network.shapes
@@ -98,11 +99,11 @@ class _Form:
         for start, end, images in ((0, whole, together), (whole, len(x), len(x) - whole)):
             if start < end:
                 outside = self.outside(x[start:end], [output[start:end] for output in outputs], images)
-                self.plan(sizes, x.shape, images, threads).run(outside, (end - start) // images)
+                self.program(sizes, x.shape, images, threads).run(outside, (end - start) // images)
         return pytree.tree_unflatten(outputs, self.captured.out_spec)
 
     def outside(self, x: Tensor, outputs: list[Tensor], images: int) -> Any:
-        """Where the input and the parts of the outputs lie."""
+        """Where the input and the parts of the outputs are in memory."""
         ends = [(x.data_ptr(), x.stride())]
         for output, refs in zip(outputs, self.network.outputs):
             strides = (*output.stride(), 0, 0)[:4]
@@ -110,14 +111,14 @@ class _Form:
             for ref in refs:
                 ends.append((output.data_ptr() + output.itemsize * first * strides[1], strides))
                 first += ref.channels
-        return np.array([(data, strides, images * strides[0]) for data, strides in ends], native.OUTSIDE)
+        return np.array([(data, strides, images * strides[0]) for data, strides in ends], records.OUTSIDE)
 
-    def plan(self, sizes: dict[Any, int], shape: torch.Size, images: int, threads: int) -> Plan:
-        """The plan for images of this shape, ``images`` at a time."""
+    def program(self, sizes: dict[Any, int], shape: torch.Size, images: int, threads: int) -> Program:
+        """The program for images of this shape, ``images`` at a time."""
         key = (shape[1:], images, threads)
-        if key not in self.plans:
-            self.plans[key] = Plan(self.network, self.packed, sizes, images, threads, self.library, self.dtype)
-            if len(self.plans) > PLANS:
-                self.plans.popitem(last=False)
-        self.plans.move_to_end(key)
-        return self.plans[key]
+        if key not in self.programs:
+            self.programs[key] = Program(self.network, self.packed, sizes, images, threads, self.library, self.dtype)
+            if len(self.programs) > PROGRAMS:
+                self.programs.popitem(last=False)
+        self.programs.move_to_end(key)
+        return self.programs[key]

@@ -1,5 +1,7 @@
 // The heart: one tile of the multi-source GEMM with everything that follows it. docs/engine.md explains the blocking.
 #pragma once
+#include <algorithm>
+
 #include "program.h"
 #include "simd.h"
 
@@ -21,7 +23,7 @@ struct Ahead {
     }
 };
 
-constexpr int64_t PREFETCHED = 1 << 20;  // bytes of a panel that are prefetched at most; more would push out others
+constexpr int64_t PREFETCHED = 1 << 20;  // bytes of a panel that are prefetched at most; more would evict others
 
 inline Ahead weights_of(const Panel& panel) {
     return {panel.weights, panel.weights + std::min<int64_t>(panel.weights_end - panel.weights, PREFETCHED)};
@@ -31,7 +33,7 @@ constexpr int GRAIN = sizeof(float) / sizeof(Real);  // channels that lie side b
 
 INLINE int whole(int count) { return (count + GRAIN - 1) / GRAIN * GRAIN; }
 
-// sums += pixels x weights, N channels from `k` on: per channel NV loads, MR broadcasts and MR * NV multiply-adds.
+// sums += pixels x weights for N channels starting at `k`; per channel NV loads, MR broadcasts, MR * NV multiply-adds.
 template <int MR, int NV, int N>
 INLINE void multiply_channels(Sums<MR, NV>& sums, const float* const (&from)[MR], int k, const float* weights) {
     for (int n = 0; n < N; n++) {
@@ -80,7 +82,7 @@ INLINE void multiply(Sums<MR, NV>& sums, const Real* const (&from)[MR], const Re
     ahead.at = lines.at;
 }
 
-// Add the terms [first, last) for the pixels from `pixel` on.
+// Add the terms [first, last) for the pixels that start at `pixel`.
 template <int MR, int NV>
 INLINE void convolve(Sums<MR, NV>& sums, const Layer& layer, const Panel& panel, int first, int last, int pixel,
                      Ahead& ahead) {
@@ -153,7 +155,7 @@ INLINE void write(const Sums<MR, NV>& sums, const Output& output, int channel, i
     }
 }
 
-// Ask for the lines that the end of a tile reads and writes; its multiplications take as long as they need to come.
+// Prefetch the lines that the end of a tile reads and writes: they arrive during its multiplications.
 template <int MR, int NV>
 INLINE void touch(const Layer& layer, int channel, int pixel) {
     for (int i = 0; i < layer.addend_count; i++)
@@ -166,8 +168,8 @@ INLINE void touch(const Layer& layer, int channel, int pixel) {
                 __builtin_prefetch(layer.outputs[i].full + layer.outputs[i].pixels[pixel + p] + channel + v * LANES, 1);
 }
 
-// A tile from its start, the bias or what the coarse terms gave its blocks, to all its outputs. What its own terms give
-// is `staged`, if the matrix unit has computed it.
+// A tile from its initial sums, which are the bias or the coarse terms of its blocks, to all its outputs. If the matrix
+// unit has computed its own terms already, `staged` holds their sums.
 template <int MR, int NV>
 void tile(const Layer& layer, const Panel& panel, int pixel, const float* coarse, const float* staged, Ahead& ahead) {
     Sums<MR, NV> sums;
@@ -185,7 +187,7 @@ void tile(const Layer& layer, const Panel& panel, int pixel, const float* coarse
     for (int i = 0; i < layer.output_count; i++) write<MR, NV>(sums, layer.outputs[i], panel.channel, pixel);
 }
 
-// The coarse terms of MR low pixels, each of which is the start of a 2x2 block of high ones.
+// The coarse terms of MR low pixels, each of which starts the sums of a 2x2 block of high ones.
 template <int MR, int NV>
 void coarse_tile(const Layer& layer, const Panel& panel, int block, float* coarse, Ahead& ahead) {
     Sums<MR, NV> sums;

@@ -1,9 +1,9 @@
 // Layers by the processor's matrix unit, where there is one (Intel's AMX, bfloat16). It multiplies 16 pixels by 16
-// output channels over 32 input channels at once, but wants the pixels at equal distances; so the windows of some pixels
-// are first copied side by side, "staged", all terms and taps of a pixel in one row.
+// output channels over 32 input channels at once, but needs the pixels at equal distances. So some pixels' windows
+// are first "staged": copied side by side, with all terms and taps of a pixel in one row.
 #pragma once
 #include "kernel.h"
-#include "pool.h"
+#include "threads.h"
 
 #if defined(BFLOAT16) && defined(__AMX_BF16__)
 #include <sys/syscall.h>
@@ -14,7 +14,7 @@
 // The unit as one thread uses it, during a run.
 class MatrixUnit {
    public:
-    // Linux wants to be asked, once per process, before it keeps so many registers for it.
+    // Linux must be asked, once per process, before the unit's registers may be used.
     static bool allowed() {
         constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
         static const bool answer = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
@@ -36,7 +36,7 @@ class MatrixUnit {
 
 constexpr int ROWS = 16, DEPTH = 32;  // of a tile: pixels, and input channels
 constexpr int RUN = 2 * ROWS;         // pixels that are multiplied at once
-constexpr int STAGED = 1 << 20;       // bytes, about: half of a core's second cache
+constexpr int STAGED = 1 << 20;       // bytes, about half of a core's second-level cache
 
 struct alignas(64) Line {  // of the cache; a row of a tile is one
     Real reals[DEPTH];
@@ -54,9 +54,9 @@ struct Rows {
     }
 
     const Slice& slice(int term) const { return layer.panels[0].slices[term]; }
-    int stride() const { return depth ? depth + DEPTH : 0; }  // no power of two, whose rows would meet in the cache
+    int stride() const { return depth ? depth + DEPTH : 0; }  // not a power of two: rows would collide in the cache
 
-    // Copy `count` pixels, of which the taps of a few find their sources in the nearest cache.
+    // Copy `count` pixels, a few at a time, so that their taps find their sources in the first-level cache.
     void stage(int pixel, int count, Real* to) const {
         for (int done = 0; done < count; done += ROWS, to += ROWS * stride())
             stage_few(pixel + done, std::min(ROWS, count - done), to);
@@ -74,7 +74,7 @@ struct Rows {
         for (int p = 0; p < count; p++) std::memset(to + p * stride(), 0, sizeof(Real) * (end - to));
     }
 
-    // In whole lines: what is too much is written over next.
+    // In whole lines; what is too much is overwritten next.
     void copy(const Real* from, const int32_t* pixels, int count, int wanted, Real* to) const {
         const int step = stride();
         for (int p = 0; p < count; p++, to += step) {
@@ -85,7 +85,7 @@ struct Rows {
     }
 };
 
-// out [RUN][NV * 16] = pixels [RUN][depth] x weights [depth / 2][NV * 16][2]; of up to 16 pixels, the first half.
+// out [RUN][NV * 16] = pixels [RUN][depth] x weights [depth / 2][NV * 16][2]; for up to 16 pixels, only its first half.
 template <int NV>
 INLINE void multiply_run(const Rows& rows, const Real* pixels, int count, const Real* weights, float* out,
                          Ahead& ahead) {
@@ -117,7 +117,7 @@ INLINE void multiply_run(const Rows& rows, const Real* pixels, int count, const 
     if (NV == 2) _tile_stored(3, out + ROWS * NV * 16 + 16, weights_row);
 }
 
-// One panel of some staged pixels, or blocks. The matrix unit is one run ahead of the tiles that do what follows.
+// One panel for some staged pixels or blocks. The matrix unit is one run ahead of the tiles that finish its sums.
 template <int NV>
 void run_panel(const Layer& layer, const Panel& panel, const Rows& fine, const Rows& coarse, const Real* pixels,
                const Real* coarse_pixels, int first, int units, Ahead ahead) {
@@ -151,7 +151,7 @@ void run_panel(const Layer& layer, const Panel& panel, const Rows& fine, const R
     }
 }
 
-// Stage as many pixels as the cache holds, or one run if pixels are outside, and take them through all panels.
+// Stage as many pixels as the cache holds, or one run if the loop over pixels is outside, for all panels.
 inline void gemm_staged(const Layer& layer, Range panels, Range all, Ahead next) {
     const Rows fine(layer, 0, layer.term_count), coarse(layer, layer.term_count, layer.term_count + layer.coarse_count);
     const int scale = layer.blocks ? 4 : 1, run = layer.blocks ? ROWS : RUN;  // in units

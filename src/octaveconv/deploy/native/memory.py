@@ -1,4 +1,4 @@
-"""Memory: where every map of a network lies, for one input size."""
+"""Memory: where every map of a network is, for one input size."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ir import Layer, Map, Network, Pair, Ref, number
+from ..ir import Layer, Lowered, Map, Pair, Ref, number
 from .pack import grain
 
 Array = np.ndarray[Any, Any]
-SLACK = 64  # numbers behind a map's end that whole vectors may read
-LARGE = 2_500_000  # bytes of one image's maps in a phase; those of several images would leave the cache
+SLACK = 64  # numbers after a map's end that whole vectors may read
+LARGE = 2_500_000  # bytes of one image's maps in a phase; those of several images would not fit in the cache
 
 
 class Place(NamedTuple):
-    """Where a map lies: all images with a border of ``halo`` zeros, ``stride`` numbers per pixel."""
+    """Where a map is: all images with a border of ``halo`` zeros, ``stride`` numbers per pixel."""
 
     buffer: Tensor
     height: int
@@ -28,7 +28,7 @@ class Place(NamedTuple):
     halo: int
     stride: int
     channel: int  # the first one of the map
-    first: int = 0  # the image that a pass over single images is at
+    first: int = 0  # the image that a pass over single images has reached
 
     @property
     def row(self) -> int:
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
     @property
     def origin(self) -> int:
-        """The first pixel of the first image, as so many numbers."""
+        """How many numbers come before the first pixel of the first image."""
         return self.halo * (self.row + self.stride) + self.channel
 
     def pointer(self, offset: int = 0) -> int:
@@ -51,13 +51,13 @@ class Place(NamedTuple):
 
 
 class Memory:
-    """The maps of ``images`` images at a time, whose sizes follow from what the symbols in ``sizes`` stand for.
+    """The maps of ``images`` images at a time, whose sizes follow from the values of the symbols in ``sizes``.
 
-    The first phases, up to ``cut``, run image by image, which keeps their large maps in the cache; the others take all
-    images at once, which reads their weights once and leaves fewer pixels over.
+    The first phases, up to ``cut``, run image by image, which keeps their large maps in the cache. The others take all
+    images at once, which reads their weights once and leaves fewer pixels in partial tiles.
     """
 
-    def __init__(self, network: Network, sizes: Mapping[Any, int], images: int, dtype: torch.dtype) -> None:
+    def __init__(self, network: Lowered, sizes: Mapping[Any, int], images: int, dtype: torch.dtype) -> None:
         self.images, self.sizes, self.dtype = images, sizes, dtype
         self.phases = phases_of(network)
         self.tables: dict[Any, Array] = {}
@@ -66,7 +66,7 @@ class Memory:
         self.places = self._allocate(network)
 
     def at(self, image: int) -> dict[Map, Place]:
-        """The places for the pass over one image: maps that hold all of them begin at that one."""
+        """The places for the pass over one image: maps that hold all images begin at that one."""
         return {
             target: place._replace(first=image) if target in self.shared else place
             for target, place in self.places.items()
@@ -87,13 +87,13 @@ class Memory:
         height, width = (number(size, self.sizes) for size in symbolic)
         return height, width
 
-    def _allocate(self, network: Network) -> dict[Map, Place]:
+    def _allocate(self, network: Lowered) -> dict[Map, Place]:
         """Give every map its memory; maps of the same shape take turns, so that the borders stay zero.
 
-        A sum takes the place of a map that is only added to it and not read any more, which saves a pass over memory.
+        A sum takes the place of a map that is only added to it and never read again, which saves a pass over memory.
         """
         last = network.last_uses(self.phases)
-        last[network.input] = len(self.phases)  # kept for itself: the zeros beside its channels must stay
+        last[network.input] = len(self.phases)  # nothing else uses its place: the zeros beside its channels must stay
         places: dict[Map, Place] = {}
         free: dict[Any, list[Place]] = defaultdict(list)
         self.shared: set[Map] = set()  # maps of all images that passes over single ones write
@@ -132,11 +132,14 @@ class Memory:
     def _place(self, images: int, height: int, width: int, halo: int, stride: int) -> Place:
         count = images * (height + 2 * halo) * (width + 2 * halo) * stride
         if count >= 2**31:
-            raise ValueError(f"a map of {height}x{width} pixels and {stride} channels is too large for the engine")
+            raise ValueError(
+                f"a map of {images} images, {height}x{width} pixels and {stride} channels is too large for the native "
+                f"engine: give it fewer images at once"
+            )
         return Place(torch.zeros(count + SLACK, dtype=self.dtype), height, width, halo, stride, 0)
 
-    def _stride(self, home: Map, network: Network) -> int:
-        """Numbers per pixel: whole vectors, and no multiple of 1 KiB, whose pixels would meet in the same cache."""
+    def _stride(self, home: Map, network: Lowered) -> int:
+        """Numbers per pixel: whole vectors, but not a multiple of 1 KiB, at which pixels would collide in the cache."""
         if home is network.input:
             together = grain(self.dtype)
             return -(-home.channels // together) * together
@@ -157,13 +160,13 @@ class Memory:
 
 
 def _only_added(layer: Layer, phase: list[Layer]) -> list[Map]:
-    """Maps, not parts of one, that a layer adds pixel by pixel and that nothing else in its phase reads."""
+    """Whole maps that a layer adds pixel by pixel and that nothing else in its phase reads."""
     read = [ref.map.whole for other in phase for ref in other.sources]
     added = [addend.source for addend in layer.sum.addends if not addend.coarse] if layer.sum else []
     return [ref.map for ref in added if ref.first == 0 and read.count(ref.map) == 1]
 
 
-def _halos(network: Network) -> dict[Map, int]:
+def _halos(network: Lowered) -> dict[Map, int]:
     """The border that each map in memory needs: the widest padding of the convolutions that read it."""
     halos: dict[Map, int] = defaultdict(int)
     for layer in network.layers:
@@ -174,8 +177,8 @@ def _halos(network: Network) -> dict[Map, int]:
     return halos
 
 
-def phases_of(network: Network) -> list[list[Layer]]:
-    """Layers by phase: each as early as it can be, after all that it reads."""
+def phases_of(network: Lowered) -> list[list[Layer]]:
+    """Layers by phase: each as early as possible, after everything that it reads."""
     written: dict[Map, list[tuple[int, int, int]]] = {network.input.whole: [(0, network.input.channels, 0)]}
     phases: list[list[Layer]] = []
     for layer in network.layers:
@@ -193,6 +196,6 @@ def phases_of(network: Network) -> list[list[Layer]]:
 
 
 def _blocks(images: int, height: int, width: int) -> Array:
-    """Image, row and column of pixels in 2x2 blocks; those beyond an odd edge are the pixels at the edge again."""
+    """Image, row and column of pixels in 2x2 blocks; beyond an odd edge the pixels at the edge are repeated."""
     n, y, x, i, j = np.indices((images, -(-height // 2), -(-width // 2), 2, 2)).reshape(5, -1)
     return np.stack([n, np.minimum(2 * y + i, height - 1), np.minimum(2 * x + j, width - 1)])

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..ir import Layer, Term
 
-DEPTH = 32  # input channels that the matrix unit multiplies at once; of matrix.h
+DEPTH = 32  # input channels that the matrix unit multiplies at once, as in matrix.h
 
 
 class Format(NamedTuple):
-    """What a build of the engine reads: floats of a vector, vectors of its widest panel, the weights' dtype."""
+    """What a build of the engine reads: floats per vector, vectors of its widest panel, the weights' dtype."""
 
     lanes: int
     widest: int
@@ -22,17 +22,17 @@ class Format(NamedTuple):
 
     @property
     def grain(self) -> int:
-        """Input channels that lie side by side in the weights."""
+        """Input channels that are interleaved in the weights."""
         return grain(self.dtype)
 
 
 def grain(dtype: torch.dtype) -> int:
-    """How many numbers the engine multiplies as one: as many as make up 32 bits."""
+    """How many numbers the engine multiplies as one: those of 32 bits."""
     return 4 // dtype.itemsize
 
 
 class Slice(NamedTuple):
-    """What a panel takes of a term: its weights, and ``inputs`` channels from ``first`` on."""
+    """What a panel takes from a term: its weights, and ``inputs`` channels starting at ``first``."""
 
     weights: Tensor
     first: int
@@ -82,7 +82,7 @@ def pack(layer: Layer, form: Format) -> Packed:
 
 
 def panel_widths(vectors: int, widest: int) -> list[int]:
-    """Share out vectors over panels; in two equal halves where there are enough, so that two threads can share them."""
+    """Divide vectors into panels; where there are enough, into two equal halves that two threads can share."""
     if vectors > widest:
         return [width for half in (vectors - vectors // 2, vectors // 2) for width in _even(half, widest)]
     return [vectors]
@@ -94,7 +94,7 @@ def _even(vectors: int, widest: int) -> list[int]:
 
 
 def _whole_depth(slices: list[Slice], columns: int) -> list[Slice]:
-    """Zeros behind the last weights, so that all input channels together are whole tiles of the matrix unit."""
+    """Zeros after the last weights, so that all input channels together are whole tiles of the matrix unit."""
     if slices:
         rest = -sum(piece.weights.numel() for piece in slices) % (DEPTH * columns)
         slices[-1] = slices[-1]._replace(weights=F.pad(slices[-1].weights.flatten(), (0, rest)))

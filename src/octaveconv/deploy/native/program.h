@@ -1,4 +1,5 @@
-// What Python hands over: a program is a list of layers, in phases. `native/__init__.py` has the same structures.
+// What Python hands over: a program is a list of layers, in phases. records.py has the same structures, which are
+// compared when the library is loaded (records.h).
 // All maps are NHWC with a border of zeros around each image; a "pixel" is the offset of a pixel's first channel, in
 // reals.
 #pragma once
@@ -37,7 +38,7 @@ struct Panel {
     int32_t channel, vectors;
 };
 
-// A map that is added as it is, times a gate of each image and channel if there is one.
+// A map that is added as it is, or times a gate for each image and channel.
 struct Addend {
     const Real* source;
     const int32_t* pixels;   // of each output pixel, or of each 2x2 block
@@ -53,7 +54,7 @@ struct Output {
     Real* pooled;
     const int32_t* blocks;
     const float *scale, *shift;
-    int32_t full_channels, pooled_channels;  // no channel from these on may be written: another map begins there
+    int32_t full_channels, pooled_channels;  // channels from these on must not be written: they are of another map
     int32_t activation;
     float low, high;         // CLAMP's
 };
@@ -80,7 +81,7 @@ struct Layer {
     int32_t blocks;          // pixels are in 2x2 blocks: 4 per unit
     int32_t term_count, coarse_count, panel_count, addend_count, output_count;
     int32_t pixels_outside;  // loop over pixels outside and panels inside: for weights that stay in the cache
-    int32_t staged;          // the matrix unit may do it, if there is one: no term has groups
+    int32_t staged;          // the matrix unit may compute it: no term has groups
     int32_t channel_split;   // threads that share the panels; the others share the pixels
     const Term* terms;       // the coarse ones, at half the resolution, last
     const Panel* panels;
@@ -91,6 +92,6 @@ struct Layer {
 
 struct Program {
     const Layer* layers;
-    const int32_t* phases;   // first layer of each phase, and the end; layers of a phase do not need each other
+    const int32_t* phases;   // first layer of each phase, and the end; layers of a phase do not depend on each other
     int32_t phase_count;
 };

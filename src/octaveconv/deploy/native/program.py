@@ -1,4 +1,4 @@
-"""Plan: the program of the native engine, for one size and number of threads."""
+"""The program of the native engine, for one input size and number of threads."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ir import Addend, Layer, Network, Pair, Ref
-from . import library as native
+from ..ir import Addend, Layer, Lowered, Pair, Ref
+from . import records
 from .memory import Memory
 from .pack import Packed, Panel
 from .tune import tune
@@ -19,25 +19,25 @@ from .tune import tune
 Array = np.ndarray[Any, Any]
 
 
-class Plan:
+class Program:
     """A program that is ready to run for ``images`` images at a time.
 
     Args:
         network: the layers.
         packed: their constants, by layer.
         sizes: what the symbols of the input's size are.
-        images: that run together; see `Memory`.
-        threads: that run it.
-        engine: the native library.
-        dtype: of maps and weights, which it was built for.
+        images: how many run together; see `Memory`.
+        threads: how many run it.
+        library: the engine; see `library.load`.
+        dtype: that of maps and weights, for which the library was built.
     """
 
     def __init__(
-        self, network: Network, packed: Mapping[int, Packed], sizes: Mapping[Any, int], images: int, threads: int,
-        engine: ctypes.CDLL, dtype: torch.dtype,
+        self, network: Lowered, packed: Mapping[int, Packed], sizes: Mapping[Any, int], images: int, threads: int,
+        library: ctypes.CDLL, dtype: torch.dtype,
     ) -> None:  # fmt: skip
         self.network, self.packed, self.threads = network, packed, threads
-        self.engine, self.dtype = engine, dtype
+        self.library, self.dtype = library, dtype
         self.keep: list[Any] = []  # what the program points to
         self.memory = Memory(network, sizes, images, dtype)
         self.size = self.memory.size
@@ -53,14 +53,14 @@ class Plan:
         self.layers = np.concatenate([layer for step in steps for layer in step])
         starts = np.cumsum([0, *map(len, steps)], dtype=np.int32)
         self.program = self._struct(
-            native.PROGRAM, layers=self._pointer(self.layers), phases=self._pointer(starts), phase_count=len(steps)
+            records.PROGRAM, layers=self._pointer(self.layers), phases=self._pointer(starts), phase_count=len(steps)
         )
         head = np.tile(np.arange(cut + 1), images) if cut else np.arange(0)
         self._tune(parts, starts, np.append(head, cut + 1 + np.arange(len(steps) - len(head))))
 
     def run(self, outside: Array, passes: int) -> None:
-        """Run on the tensors ``outside``, records of `native.OUTSIDE`: the input, then the parts of the outputs."""
-        self.engine.run(self.program.ctypes.data, outside.ctypes.data, passes, self.threads, None)
+        """Run on the tensors ``outside``, which are `records.OUTSIDE`: the input, then the parts of the outputs."""
+        self.library.run(self.program.ctypes.data, outside.ctypes.data, passes, self.threads, None)
 
     def _phase(self, layers: list[Layer]) -> list[Array]:
         return [self._layer(layer) if layer.sum else self._window(layer) for layer in layers]
@@ -85,7 +85,7 @@ class Plan:
         staged = bool(terms) and all(term.groups == 1 for term in (*total.terms, *total.coarse))
         units = self.images * (coarse_grid[0] * coarse_grid[1] if blocked else grid[0] * grid[1])
         return self._struct(
-            native.LAYER, kind=native.KINDS.index("gemm"), units=units, blocks=blocked, term_count=len(total.terms),
+            records.LAYER, kind=records.KINDS.index("gemm"), units=units, blocks=blocked, term_count=len(total.terms),
             coarse_count=len(total.coarse), panel_count=len(panels), addend_count=len(addends),
             output_count=len(outputs), staged=staged, channel_split=1,
             terms=self._array([record for record, _ in terms]), panels=self._array(panels),
@@ -93,7 +93,7 @@ class Plan:
         )  # fmt: skip
 
     def _term(self, term: Any, grid: Pair, blocked: bool) -> tuple[Array, int]:
-        """The record, and how many numbers of a window's row are read as one: all, if they lie side by side."""
+        """The record, and how many numbers of a window's row are read at once: all, if they are contiguous."""
         place = self.places[term.source.map]
         kh, kw = term.weight.shape[2:]
         whole_input = term.source == (self.network.input, 0, self.network.input.channels)  # may have zeros beside it
@@ -102,7 +102,7 @@ class Plan:
         rows, columns = np.indices((kh, 1 if row else kw)).reshape(2, -1)
         taps = rows * term.dilation[0] * place.row + columns * term.dilation[1] * place.stride
         record = self._struct(
-            native.TERM, source=self._source(term.source), taps=self._pointer(taps.astype(np.int32)),
+            records.TERM, source=self._source(term.source), taps=self._pointer(taps.astype(np.int32)),
             pixels=self._table(term.source, grid, blocked, term.stride, term.padding),
             tap_count=len(taps), depthwise=term.depthwise,
         )  # fmt: skip
@@ -111,13 +111,13 @@ class Plan:
     def _panel(self, panel: Panel, packed: Packed, window_rows: list[int]) -> Array:
         slices = [
             self._struct(
-                native.SLICE, weights=self._address(piece.weights), first=piece.first, count=row or piece.inputs
+                records.SLICE, weights=self._address(piece.weights), first=piece.first, count=row or piece.inputs
             )
             for piece, row in zip(panel.slices, window_rows)
         ]
         weights = [piece.weights for piece in panel.slices]
         return self._struct(
-            native.PANEL, slices=self._array(slices), bias=self._address(packed.bias) + 4 * panel.channel,
+            records.PANEL, slices=self._array(slices), bias=self._address(packed.bias) + 4 * panel.channel,
             weights=weights[0].data_ptr() if weights else 0,
             weights_end=weights[-1].data_ptr() + weights[-1].nbytes if weights else 0,
             channel=panel.channel, vectors=panel.vectors,
@@ -130,7 +130,7 @@ class Plan:
                 gate=self._source(addend.gate), gate_pixels=self._table(addend.gate, grid, blocked, step=(0, 0))
             )
         return self._struct(
-            native.ADDEND, source=self._source(addend.source), per_block=addend.coarse,
+            records.ADDEND, source=self._source(addend.source), per_block=addend.coarse,
             pixels=self._table(addend.source, grid, blocked), **gate,
         )  # fmt: skip
 
@@ -147,9 +147,9 @@ class Plan:
                 fields[f"{name}_channels"] = target.channels if target.home else 2**30
         if finish is not None:
             fields.update(scale=self._address(finish[0]), shift=self._address(finish[1]))
-        activation = native.ACTIVATIONS.index(output.finish.activation)
+        activation = records.ACTIVATIONS.index(output.finish.activation)
         return self._struct(
-            native.OUTPUT, activation=activation, low=output.finish.low, high=output.finish.high, **fields
+            records.OUTPUT, activation=activation, low=output.finish.low, high=output.finish.high, **fields
         )
 
     def _window(self, layer: Layer) -> Array:
@@ -158,12 +158,12 @@ class Plan:
         assert target is not None
         source, place = self.places[window.source.map], self.places[target]
         record = self._struct(
-            native.WINDOW, images=self.images, height=source.height, width=source.width, out_height=place.height,
+            records.WINDOW, images=self.images, height=source.height, width=source.width, out_height=place.height,
             out_width=place.width, channels=target.channels, kernel=window.kernel, stride=window.stride,
             padding=window.padding, count_padding=window.count_padding, **self._ends("source", window.source),
             **self._ends("target", Ref(target, 0, target.channels)),
         )  # fmt: skip
-        return self._struct(native.LAYER, kind=native.KINDS.index(window.kind), window=self._pointer(record))
+        return self._struct(records.LAYER, kind=records.KINDS.index(window.kind), window=self._pointer(record))
 
     def _read(self, image: int) -> Array:
         network_input = self.network.input
@@ -172,10 +172,10 @@ class Plan:
     def _copy(self, kind: str, ref: Ref, slot: int = 0, first: int = 0) -> Array:
         place = self.places[ref.map]
         record = self._struct(
-            native.WINDOW, images=self.images, height=place.height, width=place.width, channels=ref.channels, slot=slot,
-            first=first, **self._ends("target" if kind == "read" else "source", ref),
+            records.WINDOW, images=self.images, height=place.height, width=place.width, channels=ref.channels,
+            slot=slot, first=first, **self._ends("target" if kind == "read" else "source", ref),
         )  # fmt: skip
-        return self._struct(native.LAYER, kind=native.KINDS.index(kind), window=self._pointer(record))
+        return self._struct(records.LAYER, kind=records.KINDS.index(kind), window=self._pointer(record))
 
     def _ends(self, name: str, ref: Ref) -> dict[str, int]:
         place = self.places[ref.map]
@@ -206,14 +206,14 @@ class Plan:
         return tensor.data_ptr()
 
     def _tune(self, parts: list[Ref], starts: Array, same: Array) -> None:
-        """Choose how the threads share each layer, on images of zeros."""
+        """Choose how the threads share each layer, with images of zeros."""
         ends = []
         for ref in (Ref(self.network.input, 0, self.network.input.channels), *parts):
             place = self.places[ref.map]
             ends.append(torch.zeros(self.images, ref.channels, place.height, place.width, dtype=self.dtype))
-        outside = np.array([(end.data_ptr(), end.stride(), 0) for end in ends], native.OUTSIDE)
+        outside = np.array([(end.data_ptr(), end.stride(), 0) for end in ends], records.OUTSIDE)
 
         def run(seconds: Array) -> None:
-            self.engine.run(self.program.ctypes.data, outside.ctypes.data, 1, self.threads, seconds.ctypes.data)
+            self.library.run(self.program.ctypes.data, outside.ctypes.data, 1, self.threads, seconds.ctypes.data)
 
-        tune(self.layers, starts, same, self.layers["kind"] == native.KINDS.index("gemm"), self.threads, run)
+        tune(self.layers, starts, same, self.layers["kind"] == records.KINDS.index("gemm"), self.threads, run)

@@ -19,7 +19,7 @@ constexpr int LANES = 4;
 constexpr int TILE = 8;         // NEON has 32 registers; on anything else the compiler does what it can
 #endif
 #if defined(BFLOAT16) && defined(__AMX_BF16__)
-constexpr int PANEL = 2;        // vectors of output channels of a tile: with 2 x 16 pixels all of the matrix unit
+constexpr int PANEL = 2;        // vectors of output channels of a tile: with 2 x 16 pixels they fill the matrix unit
 #else
 constexpr int PANEL = 3;
 #endif
@@ -59,7 +59,7 @@ INLINE Vec load(const uint16_t* from) {
     return as_floats(__builtin_convertvector(x, Pairs) << 16);
 }
 
-// To the nearest bfloat16, of two equally near ones the even one; a NaN stays.
+// To the nearest bfloat16, ties to even; a NaN stays.
 INLINE Halves to_bfloat16(Vec x) {
 #if defined(__AVX512BF16__)
     return (Halves)_mm512_cvtneps_pbh((__m512)x);

@@ -1,7 +1,7 @@
 """Tune: how the threads share each layer and which loop is outside, chosen by measurement inside the running network.
 
-A layer by itself finds its weights in the cache, in the network it does not; so all layers are tried at once, and each
-phase, which ends at a barrier, takes what was fastest for it.
+A layer that runs alone finds its weights in the cache; in the network it does not. So all layers are tried at once, and
+each phase, which ends at a barrier, takes what was fastest for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-SECONDS = 1.0  # for each round, about
+SECONDS = 1.0  # of each round, about
 
 
 def tune(
@@ -22,7 +22,7 @@ def tune(
 ) -> None:
     """Set ``channel_split`` and ``pixels_outside`` of the ``layers`` where ``tunable``.
 
-    Phases with the same number in ``same`` are one phase for several images. ``run`` runs the network once and writes
+    Phases with the same number in ``same`` are one phase of several images. ``run`` runs the network once and writes
     the seconds of each phase into the array it is given.
     """
     splits = [n for n in range(1, threads + 1) if threads % n == 0]
@@ -49,11 +49,11 @@ def tune(
 
 
 def _fastest(trials: list[Array], apply: Callable[[Array], None], run: Callable[[Array], None], same: Array) -> Array:
-    """Of each number in ``same``, the trial in which its phases took the least."""
+    """For each number in ``same``, the trial in which its phases took the least time."""
     least = np.full((len(trials), same.max() + 1), np.inf)
     seconds = np.zeros(len(same))
     start = time.perf_counter()
-    for _ in range(10):  # in turns, so that a slow moment of the machine meets all of them
+    for _ in range(10):  # in turns, so that a slow moment of the machine affects all of them
         for least_so_far, trial in zip(least, trials):
             apply(trial)
             run(seconds)

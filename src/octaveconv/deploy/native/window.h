@@ -1,9 +1,9 @@
-// Operations on windows of pixels and on whole images, and the copies from and to tensors outside.
+// Operations on windows of pixels and on whole images, and the copies from and to outside tensors.
 #pragma once
 #include <algorithm>
 #include <limits>
 
-#include "pool.h"
+#include "threads.h"
 #include "program.h"
 #include "simd.h"
 
@@ -13,7 +13,7 @@ INLINE void mean(const Window& w, int thread, int threads) {
     for (int i = share.first; i < share.last; i++) {
         int image = i / vectors, channel = i % vectors * LANES;
         Vec total = {};
-        for (int y = 0; y < w.height; y++) {  // row by row: a long sum of floats would lose digits
+        for (int y = 0; y < w.height; y++) {  // row by row: one long sum of floats would lose precision
             const Real* from = w.source + int64_t(image) * w.source_image + y * w.source_row + channel;
             Vec row = {};
             for (int x = 0; x < w.width; x++) row += load(from + x * w.source_stride);
@@ -54,7 +54,7 @@ void pool(const Window& w, int thread, int threads) {
     }
 }
 
-// Between a tensor outside, of any strides, and a map.
+// Copy between an outside tensor, of any strides, and a map.
 template <bool READS>
 void copy(const Window& w, const Outside& outside, int64_t pass, int thread, int threads) {
     Range share(w.images * w.height, thread, threads);

@@ -41,7 +41,7 @@ class Barrier {
     alignas(64) std::atomic<unsigned> round_{0};
 };
 
-class Pool {
+class ThreadPool {
    public:
     // Run work(thread) for each thread, this one being number 0; calls from several threads take turns.
     void run(int threads, const std::function<void(int)>& work) {

@@ -1,4 +1,4 @@
-"""A program: the steps of a captured network, run one after the other on tensors."""
+"""The executor: it runs the steps of a captured network one after another on tensors."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Values = dict[Map, Tensor]
 Choose = Callable[[Step, list[Tensor], Sizes], Form]
 
 
-class Program:
-    """The steps of a network, for all sizes that the capture is for.
+class Executor:
+    """The steps of a network, for all sizes that the capture covers.
 
     Args:
         captured: the network.
 
     Raises:
-        Unsupported: an operation that is not known.
+        Unsupported: an operation that the engines do not know.
     """
 
     def __init__(self, captured: Captured) -> None:
@@ -40,8 +40,8 @@ class Program:
 
         Args:
             x: ``[N, C, H, W]``.
-            sizes: what the capture's symbols stand for; see `Captured.sizes`.
-            choose: says in which form a step is to run, given its maps and the sizes of what it puts out.
+            sizes: the values of the capture's symbols; see `Captured.sizes`.
+            choose: returns the form in which a step is to run, given its maps and the sizes of its outputs.
         """
         values: Values = {self.network.input: x}
         for step, dead in zip(self.steps, self.dead):

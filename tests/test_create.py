@@ -1,0 +1,177 @@
+"""A network by its name: what every verb says when name, arguments and weights do not fit together."""
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import octaveconv as oc
+from octaveconv import cli
+from octaveconv.errors import UsageError
+from octaveconv.models import create
+from octaveconv.train import RunFolder
+from octaveconv.weights import read
+
+NARROW = dict(layers=(1, 1, 1, 1), width=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha", "arguments", "message"),
+    [
+        ("resnet50", 0.25, {}, "resnet50 is a dense network and has no alpha: use oct_resnet50, or convert it "
+                               "(octaveconv octavify resnet50)"),
+        ("vgg11", 0.25, {}, "vgg11 is a dense network and has no alpha: use an octave network (octaveconv models lists "
+                            "them), or convert it (octaveconv octavify vgg11)"),
+        ("oct_resnet50", 2, {}, "oct_resnet50: alpha is the low-frequency share of the channels and must be in "
+                                "[0, 1], got 2"),
+        ("oct_resnet50", "much", {}, "oct_resnet50 cannot be built with alpha='much' (TypeError: "),
+        ("oct_resnet50_a", None, {}, "there is no network 'oct_resnet50_a': did you mean oct_resnet50?"),
+        ("oct_resnet50", None, dict(widht=8), "oct_resnet50 has no argument 'widht': did you mean width?"),
+        ("oct_resnet50", None, dict(colour=8), "oct_resnet50 has no argument 'colour': it takes block, layers, "),
+        ("resnet18", None, dict(drop_rat=0.1), "resnet18 has no argument 'drop_rat': did you mean drop_rate?"),
+        ("oct_resnet50", None, dict(width="wide"), "oct_resnet50 cannot be built with width='wide' (TypeError: "),
+        ("oct_resnet50", None, dict(num_classes=-3), "num_classes must be a whole number from 0 up, got -3"),
+        ("oct_resnet50", None, dict(num_classes="ten"), "num_classes must be a whole number from 0 up, got 'ten'"),
+        ("oct_resnetv2_26", None, dict(stem="5x5"), "oct_resnetv2_26: stem must be '7x7' or '3x3', got '5x5'"),
+        ("oct_resnetv2_50_a250", 0.5, {}, "oct_resnetv2_50_a250 has alpha 0.25, got 0.5: oct_resnetv2_50 takes every"),
+    ],
+)  # fmt: skip
+def test_arguments_that_cannot_be(name, alpha, arguments, message):
+    with pytest.raises(UsageError) as caught:
+        create(name, alpha, pretrained=False, model_args=arguments)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "--model", "resnet18", "--alpha", "0.5", "--data", "{images}", "--batch-size", "4"],
+        ["eval", "--model", "resnet18", "--alpha", "0.5", "--data", "{images}", "--device", "cpu"],
+        ["export", "resnet18", "--alpha", "0.5", "--format", "pt2", "--out", "{out}.pt2"],
+        ["cost", "resnet18", "--alpha", "0.5"],
+        ["convert", "{weights}", "--model", "resnet18", "--alpha", "0.5", "--out", "{out}.safetensors"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_every_verb_says_what_a_dense_network_lacks(capsys, tmp_path, argv):
+    for folder in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / folder / f"{i}.png")
+    torch.save({"x": torch.ones(1)}, tmp_path / "weights.pth")
+    places = dict(images=tmp_path / "images", out=tmp_path / "out", weights=tmp_path / "weights.pth")
+    assert cli.main([word.format(**places) for word in argv]) == 2
+    assert capsys.readouterr().err == (
+        "octaveconv: resnet18 is a dense network and has no alpha: use oct_resnet18, or convert it (octaveconv "
+        "octavify resnet18)\n"
+    )
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Of a network with 7 classes."""
+    torch.save(create("oct_resnet50", 0.5, num_classes=7, model_args=NARROW).state_dict(), tmp_path / "w.pth")
+    return tmp_path / "w.pth"
+
+
+def test_weights_of_another_number_of_classes(weights, capsys):
+    message = r"w\.pth has 7 classes, but num_classes is 3: omit it, or fine-tune with a new classifier"
+    with pytest.raises(UsageError, match=message):
+        create("oct_resnet50", None, weights, 3, model_args=NARROW)
+    model = create("oct_resnet50", None, weights, 3, model_args=NARROW, new_head=True)
+    assert model.num_classes == 3
+    assert torch.equal(model.conv1.weight, read(weights).tensors["conv1.weight"])
+    assert "has 7 classes, the network 3: its classifier starts from random weights" in capsys.readouterr().out
+
+
+def test_weights_of_another_network_are_told_in_one_line(weights):
+    with pytest.raises(ValueError, match=r"w\.pth does not fit oct_resnet18: ") as caught:
+        create("oct_resnet18", None, weights)
+    assert len(str(caught.value)) < 500
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_dense_network_is_converted_too(capsys, tmp_path):
+    model = timm.create_model("test_resnet")
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    out = tmp_path / "out.safetensors"
+    assert cli.main(["convert", str(tmp_path / "w.pth"), "--model", "test_resnet", "--out", str(out)]) == 0
+    assert torch.equal(read(out).tensors["fc.weight"], model.fc.weight)
+
+
+# Weights of octavified networks, which fit the dense network's shapes
+
+OCTAVIFIED = "test_resnet"
+
+
+@pytest.fixture(scope="module")
+def octave():
+    dense = timm.create_model(OCTAVIFIED, num_classes=3).eval()
+    return oc.octavify(dense, 0.5, torch.zeros(1, 3, 64, 64))[0]
+
+
+KINDS = {
+    "plain": lambda octave, path: torch.save(octave.state_dict(), path),
+    "legacy": lambda octave, path: torch.save(octave.state_dict(), path, _use_new_zipfile_serialization=False),
+    "state_dict": lambda octave, path: torch.save({"state_dict": octave.state_dict(), "epoch": 3}, path),
+    "model": lambda octave, path: torch.save({"model": octave.state_dict(), "ema": None}, path),
+    "state_dict_ema": lambda octave, path: torch.save({"state_dict_ema": octave.state_dict()}, path),
+    "model_ema": lambda octave, path: torch.save({"model_ema": octave.state_dict()}, path),
+    "ddp": lambda octave, path: torch.save({"model": torch.nn.ModuleDict({"module": octave}).state_dict()}, path),
+    "safetensors": lambda octave, path: save_file(octave.state_dict(), path, {"octavify": "{}"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_timm_does_not_take_octave_weights_for_dense_ones(octave, tmp_path, kind):
+    file = str(tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth"))
+    KINDS[kind](octave, file)
+    with pytest.raises(ValueError, match=r"octavified network: octaveconv\.models\.create\('test_resnet', checkpoint="):
+        timm.create_model(OCTAVIFIED, num_classes=3, checkpoint_path=file)
+
+
+def test_a_run_folder_of_an_octavified_network_is_refused_by_timm_and_rebuilt_by_create(octave, tmp_path):
+    run = RunFolder.new(tmp_path, "run")
+    run.save({"model": octave.state_dict(), "ema": None, "epoch": 1}, best=True)
+    with pytest.raises(ValueError, match=r"best\.pth holds the weights of an octavified network"):
+        timm.create_model(OCTAVIFIED, num_classes=3, checkpoint_path=str(run.best))
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(create(OCTAVIFIED, checkpoint=run.best).eval()(x), octave(x))
+    with pytest.raises(UsageError, match=r"best\.pth says how its network was octavified: omit alpha, got 0\.5"):
+        create(OCTAVIFIED, 0.5, run.best)
+
+
+def test_our_networks_do_not_take_the_weights_of_octavified_ones_for_dense_ones(tmp_path):
+    dense = timm.create_model("resnet18").eval()
+    octave, _ = oc.octavify(dense, 0.5, torch.zeros(1, 3, 64, 64))
+    torch.save(octave.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth holds the weights of an octavified network"):
+        timm.create_model("oct_resnet18", alpha=0.5, checkpoint_path=str(tmp_path / "w.pth"))
+
+
+class Settings:
+    """What a foreign trainer keeps beside its weights; weights_only=True does not read it."""
+
+
+def test_foreign_files_still_go_to_timm(tmp_path, monkeypatch):
+    dense = timm.create_model(OCTAVIFIED, num_classes=3)
+    torch.save({"state_dict": dense.state_dict(), "settings": Settings()}, tmp_path / "foreign.pth")
+    torch.save(dense.state_dict(), tmp_path / "dense.pth")
+    given = []
+    monkeypatch.setattr("octaveconv.models._registry._timm_load_checkpoint", lambda model, path: given.append(path))
+    paths = [str(tmp_path / name) for name in ("foreign.pth", "dense.pth", "nothing.pth")]
+    for path in paths:
+        timm.create_model(OCTAVIFIED, num_classes=3, checkpoint_path=path)
+    assert given == paths
+
+
+def test_nothing_in_a_file_runs_while_it_is_judged(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (tmp_path.joinpath("boom").mkdir, ())
+
+    torch.save({"state_dict": {"x": torch.ones(1)}, "bomb": Bomb()}, tmp_path / "bomb.pth")
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
+        timm.create_model(OCTAVIFIED, checkpoint_path=str(tmp_path / "bomb.pth"))
+    assert not (tmp_path / "boom").exists()

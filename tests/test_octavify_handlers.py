@@ -1,0 +1,98 @@
+"""The table of what octavify does with each layer: how layers are looked up in it, and what it costs to ask."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from helpers import assert_close
+from octavify_parts import Part, conv, layer
+from torch import nn
+
+import octaveconv as oc
+from octaveconv.octavify.handlers import LAYERS, handler_of
+from octaveconv.octavify.octavify import _prepare
+from octaveconv.octavify.splits import Splits
+
+
+class Renamed(nn.Conv2d):
+    pass
+
+
+class Shuffled(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x).flip(1)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x.transpose(1, 3)).transpose(1, 3)
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [
+        (Renamed(4, 4, 1), nn.Conv2d),
+        (Shuffled(4, 4, 1), None),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), None),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), None),
+        (type("Norm", (nn.BatchNorm2d,), {})(4), nn.BatchNorm2d),
+        (nn.SyncBatchNorm(4), None),
+        (LayerNorm2d(4), None),
+        (nn.LayerNorm((4, 4)), None),
+        (nn.PReLU(4), None),
+        (nn.PReLU(), nn.PReLU),
+        (nn.Softmax2d(), None),
+        (nn.MaxPool2d(2, return_indices=True), None),
+        (oc.OctConv2d(4, 4, 1), None),
+        (nn.Sequential(), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_layer_is_taken_for_the_one_whose_forward_it_has(module, kind):
+    assert handler_of(module) is (LAYERS[kind] if kind else None)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        timm.layers.StdConv2d(4, 4, 1), timm.layers.BatchNormAct2d(4), timm.layers.GroupNormAct(4, 2),
+        timm.layers.LayerNorm2d(4), timm.layers.DropPath(0.1), torchvision.ops.StochasticDepth(0.1, "row"),
+        torchvision.models.convnext.LayerNorm2d(4),
+    ],
+    ids=lambda module: type(module).__name__,
+)  # fmt: skip
+def test_layers_of_timm_and_torchvision_are_known_by_name(module):
+    assert handler_of(module).make is not None
+
+
+def test_a_norm_with_an_unknown_activation_stays():
+    assert handler_of(timm.layers.BatchNormAct2d(4, act_layer=nn.Softmax2d)) is None
+
+
+def test_asking_what_a_network_would_cost_builds_no_module(monkeypatch):
+    x = torch.zeros(1, 3, 64, 64)
+    net, _ = _prepare(torchvision.models.resnet18().eval(), (x,), [], 8, False)
+    built = []
+    monkeypatch.setattr(nn.Module, "__init__", lambda self, *_, **__: built.append(type(self)))
+    counts = {alpha: sum(map(Splits(net, lambda node, a=alpha: a).macs, net.steps)) for alpha in (0.0, 0.25, 0.5)}
+    assert counts[0.0] > counts[0.25] > counts[0.5]
+    assert not built
+
+
+class DropsTwice(Part):
+    """One stochastic depth in two places, one of which is dense."""
+
+    def build(self):
+        self.drop, self.middle, self.more = timm.layers.DropPath(0.5), conv(16, 16), conv(16, 16)
+
+    def part(self, x):
+        x = self.more(self.drop(self.middle(self.drop(x))))
+        return self.drop(x.flip(1))
+
+
+def test_stochastic_depth_that_is_called_in_several_places():
+    model, x = DropsTwice(), torch.randn(64, 3, 16, 16)
+    octave, plan = oc.octavify(model, 0.5, x)
+    assert layer(plan, "middle").alpha_out == 0.5
+    assert not torch.equal(octave(x), octave(x))
+    assert_close(oc.octavify(model.eval(), 0, x)[0](x), model(x))
