@@ -22,12 +22,15 @@ import torch
 from octaveconv.mxnet.params import load_mxnet
 from octaveconv.errors import MXNetFormatError
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) * 1024
-torch.frombuffer(bytearray(8), dtype=torch.uint8).clone().max(); torch.ones(8).amax()
 for line in sys.stdin:
     if os.fork():
         os.wait()
         continue
-    before = peak()
+    torch.frombuffer(bytearray(8), dtype=torch.uint8).clone().max(); torch.ones(8).amax()
+    try:
+        load_mxnet("/dev/null")  # the pages of all that code
+    except MXNetFormatError:
+        before = peak()
     try:
         found = load_mxnet(line.rstrip("\\n"))
         result = len(found)
