@@ -7,7 +7,7 @@ import safetensors
 import timm
 import torch
 from folders import make_folder
-from test_cli import run
+from helpers import run
 
 import octaveconv as oc
 from octaveconv.models.create import create
