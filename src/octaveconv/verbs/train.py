@@ -17,7 +17,7 @@ from ._arguments import positive
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Train with a recipe, whose every field is an option; with torchrun, on several processes.
+    """Train with a recipe, whose every field is an option: alone, or with torchrun.
 
     Example: octaveconv train --recipe recipes/cifar10.yaml --data cifar10 --alpha 0.25
     """
