@@ -46,11 +46,11 @@ def test_arguments_that_cannot_be(name, alpha, arguments, message):
 @pytest.mark.parametrize(
     "argv",
     [
-        ["train", "--model", "resnet18", "--alpha", "0.5", "--data", "{images}", "--batch-size", "4"],
-        ["eval", "--model", "resnet18", "--alpha", "0.5", "--data", "{images}", "--device", "cpu"],
+        ["train", "resnet18", "--alpha", "0.5", "--data", "{images}", "--batch-size", "4"],
+        ["eval", "resnet18", "--alpha", "0.5", "--data", "{images}", "--device", "cpu"],
         ["export", "resnet18", "--alpha", "0.5", "--format", "pt2", "--out", "{out}.pt2"],
         ["cost", "resnet18", "--alpha", "0.5"],
-        ["convert", "{weights}", "--model", "resnet18", "--alpha", "0.5", "--out", "{out}.safetensors"],
+        ["convert", "resnet18", "{weights}", "--alpha", "0.5", "--out", "{out}.safetensors"],
     ],
     ids=lambda argv: argv[0],
 )

@@ -1,15 +1,13 @@
 """Exact counts, on one process and on two; what stops a score; what a score says about itself."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 
 import pytest
 import timm
 import torch
 from folders import encoded, make_folder, make_records, make_tar
+from forks import ranks
 from helpers import classifier
 from PIL import Image
 from rich.console import Console
@@ -207,56 +205,34 @@ def test_streams():
             evaluate.evaluate(net, stream(5, announced, broken=True), EvalSettings(32, 4, skip_corrupt=True))
 
 
-PROCESS = """
-import json, sys
-import torch
-from helpers import classifier
-from octaveconv import evaluate, processes
-from octaveconv.data.datasets import open_dataset
-from octaveconv.evaluate import Settings
-
-torch.set_num_threads(1)
-path, skip_corrupt = sys.argv[1], len(sys.argv) > 2
-with processes.joined("cpu"):
-    rank, dataset = processes.rank(), open_dataset(path)
-    try:
-        score = evaluate.evaluate(classifier(), dataset, EvalSettings(32, 4, skip_corrupt=skip_corrupt))
-        print(json.dumps(score.to_dict() | {"rank": rank}), flush=True)
-        evaluate.evaluate(classifier(seed=rank), dataset, EvalSettings(32, 4, skip_corrupt=skip_corrupt))
-    except (ValueError, RuntimeError) as error:
-        sys.exit(str(error))
-"""
+def score_twice(path, skip_corrupt):
+    """With the same weights in every process, and with others."""
+    with processes.joined("cpu"):
+        rank, dataset = processes.rank(), open_dataset(path)
+        settings = EvalSettings(32, 4, skip_corrupt=skip_corrupt)
+        try:
+            score = evaluate.evaluate(classifier(), dataset, settings)
+            print(json.dumps(score.to_dict() | {"rank": rank}), flush=True)
+            evaluate.evaluate(classifier(seed=rank), dataset, settings)
+        except (ValueError, RuntimeError) as error:
+            sys.exit(str(error))
 
 
-def two_processes(*arguments):
+def two_processes(function, *arguments):
     """Their ``(standard output, standard error, exit code)``, each at most a minute later."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = os.environ | {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")])),
-    }  # fmt: skip
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, *map(str, arguments)],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    running = ranks(function, *arguments)
     try:
-        return [(*process.communicate(timeout=60), process.returncode) for process in running]
+        codes = [process.wait(60) for process in running]
+        return [(*process.output(), code) for process, code in zip(running, codes)]
     finally:
         for process in running:
             process.kill()
 
 
-@pytest.mark.slow
 def test_two_processes_of_the_same_weights_count_what_one_does(net, tmp_path):
     files = make_folder(tmp_path, (6, 3, 4), corrupt=[("cat", 1), ("cat", 2), ("dog10", 2)])
     expected = evaluate.evaluate(net, open_dataset(tmp_path), EvalSettings(32, 4, skip_corrupt=True))
-    for rank, (out, error, code) in enumerate(two_processes(tmp_path, "--skip-corrupt")):
+    for rank, (out, error, code) in enumerate(two_processes(score_twice, tmp_path, True)):
         figures = json.loads(out)
         assert figures["rank"] == rank
         assert (figures["images"], figures["announced"], figures["processes"]) == (10, len(files), 2)
@@ -266,10 +242,9 @@ def test_two_processes_of_the_same_weights_count_what_one_does(net, tmp_path):
         assert (code, "the processes have different weights" in error) == (1, True)  # the second time
 
 
-@pytest.mark.slow
 def test_an_error_in_one_process_ends_the_other_too(tmp_path):
     make_folder(tmp_path, (6, 3, 4), corrupt=[("cat", 1)])  # the second image is the second process's
-    (_, first, code), (_, second, other) = two_processes(tmp_path)
+    (_, first, code), (_, second, other) = two_processes(score_twice, tmp_path, False)
     assert (code, other) == (1, 1)
     assert "another process has ended early: its own message says why" in first
     assert second.strip().endswith("1.png cannot be read: it is not an image that Pillow knows")
@@ -416,16 +391,13 @@ def test_the_verb(capsys, tmp_path):
     assert len(table.read_text().splitlines()) == 2
 
 
-@pytest.mark.slow
-def test_the_verb_under_torchrun(files, tmp_path):
-    argv = ["octaveconv", "eval", "oct_mobilenetv1_075", "--size", "32", "--workers", "0"]
-    figures = []
-    for launcher in (["-m"], ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]):
-        out = tmp_path / f"{len(figures)}.json"
-        command = [sys.executable, *launcher, *argv, "--data", tmp_path / "set", "--json", out]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        figures.append(json.loads(out.read_text()))
+def test_the_verb_in_two_processes(files, tmp_path):
+    """Started as torchrun starts them."""
+    argv = ["eval", "oct_mobilenetv1_075", "--size", "32", "--workers", "0", "--data", str(tmp_path / "set")]
+    assert cli.main([*argv, "--json", str(tmp_path / "1.json")]) == 0
+    for _, error, code in two_processes(cli.main, [*argv, "--json", str(tmp_path / "2.json")]):
+        assert code == 0, error
+    figures = [json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2)]
     assert [run["processes"] for run in figures] == [1, 2]
     assert figures[0]["images"] == figures[1]["images"] == len(files)
     assert figures[0]["top1_count"] == figures[1]["top1_count"]

@@ -151,7 +151,7 @@ def test_the_ending_decides_the_format(tmp_path):
 
 @pytest.mark.parametrize("inputs", [(), (torch.zeros(1, 3, 8, 8),) * 2, [torch.zeros(1, 3, 8, 8)], (8, 8)])
 def test_only_one_input(inputs, tmp_path):
-    with pytest.raises(ValueError, match=r"takes example_inputs of one tensor \[N, C, H, W\], got \("):
+    with pytest.raises(UsageError, match=r"must be one tensor of images \[N, C, H, W\], or a tuple of one, got"):
         export(block(), inputs, tmp_path / "m.pt2")
 
 

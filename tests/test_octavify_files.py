@@ -7,7 +7,7 @@ import safetensors
 import timm
 import torch
 from folders import make_folder
-from test_cli import run
+from helpers import run
 
 import octaveconv as oc
 from octaveconv.models.create import create
@@ -48,6 +48,9 @@ def test_the_file_makes_the_network_again(octave, dense, tmp_path):
     assert torch.equal(found(x), expected.eval()(x))
     with safetensors.safe_open(octave, "pt") as file:
         assert file.metadata()["model"] == MODEL
+        written = json.loads(file.metadata()["octavify"])
+    assert written == plan.conversion
+    assert written.keys() == {"alphas", "input_size", "keep", "min_size", "stem", "octave"}, "files of 0.1.0 have these"
     torch.save({"state_dict": found.state_dict()}, tmp_path / "octave.pth")
     again = create(MODEL, checkpoint=tmp_path / "octave.pth").eval()
     assert torch.equal(again(x), expected(x))

@@ -7,8 +7,8 @@ import os
 import random
 import resource
 import signal
-import subprocess
 import sys
+import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +18,7 @@ import filelock
 import numpy as np
 import pytest
 import torch
+from forks import Fork
 from rich.console import Console
 from safetensors import safe_open
 
@@ -121,29 +122,25 @@ def test_a_folder_is_held_by_one(run):
         pass
 
 
-HOLDS = """
-import os, sys, time
-from pathlib import Path
-from octaveconv.train.folder import RunFolder
-with RunFolder(Path(sys.argv[1])).alone():
-    if os.fork():  # as the loading workers are
-        print("held", flush=True)
-    time.sleep(60)
-"""
+def hold(path):
+    os.setsid()
+    with RunFolder(path).alone():
+        if os.fork():  # as the loading workers are
+            (path / "held").touch()
+        time.sleep(60)
 
 
 @pytest.mark.usefixtures("impatient")
 def test_a_killed_process_holds_nothing(run):
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDS, run.path], stdout=subprocess.PIPE, start_new_session=True
-    ) as first:
-        assert first.stdout.readline()
-        with pytest.raises(UsageError, match="in use by another process"):
-            run.alone()
-        first.kill()
-        first.wait()
-        with run.alone():
-            os.killpg(first.pid, signal.SIGKILL)  # its child was alive until here
+    first = Fork(hold, run.path)
+    while not (run.path / "held").exists():
+        time.sleep(0.01)
+    with pytest.raises(UsageError, match="in use by another process"):
+        run.alone()
+    first.kill()
+    first.wait()
+    with run.alone():
+        os.killpg(first.pid, signal.SIGKILL)  # its child was alive until here
 
 
 @pytest.mark.usefixtures("impatient")
@@ -294,44 +291,32 @@ def test_interrupted_at_any_step_it_cleans_up(run, monkeypatch, fatal, error):
     assert (number_of(run.last), number_of(run.best), parts(run)) == (4, 4, [])
 
 
-SAVES = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-from octaveconv.train.folder import RunFolder
-torch.set_num_threads(1)
-run = RunFolder.new(Path(sys.argv[1]), "run")
-run.write_config({})
-number, deaths = 0, random.Random(0)
-run.save({"number": 0, "weights": torch.zeros(100_000)}, best=True)
-for death in range(10):
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        while True:
-            number += 1
-            run.save({"number": number, "weights": torch.full((100_000,), number)}, best=number % 2 == 0)
-            os.write(writing, b"s")
-    os.close(writing)
-    os.read(reading, 1)
-    time.sleep(deaths.uniform(0, 0.05))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    saved = number + 1 + len(os.read(reading, 10**6))
-    run = RunFolder.open(run.path)
-    number = run.load()["number"]
-    assert saved <= number <= saved + 1, (saved, number)
-    for path in (run.last, run.previous, run.best):
-        state = torch.load(path, weights_only=True)
-        assert number - 2 <= state["number"] <= number + 1 and (state["weights"] == state["number"]).all()
-print(number)
-"""
+def save_for_ever(run, number, saved):
+    while True:
+        number += 1
+        run.save({"number": number, "weights": torch.full((100_000,), number)}, best=number % 2 == 0)
+        os.write(saved, b"s")
 
 
-def test_sigkill_loses_no_saved_checkpoint(tmp_path):
-    done = subprocess.run([sys.executable, "-c", SAVES, tmp_path], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 10
+def test_sigkill_loses_no_saved_checkpoint(run):
+    number, deaths = 0, random.Random(0)
+    run.save({"number": 0, "weights": torch.zeros(100_000)}, best=True)
+    for _ in range(10):
+        reading, writing = os.pipe()
+        child = Fork(save_for_ever, run, number, writing)
+        os.close(writing)
+        os.read(reading, 1)
+        time.sleep(deaths.uniform(0, 0.05))
+        child.kill()
+        child.wait()
+        saved = number + 1 + len(os.read(reading, 10**6))
+        os.close(reading)
+        run = RunFolder.open(run.path)
+        number = run.load()["number"]
+        assert saved <= number <= saved + 1, (saved, number)
+        for path in (run.last, run.previous, run.best):
+            assert number - 2 <= number_of(path) <= number + 1
+    assert number >= 10
 
 
 def test_without_hard_links_it_copies(run, monkeypatch):

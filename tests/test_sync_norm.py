@@ -2,7 +2,6 @@
 
 import os
 
-import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -51,7 +50,6 @@ def worker(rank, port, results):
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one_with_the_whole_batch():
     import socket
 
@@ -60,7 +58,7 @@ def test_two_processes_equal_one_with_the_whole_batch():
         port = free.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(worker, (port, results), nprocs=2)
+        mp.start_processes(worker, (port, results), nprocs=2, start_method="fork")
         results = dict(results)
     for number, case in enumerate(CASES):
         outputs, norm = train_step(net(*case), slice(0, 5))

@@ -16,6 +16,7 @@ import timm
 import torch
 import yaml
 from folders import encoded, make_folder, make_records, make_tar, webdataset_shards
+from forks import Fork, ranks
 
 import octaveconv.models  # noqa: F401  # registers
 from octaveconv import cli
@@ -358,13 +359,17 @@ def test_fields_are_listed(capsys):
     assert "label_smoothing" in capsys.readouterr().out
 
 
-def start(arguments, processes=1, restarts=0):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    launcher += [f"--max-restarts={restarts}"] if restarts else []
+def start(*command):
+    """A process of ``python -m``."""
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "octaveconv", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )  # fmt: skip
+
+
+def ended_well(processes):
+    for process in processes:
+        assert process.wait() == 0, process.output()[1]
 
 
 def wait_for(path, seconds=240):
@@ -377,7 +382,7 @@ def wait_for(path, seconds=240):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_says_how_to_continue(data, tmp_path, number):
-    run = start(options(data, tmp_path, epochs=500, save_steps=1))
+    run = start("octaveconv", *options(data, tmp_path, epochs=500, save_steps=1))
     folder = tmp_path / "oct_resnetv2_26-0.5"
     wait_for(folder / "last.pth")
     run.send_signal(number)
@@ -388,11 +393,10 @@ def test_a_signal_saves_and_says_how_to_continue(data, tmp_path, number):
     assert torch.load(folder / "last.pth", weights_only=True)["epoch"] < 500
 
 
-@pytest.mark.slow
 def test_a_run_is_continued_by_one_process(data, tmp_path, monkeypatch, capsys):
     """A second one is refused, with nothing touched, until the first is dead; its loading workers may live on."""
     folder = tmp_path / "oct_resnetv2_26-0.5"
-    first = start(options(data, tmp_path, epochs=12, save_steps=1, workers=1))
+    first = Fork(cli.main, options(data, tmp_path, epochs=12, save_steps=1, workers=1))
     wait_for(folder / "last.pth")
     first.send_signal(signal.SIGSTOP)
     files = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -402,9 +406,9 @@ def test_a_run_is_continued_by_one_process(data, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert f"{folder} is in use by process {first.pid} on " in error
     assert len(error.splitlines()) == 1
-    second = start(["train", "--resume", str(folder)], 2)
-    assert second.wait(240) == 1
-    assert "is in use by process" in second.stderr.read()
+    second = ranks(cli.main, ["train", "--resume", str(folder)])
+    assert all(process.wait() for process in second)
+    assert any("is in use by process" in process.output()[1] for process in second)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == files
     first.kill()
     first.wait()
@@ -416,18 +420,19 @@ def test_a_run_is_continued_by_one_process(data, tmp_path, monkeypatch, capsys):
 def test_two_processes_killed_and_continued(data, tmp_path):
     """All are killed and the user continues; one is killed and torchrun starts both anew: the same end."""
     changes = dict(epochs=6, save_steps=2, ema=0.9)
-    whole = start(options(data, tmp_path / "whole", **changes), 2)
-    assert whole.wait(240) == 0, whole.stderr.read()
+    ended_well(ranks(cli.main, options(data, tmp_path / "whole", **changes)))
 
-    run = start(options(data, tmp_path / "killed", **changes), 2)
+    killed = ranks(cli.main, options(data, tmp_path / "killed", **changes))
     folder = tmp_path / "killed" / "oct_resnetv2_26-0.5"
     wait_for(folder / "last.pth")
-    subprocess.run(["pkill", "-KILL", "-f", str(tmp_path / "killed")], check=True)
-    run.communicate()
-    again = start(["train", "--resume", str(folder), "--threads", "1"], 2)
-    assert again.wait(240) == 0, again.stderr.read()
+    for process in killed:
+        process.kill()
+    for process in killed:
+        process.wait()
+    ended_well(ranks(cli.main, ["train", "--resume", str(folder), "--threads", "1"]))
 
-    run = start(options(data, tmp_path / "elastic", **changes), 2, restarts=1)
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "octaveconv")
+    run = start(*torchrun, *options(data, tmp_path / "elastic", **changes))
     wait_for(tmp_path / "elastic" / "oct_resnetv2_26-0.5" / "last.pth")
     workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=True).stdout.split()
     os.kill(int(workers[-1]), signal.SIGKILL)

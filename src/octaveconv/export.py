@@ -18,7 +18,7 @@ from torch.export import Dim
 from ._atomic import flush, link, sync
 from ._modes import eval_mode
 from ._text import did_you_mean
-from .deploy.capture import exported
+from .deploy.capture import exported, only_input
 from .deploy.fold import folded
 from .errors import UsageError, require
 
@@ -35,7 +35,7 @@ Loader = Callable[[Path, int | None], Run]
 
 
 def export(
-    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], path: str | os.PathLike[str], *,
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor], path: str | os.PathLike[str], *,
     format: str | None = None,
 ) -> dict[int, float]:  # fmt: skip
     """Write ``model`` for inference in another runtime: for images of the example's size, in batches of any size.
@@ -56,9 +56,10 @@ def export(
         For each batch size that was compared, the largest difference over the output's standard deviation.
 
     Raises:
-        UsageError: there is no such format, or ``path`` does not have the ending of its files.
+        UsageError: there is no such format, ``path`` does not have the ending of its files, or the example is not one
+            tensor.
         MissingExtra: a package that the format needs is not installed.
-        ValueError: the example is not one tensor, or the example or the model is not in float32 on the CPU.
+        ValueError: the example or the model is not in float32 on the CPU.
         RuntimeError: the format cannot express the model, or the runtime's output differs by more than `TOLERANCE`
             (for a network so deep that its own rounding exceeds that, by more than `ROUNDINGS` times the rounding).
 
@@ -144,13 +145,9 @@ def _endings() -> list[str]:
     return list(dict.fromkeys(FORMATS.values()))
 
 
-def _example(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+def _example(model: nn.Module, inputs: Tensor | tuple[Tensor]) -> Tensor:
     """The one tensor that the model takes, checked."""
-    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-    if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
-        kinds = ", ".join(type(value).__name__ for value in tensors)
-        raise ValueError(f"export takes example_inputs of one tensor [N, C, H, W], got ({kinds})")
-    [example] = tensors
+    example = only_input(inputs)
     devices = sorted({str(tensor.device) for tensor in (example, *model.parameters(), *model.buffers())})
     if devices != ["cpu"] or example.dtype != torch.float32:
         raise ValueError(

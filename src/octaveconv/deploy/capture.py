@@ -187,7 +187,7 @@ class Captures:
     """
 
     def __init__(self, model: nn.Module, like: Tensor | None = None, form: str = "reference") -> None:
-        model = copy.deepcopy(model)
+        model = copy.deepcopy(model).eval()
         self.model = model.cpu().float() if like is None else model
         self.like, self.form = torch.empty(0) if like is None else like, form
         self._all: list[Captured] = []

@@ -13,6 +13,7 @@ from torch.nn.modules import module as torch_module
 
 from .. import backends
 from ..octave import Octave, as_octave
+from ._hooks import has_hooks
 from .border import OctMap
 from .conv import OctConv2d
 from .norm import OctBatchNorm2d
@@ -55,7 +56,7 @@ def norm_act_conv(norm: nn.Module, act: nn.Module, conv: nn.Module, x: Any) -> A
     """
     if not _can_fuse(norm, act, x):
         return conv(act(norm(x)))
-    if type(conv) is not OctConv2d or _has_hooks(conv) or backends.choose(as_octave(x), conv.spec).name != "triton":
+    if type(conv) is not OctConv2d or _is_hooked(conv) or backends.choose(as_octave(x), conv.spec).name != "triton":
         return conv(norm._forward_fused(x)[0])  # type: ignore[operator]
     spec = conv.spec
     with_pooled = spec.stride == (1, 1) and not spec.depthwise and spec.outputs.low > 0
@@ -73,11 +74,10 @@ def _can_fuse(norm: nn.Module, act: nn.Module, x: Any, residual: Any = None) -> 
         and norm.weight is not None
         and (norm.training or norm.running_mean is None)
         and not isinstance(norm.sync, nn.SyncBatchNorm)
-        and not any(map(_has_hooks, (norm, act, act.module)))
+        and not any(map(_is_hooked, (norm, act, act.module)))
         and backends.fuses_norm(as_octave(x), None if residual is None else as_octave(residual))
     )
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(own) or bool(torch_module._has_any_global_hook())
+def _is_hooked(module: nn.Module) -> bool:
+    return has_hooks(module) or bool(torch_module._has_any_global_hook())

@@ -46,8 +46,13 @@ def allocate(net: Net, batches: Sequence[Batch], budget: float) -> Callable[[fx.
     def at(price: float) -> dict[fx.Node, float]:
         return {s: max(rows, key=lambda row: row[1] - price * row[2])[0] for s, rows in value.items()}
 
+    shares: dict[frozenset[tuple[fx.Node, float]], float] = {}
+
     def share(levels: dict[fx.Node, float]) -> float:
-        return _macs(Splits(net, lambda node: levels.get(net.spaces.of(node), 0.0))) / dense
+        key = frozenset(levels.items())
+        if key not in shares:
+            shares[key] = _macs(Splits(net, lambda node: levels.get(net.spaces.of(node), 0.0))) / dense
+        return shares[key]
 
     chosen = at(0.0)
     if share(chosen) > budget:

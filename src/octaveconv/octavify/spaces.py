@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -131,6 +132,21 @@ class Net:
         if space in self.fixed or self.cats.get(space) or len(sizes) > 1:
             return None
         return max(sizes, default=1), not self.cuts.get(space)
+
+    @cached_property
+    def run_spaces(self) -> dict[fx.Node, fx.Node]:
+        """The space of each run of maps."""
+        return {self.runs.of(node): self.spaces.of(node) for node in self.steps if is_map(node)}
+
+    @cached_property
+    def flow(self) -> list[tuple[Step, fx.Node, list[fx.Node], bool]]:
+        """What can write or read octaves: a node's step, its run, the runs that it reads, and whether it is strided."""
+        roles = Role.CONV, Role.MEAN, Role.CAT, Role.PIECE, Role.JOIN
+        return [
+            (self.steps[node], self.runs.of(node), [self.runs.of(x) for x in self.steps[node].inputs if is_map(x)],
+             self.steps[node].role is Role.CONV and self.strided(node))
+            for node in self.nodes(*roles)
+        ]  # fmt: skip
 
     def nodes(self, *roles: Role) -> list[fx.Node]:
         """The nodes that have one of these roles, in order."""

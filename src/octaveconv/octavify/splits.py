@@ -72,9 +72,12 @@ class Splits:
 
     def macs(self, node: fx.Node) -> int:
         """Multiply-accumulates of a node's call, for all the images in the example."""
-        step, before = self.net.steps[node], int(node.meta.get("macs") or 0)
+        before = int(node.meta.get("macs") or 0)
+        if not before:
+            return 0
+        step = self.net.steps[node]
         octave = self.converted(node) if step.role is Role.CONV else step.role is Role.SAME and self.is_octave(node)
-        if not before or not octave:
+        if not octave:
             return before
         return (shape_of(node) or (0,))[0] * self.net.macs(node, *self.cuts(node))
 
@@ -138,9 +141,8 @@ class Splits:
     def _partnered(self) -> set[fx.Node]:
         """The runs that are both written and read by something that takes octaves."""
         net = self.net
-        runs = {net.runs.of(node): net.spaces.of(node) for node in net.steps if is_map(node)}
         found = set()
-        for run, space in runs.items():
+        for run, space in net.run_spaces.items():
             if run not in net.pinned:
                 if reason := self._refusal(space):
                     self.reasons[run] = reason
@@ -148,15 +150,14 @@ class Splits:
                     found.add(run)
         parts = {
             run: {net.runs.of(x) for cat in net.cats[space] for x in cat}
-            for run, space in runs.items() if net.cats.get(space)
+            for run, space in net.run_spaces.items() if net.cats.get(space)
         }  # at least one of them must have low channels  # fmt: skip
         while True:
             made, read = set[fx.Node](), set[fx.Node]()
-            for node, step in net.steps.items():
-                run, inputs = net.runs.of(node), [net.runs.of(x) for x in step.inputs if is_map(x)]
+            for step, run, inputs, is_strided in net.flow:
                 if step.role is Role.CONV and not step.refusal:
                     made.add(run)
-                    read.update(inputs if run in found or not net.strided(node) else ())
+                    read.update(inputs if run in found or not is_strided else ())
                 elif step.role is Role.MEAN and not step.refusal:
                     read.update(inputs)
                 elif step.role in (Role.CAT, Role.PIECE) or (step.role is Role.JOIN and len(inputs) > 1):

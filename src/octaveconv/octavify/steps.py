@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..nn._hooks import has_hooks
 from .handlers import FUNCTIONS, handler_of
 from .maps import CONVS, axes_of, is_channels_last, shape_of
 from .operations import FROM_CHANNELS_LAST, permutation_of
@@ -42,7 +43,7 @@ def _layer_step(node: fx.Node, layer: nn.Module, kept: bool, called_again: bool,
         return replace(other, refusal="shares its weights with another layer")
     step = None
     if len(node.args) == 1 and not node.kwargs and shape_of(node.args[0]) is not None and shape_of(node) is not None:
-        if _has_hooks(layer):
+        if has_hooks(layer):
             return replace(other, refusal="has hooks, which expect plain tensors")
         step = _step(node, handler, layer)
     step = step or other
@@ -68,11 +69,6 @@ def _no_form(layer: nn.Module, axes: int) -> str:
     if isinstance(layer, (nn.Linear, nn.LayerNorm)):
         return f"{name} not over the channels of a feature map"
     return f"{name} has no octave form"
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name, None) for name in hooks)
 
 
 def _name(node: fx.Node) -> str:

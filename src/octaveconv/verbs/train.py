@@ -17,7 +17,7 @@ from ._arguments import add_model, positive
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Train with a recipe, whose fields are MODEL and options; with torchrun, on several processes.
+    """Train with a recipe, whose fields are MODEL and options: alone, or with torchrun.
 
     Example: octaveconv train --recipe recipes/cifar10.yaml --data cifar10 --alpha 0.25
     """
