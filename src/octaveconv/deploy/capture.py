@@ -159,9 +159,9 @@ class _Calls(TorchDispatchMode):
 
 def _treats_one_image_alike(model: nn.Module, example: Tensor) -> bool:
     """Whether the model runs the same operations on one image as on three: if not, each needs a capture."""
-    noted = []
+    noted, model = [], copy.deepcopy(model)  # which a call may change
     for images in (example, example.expand(3, *example.shape[1:]).contiguous()):
-        with torch.no_grad(), _Calls(len(images)) as calls:
+        with torch.no_grad(), torch.random.fork_rng([]), _Calls(len(images)) as calls:
             model(images)
         noted.append(calls.noted)
     return noted[0] == noted[1]

@@ -1,0 +1,148 @@
+"""`oc.deploy` computes what eager PyTorch computes, or says why it does not run natively: one unusual operation each."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fuzz_deploy import answer, difference, shapes
+from random_networks import RandomNetwork
+from torch import nn
+
+import octaveconv as oc
+from octaveconv.deploy.fallback import Fallback
+from octaveconv.deploy.native.engine import NativeNetwork
+
+pytestmark = pytest.mark.usefixtures("quickly")
+CHANNELS, SHAPES = 8, ((2, 3, 24, 26), (1, 3, 24, 26), (5, 3, 24, 26), (2, 3, 37, 45), (3, 3, 26, 24))
+
+
+class Wired(nn.Module):
+    """Two convolutions, some constants, and a function that wires them."""
+
+    def __init__(self, wires):
+        super().__init__()
+        self.wires = wires
+        self.conv, self.mix = nn.Conv2d(3, CHANNELS, 3, padding=1), nn.Conv2d(CHANNELS, CHANNELS, 1)
+        self.scale, self.vector = nn.Parameter(torch.randn(CHANNELS, 1, 1)), nn.Parameter(torch.randn(CHANNELS))
+        self.linear = nn.Linear(26, 26)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        return self.wires(self, x)
+
+
+def view_then_in_place(m, x):
+    y = m.conv(x)
+    part = y[:, :4]
+    y.relu_()
+    return part
+
+
+def piece_in_place(m, x):
+    y = m.conv(x)
+    y.chunk(2, 1)[0].relu_()
+    return y
+
+
+def counts_calls(m, x):
+    m.calls.add_(1)
+    return m.conv(x) * m.calls
+
+
+def changes_input(m, x):
+    return m.conv(x.relu_())
+
+
+NATIVE = {
+    "constant - x": lambda m, x: m.scale - m.conv(x),
+    "constant - 2 x": lambda m, x: torch.sub(m.scale, m.conv(x), alpha=2),
+    "constant + 2 x": lambda m, x: torch.add(m.scale, m.conv(x), alpha=2),
+    "1 - x": lambda m, x: 1 - m.conv(x),
+    "x - 3 y": lambda m, x: torch.sub(m.conv(x), m.mix(m.conv(x)), alpha=3),
+    "a view, then in place": view_then_in_place,
+    "by batch size": lambda m, x: m.conv(x) * (2.0 if x.shape[0] == 1 else 1.0),
+    "by image size": lambda m, x: m.conv(x) * (2.0 if x.shape[2] > 30 else 1.0),
+    "a vector and a vector": lambda m, x: m.conv(x).mean((2, 3)) * m.vector + m.vector,
+    "a dict and a list": lambda m, x: {"a": m.conv(x), "b": [m.mix(m.conv(x)), x]},
+}
+REFUSED = {  # and the reason
+    "a slice by size": (lambda m, x: m.conv(x)[:, :, : x.shape[2] // 2], "depends on the size of the input"),
+    "a slice by size, pooled": (lambda m, x: m.conv(x)[:, :, : x.shape[2] // 2].mean((2, 3)), "depends on the size"),
+    "linear over the width": (lambda m, x: m.linear(m.conv(F.interpolate(x, (26, 26)))), "linear|upsample"),
+    "a constant along the width": (lambda m, x: m.conv(x[..., :24]) * m.linear.bias[:24], "constant of shape|slice"),
+    "a piece in place": (piece_in_place, "slice_scatter"),
+    "counts its calls": (counts_calls, "changes its own buffer 'calls'"),
+    "changes its input": (changes_input, "changes its input"),
+    "dropout in evaluation": (lambda m, x: F.dropout(m.conv(x), 0.5, training=True), "draws random numbers"),
+    "noise": (lambda m, x: m.conv(x) + torch.randn(1), "draws random numbers"),
+    "one channel times a constant": (lambda m, x: m.conv(x)[:, :1] * m.scale, "different shapes"),
+    "channel shuffle": (lambda m, x: m.conv(x).unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2), "not supported"),
+    "a number among the outputs": (lambda m, x: (m.conv(x), x.shape[2]), "is not a map that depends on the input"),
+    "nothing among the outputs": (lambda m, x: (m.conv(x), None), "is not a map that depends on the input"),
+}
+RANDOM_RESULT = ("dropout in evaluation", "noise", "counts its calls")
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_native_engine_answers_as_eager_pytorch_does(name):
+    model = Wired(NATIVE[name]).eval()
+    deployed = NativeNetwork(model, torch.randn(SHAPES[0]))
+    for shape in SHAPES:
+        x = torch.randn(shape)
+        assert not difference(answer(model, x.clone()), answer(deployed, x)), shape
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_native_engine_refuses_and_the_fallback_answers(name, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda graph: graph)  # Inductor itself is not what is tested
+    wires, reason = REFUSED[name]
+    model = Wired(wires).eval()
+    with pytest.raises(oc.BackendUnavailable, match=reason):
+        NativeNetwork(model, torch.randn(SHAPES[0]))
+    deployed = oc.deploy(model, torch.randn(SHAPES[0]))
+    assert isinstance(deployed, Fallback)
+    assert deployed.reason.startswith("not the native engine: ")
+    for shape in SHAPES if name not in RANDOM_RESULT else ():
+        x = torch.randn(shape)
+        assert not difference(answer(model, x.clone()), answer(deployed, x)), shape
+
+
+def test_a_network_that_draws_random_numbers_still_draws_them():
+    deployed = oc.deploy(Wired(REFUSED["dropout in evaluation"][0]).eval(), torch.randn(SHAPES[0]))
+    x = torch.randn(SHAPES[0])
+    assert not torch.equal(deployed(x), deployed(x))
+
+
+def test_a_network_that_counts_its_calls_still_counts_them():
+    model = Wired(counts_calls).eval()
+    deployed, x = oc.deploy(model, torch.randn(SHAPES[0])), torch.randn(SHAPES[0])
+    first, second = deployed(x), deployed(x)
+    torch.testing.assert_close(second, first * 2)
+    assert first.any()
+    assert not model.calls
+
+
+@pytest.mark.parametrize("size", [310, 641])
+def test_large_maps(size):
+    """Beyond 2^31 for the product of pixels and runs."""
+    model = Wired(lambda m, x: m.conv(x)).eval()
+    deployed, x = NativeNetwork(model, torch.randn(1, 3, 32, 32)), torch.randn(1, 3, size, size)
+    assert not difference(answer(model, x), answer(deployed, x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_random_networks(seed):
+    """``python experiments/fuzz_deploy.py`` tries more of them."""
+    network = RandomNetwork(seed)
+    try:
+        deployed = NativeNetwork(network, network.example)
+    except oc.BackendUnavailable as error:
+        assert str(error)
+        return
+    for shape in shapes(network, random.Random(seed)):
+        x = torch.randn(shape)
+        kept = x.clone()
+        assert not difference(answer(network, x.clone()), answer(deployed, x)), shape
+        assert torch.equal(x, kept)
