@@ -20,7 +20,7 @@ from torch import nn
 
 import octaveconv as oc
 from octaveconv import backends
-from octaveconv.deploy.native import library, records
+from octaveconv.deploy.native import build, library, records
 from octaveconv.deploy.native.engine import NativeNetwork
 from octaveconv.errors import BackendUnavailable, UsageError
 
@@ -70,7 +70,7 @@ def test_processes_that_need_the_library_at_once_build_it_once(request, monkeypa
     with ProcessPoolExecutor(3, get_context("fork")) as pool:
         assert list(pool.map(lanes, ["generic"] * 3)) == [4] * 3
     assert log.read_text() == "built\n"
-    assert [path.suffix for path in sorted(empty_cache.iterdir())] in ([".lock", ".so"], [".so"])
+    assert [path.suffix for path in sorted(empty_cache.iterdir())] in ([".lock", ".sha256", ".so"], [".sha256", ".so"])
 
 
 def test_a_compiler_that_fails_is_named(empty_cache, monkeypatch, tmp_path):
@@ -78,6 +78,57 @@ def test_a_compiler_that_fails_is_named(empty_cache, monkeypatch, tmp_path):
     with pytest.raises(BackendUnavailable, match=r"cxx could not compile .*: x.cpp:1: error: no such thing"):
         library.load("generic")
     assert not list(empty_cache.glob("*.so"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [("g++ '", "CXX is not a command: .*No closing quotation"), (" ", "install g")]
+)
+def test_a_compiler_that_is_not_a_command_is_refused(empty_cache, monkeypatch, given, message):
+    monkeypatch.setenv("CXX", given)
+    with pytest.raises(BackendUnavailable, match=message):
+        library.load("generic")
+
+
+def test_a_compiler_that_hangs_is_stopped(empty_cache, monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "PATIENCE", 0.5)
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", "sleep 600 & sleep 600"))
+    with pytest.raises(BackendUnavailable, match=r"did not end within 0\.5 seconds"):
+        library.load("generic")
+    assert not list(empty_cache.glob("*.so"))
+
+
+def test_a_damaged_library_is_built_again(empty_cache, monkeypatch):
+    monkeypatch.setitem(library.TARGETS, "generic", ["-O0"])
+    library.load("generic")
+    (path,) = empty_cache.glob("*.so")
+    content = path.read_bytes()
+    path.unlink()  # what is loaded stays as it is
+    path.write_bytes(content[: len(content) // 2])
+    library.load.cache_clear()
+    library.load("generic")
+    assert path.stat().st_size > len(content) // 2
+
+
+def make_world_writable(cache):
+    cache.mkdir()
+    cache.chmod(0o777)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda cache: cache.write_text(""), "cannot be kept in .*set OCTAVECONV_CACHE to a folder of your own"),
+        (make_world_writable, "can be written by others, so no library is loaded from there"),
+    ],
+    ids=["a file", "world-writable"],
+)
+def test_a_folder_that_cannot_keep_libraries_is_refused_and_deploy_falls_back(empty_cache, make, message, monkeypatch):
+    make(empty_cache)
+    with pytest.raises(BackendUnavailable, match=message):
+        library.load("generic")
+    monkeypatch.setattr(torch, "compile", lambda graph: graph)
+    deployed = oc.deploy(nn.Conv2d(3, 4, 1).eval(), image(2, 3, 8, 8))
+    assert re.search(message, deployed.reason)
 
 
 def test_without_a_compiler_the_message_names_the_cure(empty_cache, monkeypatch):

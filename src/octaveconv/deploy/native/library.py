@@ -7,18 +7,13 @@ import functools
 import hashlib
 import os
 import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from ...errors import BackendUnavailable
-from ..cache import cache_folder
 from . import records
+from .build import built, compiler
 
 SOURCES = sorted(Path(__file__).parent.glob("*.h")) + sorted(Path(__file__).parent.glob("*.cpp"))
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"]
@@ -53,37 +48,20 @@ def load(target: str = "native", dtype: torch.dtype = torch.float32) -> ctypes.C
     Processes that need it at the same time build it once.
 
     Raises:
-        BackendUnavailable: there is no C++ compiler, it fails, or it lays out the records in another way than Python.
+        BackendUnavailable: there is no C++ compiler, it fails, its library cannot be kept or loaded, or it lays out the
+            records in another way than Python.
     """
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        raise BackendUnavailable("the native engine needs a C++ compiler: install g++ or clang++, or set CXX")
-    command = [*shlex.split(compiler), *FLAGS, *TARGETS[target], *DTYPES[dtype]]
+    command = [*compiler(), *FLAGS, *TARGETS[target], *DTYPES[dtype]]
     key = hashlib.sha256("\0".join([*command, _cpu()]).encode())
     for path in SOURCES:
         key.update(path.read_bytes())
-    cache = cache_folder()
-    path = cache / f"engine-{key.hexdigest()[:20]}.so"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
-                _build(command, path)
-    engine = _typed(ctypes.CDLL(str(path)))
+    library = built(command, [path for path in SOURCES if path.suffix == ".cpp"], key.hexdigest()[:20])
+    try:
+        engine = _typed(ctypes.CDLL(str(library)))
+    except OSError as error:  # where a folder forbids execution, for instance
+        raise BackendUnavailable(f"{library} cannot be loaded: {error}") from error
     records.check(engine)
     return engine
-
-
-def _build(command: list[str], path: Path) -> None:
-    """Compile to a temporary file first: what is at ``path`` is always complete."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        built = Path(folder) / "engine.so"
-        sources = [str(source) for source in SOURCES if source.suffix == ".cpp"]
-        done = subprocess.run([*command, *sources, "-o", str(built)], capture_output=True, text=True)
-        if done.returncode:
-            line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
-            raise BackendUnavailable(f"{command[0]} could not compile the native engine: {line}")
-        built.replace(path)
 
 
 def _cpu() -> str:
