@@ -1,4 +1,4 @@
-"""Random networks, deployed, against eager PyTorch: ``python experiments/fuzz_deploy.py --networks 1000 [--json FILE]``.
+"""Random networks, deployed, against eager PyTorch: ``python experiments/fuzz_deploy.py --networks 1000``.
 
 Each network runs at its example's shape and at shapes that it has not seen: other batches, odd and large sizes. A
 network counts as wrong if values, shapes, dtypes or the structure differ, the input was changed, deploy answers where

@@ -9,9 +9,26 @@ from torch import nn
 import octaveconv as oc
 
 ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU, nn.GELU, nn.Tanh,
-    nn.Mish, nn.Softplus, nn.PReLU, nn.Hardtanh, nn.SELU, nn.CELU, nn.LogSigmoid, nn.Softsign, nn.Hardshrink,
-)  # fmt: skip
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Sigmoid,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.Tanh,
+    nn.Mish,
+    nn.Softplus,
+    nn.PReLU,
+    nn.Hardtanh,
+    nn.SELU,
+    nn.CELU,
+    nn.LogSigmoid,
+    nn.Softsign,
+    nn.Hardshrink,
+)
 MAX_CHANNELS, MAX_NUMBERS = 48, 2_000_000
 
 
@@ -123,8 +140,12 @@ class RandomNetwork(nn.Module):
 
     def draw_norm(self, values, x):
         channels = values[x].shape[1]
-        norms = [nn.BatchNorm2d(channels), nn.BatchNorm2d(channels, affine=False), nn.InstanceNorm2d(channels, affine=True),
-                 nn.GroupNorm(1, channels)]  # fmt: skip
+        norms = [
+            nn.BatchNorm2d(channels),
+            nn.BatchNorm2d(channels, affine=False),
+            nn.InstanceNorm2d(channels, affine=True),
+            nn.GroupNorm(1, channels),
+        ]
         return self.single(self.draw.choice(norms[:2] * 3 + norms), x)
 
     def draw_activation(self, values, x):
@@ -161,37 +182,70 @@ class RandomNetwork(nn.Module):
         return self.draw.choice((lambda v: v[x].chunk(count, 1)[i], lambda v: v[x].split(sizes, 1)[i]))
 
     def draw_slice(self, values, x):
-        return self.draw.choice((
-            lambda v: v[x][:, 1:], lambda v: v[x][:, :-1], lambda v: v[x][:, ::2], lambda v: v[x][:, :, 1:],
-            lambda v: v[x][:, :, : v[x].shape[2] // 2], lambda v: v[x][..., :-1], lambda v: v[x][:, -2:],
-            lambda v: v[x].narrow(1, 0, 1), lambda v: v[x].flip(3),
-        ))  # fmt: skip
+        return self.draw.choice(
+            (
+                lambda v: v[x][:, 1:],
+                lambda v: v[x][:, :-1],
+                lambda v: v[x][:, ::2],
+                lambda v: v[x][:, :, 1:],
+                lambda v: v[x][:, :, : v[x].shape[2] // 2],
+                lambda v: v[x][..., :-1],
+                lambda v: v[x][:, -2:],
+                lambda v: v[x].narrow(1, 0, 1),
+                lambda v: v[x].flip(3),
+            )
+        )
 
     def draw_number(self, values, x):
         a = round(self.draw.uniform(-2, 2), 2)
-        return self.draw.choice((
-            lambda v: v[x] + a, lambda v: a - v[x], lambda v: v[x] * a, lambda v: v[x] / 3, lambda v: -v[x],
-            lambda v: v[x] - a, lambda v: torch.sub(v[x], a, alpha=2), lambda v: v[x].square(), lambda v: v[x].abs(),
-            lambda v: v[x].clamp(-1, 0.5), lambda v: v[x].clamp(min=a), lambda v: torch.rsub(v[x], a),
-        ))  # fmt: skip
+        return self.draw.choice(
+            (
+                lambda v: v[x] + a,
+                lambda v: a - v[x],
+                lambda v: v[x] * a,
+                lambda v: v[x] / 3,
+                lambda v: -v[x],
+                lambda v: v[x] - a,
+                lambda v: torch.sub(v[x], a, alpha=2),
+                lambda v: v[x].square(),
+                lambda v: v[x].abs(),
+                lambda v: v[x].clamp(-1, 0.5),
+                lambda v: v[x].clamp(min=a),
+                lambda v: torch.rsub(v[x], a),
+            )
+        )
 
     def draw_constant(self, values, x):
         channels, width = values[x].shape[1], values[x].shape[-1]
         shape = self.draw.choice(((channels, 1, 1), (1, channels, 1, 1), (1, 1, 1), (1,), (width,), (1, 1, 1, 1)))
         number = self.layer(nn.ParameterList([torch.randn(shape)]))
         get = lambda: self.layers[number][0]  # noqa: E731
-        return self.draw.choice((
-            lambda v: v[x] + get(), lambda v: get() - v[x], lambda v: v[x] * get(), lambda v: v[x] - get(),
-            lambda v: torch.sub(get(), v[x], alpha=2), lambda v: torch.add(v[x], get(), alpha=-1.5), lambda v: get() + v[x],
-        ))  # fmt: skip
+        return self.draw.choice(
+            (
+                lambda v: v[x] + get(),
+                lambda v: get() - v[x],
+                lambda v: v[x] * get(),
+                lambda v: v[x] - get(),
+                lambda v: torch.sub(get(), v[x], alpha=2),
+                lambda v: torch.add(v[x], get(), alpha=-1.5),
+                lambda v: get() + v[x],
+            )
+        )
 
     def draw_binary(self, values, x):
         alike = [i for i, value in enumerate(values) if value.shape == values[x].shape]
         y = self.draw.choice(alike)
-        return self.draw.choice((
-            lambda v: v[x] + v[y], lambda v: v[x] - v[y], lambda v: v[x] * v[y], lambda v: torch.add(v[x], v[y], alpha=2),
-            lambda v: torch.sub(v[x], v[y], alpha=0.5), lambda v: torch.maximum(v[x], v[y]), lambda v: v[x] + v[y] + v[x],
-        ))  # fmt: skip
+        return self.draw.choice(
+            (
+                lambda v: v[x] + v[y],
+                lambda v: v[x] - v[y],
+                lambda v: v[x] * v[y],
+                lambda v: torch.add(v[x], v[y], alpha=2),
+                lambda v: torch.sub(v[x], v[y], alpha=0.5),
+                lambda v: torch.maximum(v[x], v[y]),
+                lambda v: v[x] + v[y] + v[x],
+            )
+        )
 
     def draw_in_place(self, values, x):
         y = self.draw.randrange(len(values))
@@ -223,19 +277,33 @@ class RandomNetwork(nn.Module):
     def draw_gate(self, values, x):
         channels, draw = values[x].shape[1], self.draw
         squeeze = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 4, 1), nn.ReLU(), nn.Conv2d(4, channels, 1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, 4, 1),
+            nn.ReLU(),
+            nn.Conv2d(4, channels, 1),
             draw.choice((nn.Sigmoid, nn.Hardsigmoid))(),
-        )  # fmt: skip
+        )
         number = self.layer(squeeze)
-        return self.draw.choice((lambda v: v[x] * self.layers[number](v[x]), lambda v: self.layers[number](v[x]) * v[x],
-                                 lambda v: v[x] + self.layers[number](v[x])))  # fmt: skip
+        return self.draw.choice(
+            (
+                lambda v: v[x] * self.layers[number](v[x]),
+                lambda v: self.layers[number](v[x]) * v[x],
+                lambda v: v[x] + self.layers[number](v[x]),
+            )
+        )
 
     def draw_mean(self, values, x):
-        return self.draw.choice((
-            lambda v: v[x].mean((2, 3), keepdim=True), lambda v: v[x].mean(1, keepdim=True), lambda v: v[x].amax(1, keepdim=True),
-            lambda v: v[x].mean((2, 3), keepdim=True) * v[x], lambda v: v[x] - v[x].mean(0, keepdim=True),
-            lambda v: v[x].mean(3, keepdim=True), lambda v: v[x].softmax(1),
-        ))  # fmt: skip
+        return self.draw.choice(
+            (
+                lambda v: v[x].mean((2, 3), keepdim=True),
+                lambda v: v[x].mean(1, keepdim=True),
+                lambda v: v[x].amax(1, keepdim=True),
+                lambda v: v[x].mean((2, 3), keepdim=True) * v[x],
+                lambda v: v[x] - v[x].mean(0, keepdim=True),
+                lambda v: v[x].mean(3, keepdim=True),
+                lambda v: v[x].softmax(1),
+            )
+        )
 
     def draw_pad(self, values, x):
         pad = self.draw.choice(((1, 1, 1, 1), (0, 1, 0, 1), (-1, 0, 0, 0), (2, 0, 1, 0)))

@@ -9,8 +9,8 @@ from torch import nn
 
 import octaveconv as oc
 from octaveconv.deploy import fallback as module
-from octaveconv.deploy.fallback import fallback
 from octaveconv.deploy.capture import capture
+from octaveconv.deploy.fallback import fallback
 from octaveconv.deploy.fold import folded
 from octaveconv.errors import UsageError
 
