@@ -3,7 +3,7 @@
     python experiments/finetune_octavify.py --data cifar10 --out runs/octavify --json results/octavify_finetune.json
 
 Trains the dense twin of finetune_octavify.yaml, octavifies it at each alpha with and without a sample, and scores:
-right away, with norms estimated anew, after one epoch, and after a tenth of the dense network's epochs; beside the same
+right away, with norms re-estimated, after one epoch, and after a tenth of the dense network's epochs; beside the same
 octave network trained from random weights for that tenth. What is complete is not done again.
 """
 

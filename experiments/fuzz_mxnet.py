@@ -103,7 +103,7 @@ def records(data, shared):
 
 
 def bound_memory():
-    """Let no case take more than MEMORY; set anew now and then, as the fuzzer itself grows by some 70 bytes a case."""
+    """Let no case take more than MEMORY; reset now and then, for the fuzzer itself grows by about 70 bytes a case."""
     in_use = int(re.search(r"VmData:\s*(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (in_use + MEMORY, resource.RLIM_INFINITY))  # beyond it: MemoryError
 

@@ -507,7 +507,7 @@ def test_wrong_use(capsys, options, message):
     [
         (["resnet50"], "resnet50 has no alpha"),
         (["oct_resnet5O"], "did you mean oct_resnet50?"),
-        (["oct_resnext50_32x4d", "--alpha", "0.1"], "use an alpha out of"),
+        (["oct_resnext50_32x4d", "--alpha", "0.1"], "use an alpha of"),
         (["oct_resnetv2_50_a250", "--alpha", "0.5"], "oct_resnetv2_50 takes every alpha"),
         (["oct_resnetv2_26", "--dense", "torchvision"], "'resnetv2_26': name another one, as torchvision/resnet50"),
     ],

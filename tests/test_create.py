@@ -96,7 +96,7 @@ def test_a_dense_network_is_converted_too(capsys, tmp_path):
     model = timm.create_model("test_resnet")
     torch.save(model.state_dict(), tmp_path / "w.pth")
     out = tmp_path / "out.safetensors"
-    assert cli.main(["convert", str(tmp_path / "w.pth"), "--model", "test_resnet", "--out", str(out)]) == 0
+    assert cli.main(["convert", "test_resnet", str(tmp_path / "w.pth"), "--out", str(out)]) == 0
     assert torch.equal(read(out).tensors["fc.weight"], model.fc.weight)
 
 

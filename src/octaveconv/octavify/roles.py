@@ -63,7 +63,7 @@ class Handler:
     registered: bool = False
 
     def on(self, axes: int) -> Handler:
-        """The same, for feature maps of so many axes only."""
+        """The same, for feature maps with ``axes`` axes only."""
         return replace(self, axes=axes)
 
 
