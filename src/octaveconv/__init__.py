@@ -26,7 +26,7 @@ from .octavify.octavify import octavify
 from .octavify.plan import Plan
 from .octavify.register import register_layer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BackendUnavailable",

@@ -15,9 +15,18 @@ from .verbs import bench, convert, cost, env, eval, export, models, octavify, qu
 
 # A verb imports what it needs when it runs: timm, scikit-learn and matplotlib take their time.
 VERBS = {
-    "quickstart": quickstart, "models": models, "cost": cost, "bench": bench, "convert": convert,
-    "octavify": octavify, "eval": eval, "train": train, "export": export, "report": report, "env": env,
-}  # fmt: skip
+    "quickstart": quickstart,
+    "models": models,
+    "cost": cost,
+    "bench": bench,
+    "convert": convert,
+    "octavify": octavify,
+    "eval": eval,
+    "train": train,
+    "export": export,
+    "report": report,
+    "env": env,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,9 +66,12 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     for name, module in VERBS.items():
         description, _, example = (module.add.__doc__ or "").partition("Example: ")
         parsers[name] = verbs.add_parser(
-            name, help=description.split(":")[0], description=description, epilog=f"example: {example}",
+            name,
+            help=description.split(":")[0],
+            description=description,
+            epilog=f"example: {example}",
             allow_abbrev=False,
-        )  # fmt: skip
+        )
         module.add(parsers[name])
         parsers[name].add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
     return parser, parsers

@@ -135,9 +135,11 @@ class CostReport:
 
 
 def cost(
-    model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = None, *,
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    *,
     input_size: int | tuple[int, ...] | None = None,
-) -> CostReport:  # fmt: skip
+) -> CostReport:
     """Report what a call of ``model`` costs, without computing anything.
 
     Args:
@@ -255,9 +257,11 @@ def path_macs(spec: ConvSpec, size: Sizes, out_size: Sizes) -> dict[str, int]:
     if spec.depthwise:
         return {"hh": outputs.high * area * pixels["hh"], "ll": outputs.low * area * pixels["ll"]}
     channels = dict(
-        hh=outputs.high * inputs.high, hl=outputs.low * inputs.high,
-        lh=outputs.high * inputs.low, ll=outputs.low * inputs.low,
-    )  # fmt: skip
+        hh=outputs.high * inputs.high,
+        hl=outputs.low * inputs.high,
+        lh=outputs.high * inputs.low,
+        ll=outputs.low * inputs.low,
+    )
     return {path: product * area * pixels[path] // spec.groups for path, product in channels.items()}
 
 

@@ -22,11 +22,39 @@ from .errors import UsageError
 
 Log = Callable[[int, int], None]
 COLUMNS = (  # of a results file
-    "model", "alpha", "checkpoint", "data", "split", "top1", "top1_err", "top5", "top5_err", "top1_count", "top5_count",
-    "images", "skipped", "param_count", "img_size", "crop_pct", "interpolation", "mean", "std", "images_per_s",
-    "batch_size", "device", "dtype", "layout", "processes", "threads", "workers", "octaveconv", "torch", "timm", "cpu",
+    "model",
+    "alpha",
+    "checkpoint",
+    "data",
+    "split",
+    "top1",
+    "top1_err",
+    "top5",
+    "top5_err",
+    "top1_count",
+    "top5_count",
+    "images",
+    "skipped",
+    "param_count",
+    "img_size",
+    "crop_pct",
+    "interpolation",
+    "mean",
+    "std",
+    "images_per_s",
+    "batch_size",
+    "device",
+    "dtype",
+    "layout",
+    "processes",
+    "threads",
+    "workers",
+    "octaveconv",
+    "torch",
+    "timm",
+    "cpu",
     "gpu",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -81,10 +109,18 @@ class Score:
         layout = "channels_last" if settings.pop("channels_last") else "contiguous"
         del settings["size"]
         return {
-            "top1": self.top1, "top1_err": 100 - self.top1, "top5": self.top5, "top5_err": 100 - self.top5, **own,
-            "images_per_s": self.images / self.seconds, "skipped": len(files), "skipped_files": files,
-            **settings, "layout": layout, **prepared,
-        }  # fmt: skip
+            "top1": self.top1,
+            "top1_err": 100 - self.top1,
+            "top5": self.top5,
+            "top5_err": 100 - self.top5,
+            **own,
+            "images_per_s": self.images / self.seconds,
+            "skipped": len(files),
+            "skipped_files": files,
+            **settings,
+            "layout": layout,
+            **prepared,
+        }
 
 
 def evaluate(
@@ -131,8 +167,11 @@ def evaluate(
         skipped=tuple(sorted(name for share in shares for name in share["skipped"])),
         announced=dataset.announced if isinstance(dataset, Stream) else len(dataset),
         seconds=max(share["seconds"] for share in shares),
-        processes=len(shares), threads=torch.get_num_threads(), settings=settings, preprocessing=prepared,
-    )  # fmt: skip
+        processes=len(shares),
+        threads=torch.get_num_threads(),
+        settings=settings,
+        preprocessing=prepared,
+    )
     _check_complete(score, dataset.source)
     return score
 

@@ -35,9 +35,12 @@ Loader = Callable[[Path, int | None], Run]
 
 
 def export(
-    model: nn.Module, example_inputs: Tensor | tuple[Tensor], path: str | os.PathLike[str], *,
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor],
+    path: str | os.PathLike[str],
+    *,
     format: str | None = None,
-) -> dict[int, float]:  # fmt: skip
+) -> dict[int, float]:
     """Write ``model`` for inference in another runtime: for images of the example's size, in batches of any size.
 
     Norms are folded into convolutions and constants are computed. The file is written beside ``path``, read back by its
@@ -221,9 +224,16 @@ def _write(format: str, graph: fx.GraphModule, example: Tensor, path: Path) -> N
 def _write_onnx(graph: fx.GraphModule, example: Tensor, path: Path) -> None:
     _crop_after_upsampling(graph)
     torch.onnx.export(
-        graph, (torch.cat([example, example]),), path, input_names=["images"], output_names=["logits"], dynamo=True,
-        dynamic_shapes=({0: Dim("batch", min=1)},), external_data=False, verbose=False,
-    )  # fmt: skip
+        graph,
+        (torch.cat([example, example]),),
+        path,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamo=True,
+        dynamic_shapes=({0: Dim("batch", min=1)},),
+        external_data=False,
+        verbose=False,
+    )
 
 
 def _write_openvino(graph: fx.GraphModule, example: Tensor, path: Path) -> None:

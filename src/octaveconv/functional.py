@@ -13,12 +13,23 @@ __all__ = ["octconv"]
 
 
 def octconv(
-    x: Tensor | Octave, weight: Tensor, bias: Tensor | None = None, stride: int | Sizes = 1,
-    padding: int | Sizes | str = 0, dilation: int | Sizes = 1, groups: int = 1, *,
-    alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit, padding_mode: str = "zeros",
-    cut_in: int | None = None, cut_out: int | None = None, factor: int | Sizes | None = None,
-    transposed: bool = False, output_padding: int | Sizes = 0,
-) -> Octave:  # fmt: skip
+    x: Tensor | Octave,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sizes = 1,
+    padding: int | Sizes | str = 0,
+    dilation: int | Sizes = 1,
+    groups: int = 1,
+    *,
+    alpha_in: float | ChannelSplit,
+    alpha_out: float | ChannelSplit,
+    padding_mode: str = "zeros",
+    cut_in: int | None = None,
+    cut_out: int | None = None,
+    factor: int | Sizes | None = None,
+    transposed: bool = False,
+    output_padding: int | Sizes = 0,
+) -> Octave:
     """Octave convolution with one dense weight: the counterpart of ``torch.nn.functional.conv1d``, ``2d`` and ``3d``.
 
     Args:
@@ -60,9 +71,22 @@ def octconv(
     rows, columns = weight.shape[0], weight.shape[1] * groups
     in_channels, out_channels = (rows, columns) if transposed else (columns, rows)
     spec = conv_spec(
-        weight.dim() - 2, in_channels, out_channels, tuple(weight.shape[2:]), stride, padding, dilation, groups,
-        padding_mode, alpha_in, alpha_out, cut_in, cut_out, factor, output_padding if transposed else None,
-    )  # fmt: skip
+        weight.dim() - 2,
+        in_channels,
+        out_channels,
+        tuple(weight.shape[2:]),
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode,
+        alpha_in,
+        alpha_out,
+        cut_in,
+        cut_out,
+        factor,
+        output_padding if transposed else None,
+    )
     return run(x, weight, bias, spec)
 
 

@@ -144,11 +144,22 @@ class ConvSpec(NamedTuple):
 
 
 def conv_spec(
-    axes: int, in_channels: int, out_channels: int, kernel_size: int | Sizes, stride: int | Sizes,
-    padding: int | Sizes | str, dilation: int | Sizes, groups: int, padding_mode: str,
-    alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit, cut_in: int | None, cut_out: int | None,
-    factor: int | Sizes | None = None, output_padding: int | Sizes | None = None,
-) -> ConvSpec:  # fmt: skip
+    axes: int,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int | Sizes,
+    stride: int | Sizes,
+    padding: int | Sizes | str,
+    dilation: int | Sizes,
+    groups: int,
+    padding_mode: str,
+    alpha_in: float | ChannelSplit,
+    alpha_out: float | ChannelSplit,
+    cut_in: int | None,
+    cut_out: int | None,
+    factor: int | Sizes | None = None,
+    output_padding: int | Sizes | None = None,
+) -> ConvSpec:
     """Check the arguments of an octave convolution and return them in one form.
 
     ``axes`` is 1, 2 or 3; ``output_padding`` is None unless the convolution is transposed.

@@ -65,9 +65,13 @@ def cuda_events(call: Call) -> float:
 
 
 def interleaved(
-    calls: Mapping[str, Call], runs: int = 30, warm_up: int = 3, *, isolate: bool = False,
+    calls: Mapping[str, Call],
+    runs: int = 30,
+    warm_up: int = 3,
+    *,
+    isolate: bool = False,
     clock: Callable[[Call], float] = wall_clock,
-) -> dict[str, Timing]:  # fmt: skip
+) -> dict[str, Timing]:
     """Time each of ``calls``, one call of each per round.
 
     Args:

@@ -49,10 +49,15 @@ def by_alpha(result: dict[str, Any]) -> list[dict[str, Any]]:
     for alpha in sorted({run["alpha"] for run in result["runs"]}):
         runs = [run for run in result["runs"] if run["alpha"] == alpha]
         top1 = [run["top1"] for run in runs]
-        points.append(dict(
-            alpha=alpha, macs=runs[0]["macs"], seeds=len(runs), mean=statistics.mean(top1),
-            deviation=statistics.stdev(top1) if len(top1) > 1 else 0.0,
-        ))  # fmt: skip
+        points.append(
+            dict(
+                alpha=alpha,
+                macs=runs[0]["macs"],
+                seeds=len(runs),
+                mean=statistics.mean(top1),
+                deviation=statistics.stdev(top1) if len(top1) > 1 else 0.0,
+            )
+        )
     return points
 
 
@@ -63,11 +68,17 @@ def table(result: dict[str, Any]) -> list[list[str]]:
     rows = [["alpha", "MACs M", "share", "seeds", "top-1 %", "deviation", "images/s"]]
     points, speed = by_alpha(result), result.get("images_per_s", {})
     for point in points:
-        rows.append([
-            f"{point['alpha']:g}", f"{point['macs'] / 1e6:.2f}", f"{point['macs'] / points[0]['macs']:.0%}",
-            f"{point['seeds']}", f"{point['mean']:.2f}", f"{point['deviation']:.2f}",
-            f"{speed[key]:.0f}" if (key := f"{point['alpha']:g}") in speed else "-",
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{point['alpha']:g}",
+                f"{point['macs'] / 1e6:.2f}",
+                f"{point['macs'] / points[0]['macs']:.0%}",
+                f"{point['seeds']}",
+                f"{point['mean']:.2f}",
+                f"{point['deviation']:.2f}",
+                f"{speed[key]:.0f}" if (key := f"{point['alpha']:g}") in speed else "-",
+            ]
+        )
     return rows
 
 
@@ -100,9 +111,12 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 def _draw_ablation(points: list[dict[str, Any]], axis: Any) -> None:
     axis.errorbar(
-        [point["macs"] / 1e6 for point in points], [point["mean"] for point in points],
-        yerr=[point["deviation"] for point in points], marker="o", capsize=3,
-    )  # fmt: skip
+        [point["macs"] / 1e6 for point in points],
+        [point["mean"] for point in points],
+        yerr=[point["deviation"] for point in points],
+        marker="o",
+        capsize=3,
+    )
     for point in points:
         axis.annotate(f"{point['alpha']:g}", (point["macs"] / 1e6, point["mean"]), (4, 6), textcoords="offset points")
     axis.set(xlabel="multiply-adds in millions", ylabel="top-1 in percent", title=f"alpha, {points[0]['seeds']} seeds")

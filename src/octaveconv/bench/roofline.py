@@ -33,9 +33,12 @@ def counts(case: Case, batch_size: int, dtype: str, mode: str) -> dict[str, int]
 
 
 def rates(
-    dtype: str, device: str = "cuda", copy_bytes: int = COPY_BYTES, matrix: int = MATRIX,
+    dtype: str,
+    device: str = "cuda",
+    copy_bytes: int = COPY_BYTES,
+    matrix: int = MATRIX,
     clock: Callable[[Call], float] = cuda_events,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """The rates that the device reaches in the two simplest kernels: the best of several runs of each.
 
     Returns:

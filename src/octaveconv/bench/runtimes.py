@@ -75,9 +75,12 @@ def prepare(runtime: str, task: Task) -> Prepared:
         torch.Size([1, 8, 4, 4])
     """
     makers = {
-        "eager": _eager, "compiled": _compiled, "deployed": _deployed, "openvino": _openvino,
+        "eager": _eager,
+        "compiled": _compiled,
+        "deployed": _deployed,
+        "openvino": _openvino,
         "onnxruntime": _onnxruntime,
-    }  # fmt: skip
+    }
     return makers[runtime](task)
 
 
@@ -194,9 +197,10 @@ def _of_fixed_size(file: Path, x: Tensor) -> Path:
 def _laid_out(task: Task, dtype: torch.dtype | None = None) -> tuple[nn.Module, Tensor]:
     """Copies of the network and the batch on the device, in the dtype and the memory layout."""
     where: dict[str, Any] = dict(
-        device=task.settings.device, dtype=dtype or DTYPES[task.settings.dtype],
+        device=task.settings.device,
+        dtype=dtype or DTYPES[task.settings.dtype],
         memory_format=LAYOUTS[task.layout or "contiguous"],
-    )  # fmt: skip
+    )
     return copy.deepcopy(task.model).to(**where), task.x.to(**where)
 
 

@@ -73,11 +73,16 @@ def run(settings: BenchSettings, log: Log = lambda line: None) -> dict[str, Any]
     for name in ("alphas", "batch_sizes"):  # each batch has its own
         del own[name]
     return {
-        "kind": "bench", **own,
+        "kind": "bench",
+        **own,
         "runtimes": settings.tried(dense=True),
-        "pause_s": PAUSE, "warm_s": WARM, "weights": f"random, seed {SEED}", "env": facts, "rates": rate,
+        "pause_s": PAUSE,
+        "warm_s": WARM,
+        "weights": f"random, seed {SEED}",
+        "env": facts,
+        "rates": rate,
         "batches": batches,
-    }  # fmt: skip
+    }
 
 
 def _batch(
@@ -167,10 +172,16 @@ def _candidate(case: Case, runtime: str, task: Task, reference: Tensor) -> Candi
     output = prepared.call()
     seconds = time.perf_counter() - start
     one = Candidate(
-        case.name, case.alpha, runtime, task.layout, prepared.engine, difference(output, reference),
-        peak_bytes(prepared.call, task.settings.device) if is_seen(runtime, task.settings) else None, seconds,
+        case.name,
+        case.alpha,
+        runtime,
+        task.layout,
+        prepared.engine,
+        difference(output, reference),
+        peak_bytes(prepared.call, task.settings.device) if is_seen(runtime, task.settings) else None,
+        seconds,
         prepared.call,
-    )  # fmt: skip
+    )
     limit = LIMITS[task.settings.dtype]
     if not one.difference <= limit:  # written so that NaN is wrong too
         raise WrongOutput(

@@ -19,10 +19,17 @@ def candidate_table(batch: dict[str, Any]) -> list[list[str]]:
     for one in sorted(batch["candidates"], key=lambda one: (order.index(one["network"]), one["quick"]["median"])):
         memory = "-" if one["peak_bytes"] is None else f"{one['peak_bytes'] / 2**20:.1f}"
         name = ", ".join(filter(None, (one["network"], _way(one))))
-        rows.append([
-            name, _ms(one["quick"]["median"]), _quartiles(one["quick"]), f"{dense / one['quick']['median']:.3f}",
-            memory, f"{one['difference']:.0e}", f"{one['prepare_s']:.1f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                _ms(one["quick"]["median"]),
+                _quartiles(one["quick"]),
+                f"{dense / one['quick']['median']:.3f}",
+                memory,
+                f"{one['difference']:.0e}",
+                f"{one['prepare_s']:.1f}",
+            ]
+        )
     return rows
 
 
@@ -47,11 +54,19 @@ def table(result: dict[str, Any]) -> list[list[str]]:
         dense = batch["best_dense"]
         name = "" if dense["network"] == "dense twin" else f"{dense['network']}, "
         for row in batch["alphas"]:
-            rows.append([
-                str(batch["batch_size"]), f"{row['alpha']:g}", *(f"{row[key]:.3f}" for key in ("t", "s", "s_over_t")),
-                _ms(row["median"]), _quartiles(row), _way(row), _ms(dense["median"]), _quartiles(dense),
-                name + _way(dense),
-            ])  # fmt: skip
+            rows.append(
+                [
+                    str(batch["batch_size"]),
+                    f"{row['alpha']:g}",
+                    *(f"{row[key]:.3f}" for key in ("t", "s", "s_over_t")),
+                    _ms(row["median"]),
+                    _quartiles(row),
+                    _way(row),
+                    _ms(dense["median"]),
+                    _quartiles(dense),
+                    name + _way(dense),
+                ]
+            )
     return rows
 
 
@@ -64,10 +79,18 @@ def roofline_table(result: dict[str, Any]) -> list[list[str]]:
             memory = ["-", "-"]
             if row["peak_bytes"] is not None:
                 memory = [f"{row['peak_bytes'] / 2**20:.0f}", f"{row['peak_bytes'] / dense:.3f}" if dense else "-"]
-            rows.append([
-                str(batch["batch_size"]), row["network"], _ms(row["median"]), f"{row['flops'] / 1e9:.1f}",
-                f"{row['matrix_share']:.1%}", f"{row['bytes'] / 1e6:.1f}", f"{row['copy_share']:.1%}", *memory,
-            ])  # fmt: skip
+            rows.append(
+                [
+                    str(batch["batch_size"]),
+                    row["network"],
+                    _ms(row["median"]),
+                    f"{row['flops'] / 1e9:.1f}",
+                    f"{row['matrix_share']:.1%}",
+                    f"{row['bytes'] / 1e6:.1f}",
+                    f"{row['copy_share']:.1%}",
+                    *memory,
+                ]
+            )
     heading = ["batch", "network", "ms", "GFLOP", "of matrix rate", "MB", "of copy rate", "MiB", "of dense"]
     return [heading, *rows] if rows else []
 
@@ -143,9 +166,10 @@ def draw(result: dict[str, Any], axis: Any) -> None:
             axis.annotate(f"{row['alpha']:g}", (row["t"], row["s"]), (4, -10), textcoords="offset points")
     machine = _threads(result) if result["device"] == "cpu" else result["env"]["gpu"]
     axis.set(
-        xlabel="T = multiply-adds, dense / octave", ylabel="S = time, fastest dense / octave",
+        xlabel="T = multiply-adds, dense / octave",
+        ylabel="S = time, fastest dense / octave",
         title=f"{result['model']}, {result['mode']}, {result['dtype']}, {machine}",
-    )  # fmt: skip
+    )
     axis.legend(fontsize="small")
 
 

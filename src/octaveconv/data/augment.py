@@ -41,9 +41,15 @@ class Lighting:
 
 
 def train_transform(
-    size: int, crop: str, crop_area: float, color_jitter: float, lighting: float, interpolation: str,
-    mean: Sequence[float], std: Sequence[float],
-) -> Callable[[Image.Image], Tensor]:  # fmt: skip
+    size: int,
+    crop: str,
+    crop_area: float,
+    color_jitter: float,
+    lighting: float,
+    interpolation: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Callable[[Image.Image], Tensor]:
     """The original's augmentation: random crop, mirror image, color, lighting; to ``[3, size, size]``."""
     if crop == "padded":
         cropping: list[Any] = [transforms.Resize((size, size)), transforms.RandomCrop(size, size // 8)]
@@ -52,9 +58,15 @@ def train_transform(
     jitter = [transforms.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []
     light = [Lighting(lighting)] if lighting else []
     return transforms.Compose(  # type: ignore[no-any-return]
-        [*cropping, transforms.RandomHorizontalFlip(), *jitter, transforms.ToTensor(), *light,
-         transforms.Normalize(mean, std)]
-    )  # fmt: skip
+        [
+            *cropping,
+            transforms.RandomHorizontalFlip(),
+            *jitter,
+            transforms.ToTensor(),
+            *light,
+            transforms.Normalize(mean, std),
+        ]
+    )
 
 
 def seed_of(*numbers: int) -> int:
@@ -84,9 +96,17 @@ def generators_kept() -> Iterator[None]:
 
 
 def training_batches(
-    images: Images, transform: Callable[[Image.Image], Tensor], *, seed: int, epoch: int, start: int, batch_size: int,
-    parts: int, workers: int, pin_memory: bool = False,
-) -> DataLoader[Any]:  # fmt: skip
+    images: Images,
+    transform: Callable[[Image.Image], Tensor],
+    *,
+    seed: int,
+    epoch: int,
+    start: int,
+    batch_size: int,
+    parts: int,
+    workers: int,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
     """The rest of an epoch from step ``start`` on: this process's share of the ``parts`` batches of each step.
 
     Args:
@@ -110,9 +130,12 @@ def training_batches(
         size = len(mine) // parts
         batches += [mine[part * size : (part + 1) * size] for part in range(parts)]
     return DataLoader(
-        _Items(images, transform, seed, epoch), batch_sampler=batches, num_workers=workers, pin_memory=pin_memory,
+        _Items(images, transform, seed, epoch),
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),  # the global one is left as it is
-    )  # fmt: skip
+    )
 
 
 @dataclass

@@ -273,18 +273,27 @@ class Preprocessing:
     def transform(self) -> Transform:
         """The transform for scoring, from a PIL image to a float32 tensor ``[3, H, W]``."""
         return create_transform(  # type: ignore[no-any-return]
-            self.size, is_training=False, interpolation=self.interpolation, mean=self.mean, std=self.std,
-            crop_pct=self.crop_pct, crop_mode=self.crop_mode,
-        )  # fmt: skip
+            self.size,
+            is_training=False,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+        )
 
 
 def preprocessing(model: nn.Module, size: int | None = None) -> Preprocessing:
     """What the network's pretrained configuration asks for, or timm's defaults; ``size``, in pixels, overrides it."""
     config = resolve_data_config({"img_size": size}, model=model)
     return Preprocessing(
-        tuple(config["input_size"][1:]), config["interpolation"], config["crop_pct"], config["crop_mode"],
-        tuple(config["mean"]), tuple(config["std"]),
-    )  # fmt: skip
+        tuple(config["input_size"][1:]),
+        config["interpolation"],
+        config["crop_pct"],
+        config["crop_mode"],
+        tuple(config["mean"]),
+        tuple(config["std"]),
+    )
 
 
 def _class_index(label: Any) -> int:

@@ -38,9 +38,14 @@ def batches(
     else:
         items, share = _Items(dataset, transform), range(processes.rank(), len(dataset), processes.world_size())
     return DataLoader(
-        items, batch_size, sampler=share, num_workers=workers, collate_fn=_collate, pin_memory=pin_memory,
+        items,
+        batch_size,
+        sampler=share,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),  # the global one is left as it is
-    )  # fmt: skip
+    )
 
 
 @dataclass

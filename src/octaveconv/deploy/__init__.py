@@ -48,8 +48,10 @@ def deploy(model: nn.Module, example_inputs: Tensor | tuple[Tensor], engine: str
         True
     """
     engines: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
-        "native": _native, "cuda": _cuda, "inductor": _inductor,
-    }  # fmt: skip
+        "native": _native,
+        "cuda": _cuda,
+        "inductor": _inductor,
+    }
     if engine is not None and engine not in engines:
         raise UsageError(f"there is no engine {engine!r}: use {', '.join(engines)}")
     example = only_input(example_inputs)

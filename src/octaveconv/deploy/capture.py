@@ -34,8 +34,11 @@ class Captured:
         self.nodes: list[fx.Node] = []
         signature = program.graph_signature
         state = {**program.state_dict, **program.constants}
-        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers,
-                 **signature.inputs_to_lifted_tensor_constants}  # fmt: skip
+        names = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in names:
                 self.constants[node] = state[names[node.name]].detach()

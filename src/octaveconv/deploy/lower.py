@@ -57,8 +57,10 @@ class _Walk:
         if node.target in SAME:
             return self.values[node.args[0]]  # type: ignore[index]
         handler = self.handler(node.target)
-        arguments = [self.values.get(a, self.captured.constants.get(a)) if isinstance(a, fx.Node) else a
-                     for a in map(self.listed, node.args)]  # fmt: skip
+        arguments = [
+            self.values.get(a, self.captured.constants.get(a)) if isinstance(a, fx.Node) else a
+            for a in map(self.listed, node.args)
+        ]
         value = handler(*arguments, **node.kwargs)
         if isinstance(value, Sum) and len(node.users) > 1:
             value = self.ref(value)
@@ -104,8 +106,16 @@ class _Walk:
 
     # The operations: each method takes the operation's arguments, with values in place of nodes.
 
-    def conv(self, x: Value, weight: Tensor, bias: Tensor | None = None, stride: Any = (1, 1), padding: Any = (0, 0),
-             dilation: Any = (1, 1), groups: int = 1) -> Sum:  # fmt: skip
+    def conv(
+        self,
+        x: Value,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = (1, 1),
+        padding: Any = (0, 0),
+        dilation: Any = (1, 1),
+        groups: int = 1,
+    ) -> Sum:
         if not isinstance(weight, Tensor):
             raise self.unsupported("its weight depends on the input")
         parts = self.out.refs(x, self.node.name)
@@ -121,8 +131,18 @@ class _Walk:
     def linear(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Sum:
         return self.conv(x, weight[:, :, None, None], bias)
 
-    def batch_norm(self, x: Value, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
-                   training: bool, momentum: float, eps: float, cudnn: bool) -> Value:  # fmt: skip
+    def batch_norm(
+        self,
+        x: Value,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        training: bool,
+        momentum: float,
+        eps: float,
+        cudnn: bool,
+    ) -> Value:
         if training or mean is None:
             raise self.unsupported("it normalizes with the statistics of the batch")
         scale = (var.double() + eps).rsqrt() * (1 if weight is None else weight.double())
@@ -225,18 +245,35 @@ class _Walk:
         starts = [sum(parts[:i]) for i in range(len(parts))]
         return tuple(Ref(ref.map, ref.first + start, part) for start, part in zip(starts, parts))
 
-    def avg_pool(self, x: Value, kernel: Any, stride: Any = (), padding: Any = (0, 0), ceil_mode: bool = False,
-                 count_include_pad: bool = True, divisor: int | None = None) -> Value:  # fmt: skip
+    def avg_pool(
+        self,
+        x: Value,
+        kernel: Any,
+        stride: Any = (),
+        padding: Any = (0, 0),
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor: int | None = None,
+    ) -> Value:
         if divisor is not None:
             raise self.unsupported("it has a divisor of its own")
         kernel, stride, padding = pair(kernel), pair(stride or kernel), pair(padding)
         if (kernel, stride, padding, ceil_mode) == ((2, 2), (2, 2), (0, 0), True):
             return mapped(x, lambda part: self.out.pooled(part, self.size, self.node.name))
-        return mapped(x, lambda part: self.window(
-            "average", part, kernel, stride, padding, count_include_pad and padding != (0, 0)))  # fmt: skip
+        return mapped(
+            x,
+            lambda part: self.window("average", part, kernel, stride, padding, count_include_pad and padding != (0, 0)),
+        )
 
-    def max_pool(self, x: Value, kernel: Any, stride: Any = (), padding: Any = (0, 0), dilation: Any = (1, 1),
-                 ceil_mode: bool = False) -> Value:  # fmt: skip
+    def max_pool(
+        self,
+        x: Value,
+        kernel: Any,
+        stride: Any = (),
+        padding: Any = (0, 0),
+        dilation: Any = (1, 1),
+        ceil_mode: bool = False,
+    ) -> Value:
         if pair(dilation) != (1, 1):
             raise self.unsupported("it has a dilation")
         return mapped(x, lambda part: self.window("max", part, pair(kernel), pair(stride or kernel), pair(padding)))

@@ -104,9 +104,12 @@ class LayerBuilder:
         offset = 0
         for part in parts:
             if _place(part) != (home, offset):
-                if part.map.home is None and part.map not in self.homes and part.map in self.made_by and (
-                    part.first == 0 and part.channels == part.map.channels
-                ):  # fmt: skip
+                if (
+                    part.map.home is None
+                    and part.map not in self.homes
+                    and part.map in self.made_by
+                    and (part.first == 0 and part.channels == part.map.channels)
+                ):
                     part.map.home, part.map.offset = home, offset
                 else:
                     copy = Sum(part.channels, part.map.size, addends=(Addend(part),))

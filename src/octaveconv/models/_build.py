@@ -36,16 +36,34 @@ class Layers:
     act_layer: type[nn.Module] = nn.ReLU
 
     def conv(
-        self, in_chs: int, out_chs: int, kernel: int, stride: int = 1, groups: int = 1, *, alpha_in: Alpha = 0.0,
-        alpha_out: Alpha = 0.0, cut_in: int | None = None, cut_out: int | None = None,
-    ) -> nn.Module:  # fmt: skip
+        self,
+        in_chs: int,
+        out_chs: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        alpha_in: Alpha = 0.0,
+        alpha_out: Alpha = 0.0,
+        cut_in: int | None = None,
+        cut_out: int | None = None,
+    ) -> nn.Module:
         """A convolution without bias that keeps the size, or halves it at stride 2."""
         if not self.octave:
             return nn.Conv2d(in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False)
         return OctConv2d(
-            in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False,
-            alpha_in=alpha_in, alpha_out=alpha_out, cut_in=cut_in, cut_out=cut_out,
-        )  # fmt: skip
+            in_chs,
+            out_chs,
+            kernel,
+            stride,
+            kernel // 2,
+            groups=groups,
+            bias=False,
+            alpha_in=alpha_in,
+            alpha_out=alpha_out,
+            cut_in=cut_in,
+            cut_out=cut_out,
+        )
 
     def norm(self, channels: int, alpha: Alpha = 0.0, cut: int = 1, affine: bool = True) -> nn.Module:
         """Batch normalisation."""
@@ -95,9 +113,14 @@ class OctNet(AlphaMarked):
     act1: nn.Module
 
     def _finish(
-        self, alpha: float, widths: list[int], num_classes: int, global_pool: str, drop_rate: float,
+        self,
+        alpha: float,
+        widths: list[int],
+        num_classes: int,
+        global_pool: str,
+        drop_rate: float,
         num_features: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Build the head and set the attributes that timm expects.
 
         ``widths`` are the channels of the five feature maps, ``num_features`` those of the output of `forward_norm`.
@@ -160,9 +183,14 @@ class OctNet(AlphaMarked):
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
-        self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
-        output_fmt: str = "NCHW", intermediates_only: bool = False,
-    ) -> Any:  # fmt: skip
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
         """The feature maps of the stem and the stages, each merged to a tensor ``[N, C, ceil(H/r), ceil(W/r)]``.
 
         Args, returns: as in every network of timm.

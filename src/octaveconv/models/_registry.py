@@ -18,10 +18,20 @@ from ._published import PUBLISHED, Published
 
 def cfg(**kwargs: Any) -> dict[str, Any]:
     """A pretrained configuration with ImageNet's defaults and without weights."""
-    return dict(
-        num_classes=1000, input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=0.875, interpolation="bilinear",
-        mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, first_conv="conv1", classifier="fc",
-    ) | kwargs  # fmt: skip
+    return (
+        dict(
+            num_classes=1000,
+            input_size=(3, 224, 224),
+            pool_size=(7, 7),
+            crop_pct=0.875,
+            interpolation="bilinear",
+            mean=IMAGENET_DEFAULT_MEAN,
+            std=IMAGENET_DEFAULT_STD,
+            first_conv="conv1",
+            classifier="fc",
+        )
+        | kwargs
+    )
 
 
 def register(cls: type[OctNet], networks: dict[str, dict[str, Any]], base_cfg: dict[str, Any]) -> None:
@@ -60,9 +70,12 @@ def _build(cls: type[OctNet], name: str, pretrained: bool, arguments: dict[str, 
         overlay = kwargs.get("pretrained_cfg_overlay") or {}
         kwargs = kwargs | dict(pretrained_cfg_overlay=overlay | _weights(cls, name, arguments, kwargs))
     model = build_model_with_cfg(
-        cls, name, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls="getter"),
+        cls,
+        name,
+        pretrained,
+        feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls="getter"),
         **(arguments | kwargs),
-    )  # fmt: skip
+    )
     model.pretrained_cfg.pop("state_dict", None)
     return model
 
@@ -99,8 +112,11 @@ timm.models._factory.load_checkpoint = _load_checkpoint
 
 def _published_cfg(record: Published) -> dict[str, Any]:
     return dict(
-        url=record.url, license="mit", origin_url="https://github.com/facebookresearch/OctConv",
+        url=record.url,
+        license="mit",
+        origin_url="https://github.com/facebookresearch/OctConv",
         paper_name="Drop an Octave: Reducing Spatial Redundancy in Convolutional Neural Networks with Octave "
         "Convolution",
-        paper_ids="arXiv:1904.05049", notes=(f"published: top-1 {record.top1} %, top-5 {record.top5} %",),
-    )  # fmt: skip
+        paper_ids="arXiv:1904.05049",
+        notes=(f"published: top-1 {record.top1} %, top-5 {record.top5} %",),
+    )

@@ -23,10 +23,15 @@ from ._published import published
 
 
 def create(
-    name: str, alpha: float | None = None, checkpoint: str | os.PathLike[str] | None = None,
-    num_classes: int | None = None, pretrained: bool | None = None, *,
-    model_args: Mapping[str, Any] | None = None, new_head: bool = False,
-) -> Any:  # fmt: skip
+    name: str,
+    alpha: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    pretrained: bool | None = None,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+    new_head: bool = False,
+) -> Any:
     """Create a network of timm's registry, ours included; rebuild an octavified one from its file.
 
     Args:

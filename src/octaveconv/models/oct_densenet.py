@@ -58,9 +58,16 @@ class OctDenseNet(OctNet):
     mxnet_names = staticmethod(mxnet_symbol_densenet)
 
     def __init__(
-        self, layers: tuple[int, ...], alpha: float = DEFAULT_ALPHA, growth: int = 32, width: int = 64,
-        num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        layers: tuple[int, ...],
+        alpha: float = DEFAULT_ALPHA,
+        growth: int = 32,
+        width: int = 64,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         make = Layers(octave=alpha != 0, eps=1e-4, momentum=0.08)
         plain = Layers(octave=False, eps=1e-4, momentum=0.08)

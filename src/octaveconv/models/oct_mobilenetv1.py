@@ -47,10 +47,15 @@ class OctMobileNetV1(OctNet):
     mxnet_names = staticmethod(mxnet_gluon_mobilenet)
 
     def __init__(
-        self, alpha: float = DEFAULT_ALPHA, channel_multiplier: float = 1.0,
-        layers: tuple[int, ...] = (1, 2, 2, 6, 2), num_classes: int = 1000, in_chans: int = 3,
-        global_pool: str = "avg", drop_rate: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        alpha: float = DEFAULT_ALPHA,
+        channel_multiplier: float = 1.0,
+        layers: tuple[int, ...] = (1, 2, 2, 6, 2),
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         make, plain = Layers(octave=alpha != 0), Layers(octave=False)
         in_chs = int(32 * channel_multiplier)

@@ -55,10 +55,15 @@ class OctMobileNetV2(OctNet):
     mxnet_names = staticmethod(mxnet_gluon_mobilenet)
 
     def __init__(
-        self, alpha: float = DEFAULT_ALPHA, channel_multiplier: float = 1.0,
-        layers: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1), num_classes: int = 1000, in_chans: int = 3,
-        global_pool: str = "avg", drop_rate: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        alpha: float = DEFAULT_ALPHA,
+        channel_multiplier: float = 1.0,
+        layers: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1),
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         make = Layers(octave=alpha != 0, act_layer=nn.ReLU6)
         plain = Layers(octave=False, act_layer=nn.ReLU6)

@@ -50,9 +50,20 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, make: Layers, in_chs: int, width: int, stride: int, groups: int, alpha_in: float, alpha_out: float, *,
-        expansion: int = 4, late_stride: bool = False, use_se: bool = False, raw_norm: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        make: Layers,
+        in_chs: int,
+        width: int,
+        stride: int,
+        groups: int,
+        alpha_in: float,
+        alpha_out: float,
+        *,
+        expansion: int = 4,
+        late_stride: bool = False,
+        use_se: bool = False,
+        raw_norm: bool = False,
+    ) -> None:
         super().__init__()
         mid, out = width * (2 if groups > 1 else 1), width * expansion  # ResNeXt: 32 groups of 4 at width 64
         both: dict[str, Any] = dict(alpha_in=alpha_out, alpha_out=alpha_out)
@@ -117,10 +128,20 @@ class OctResNet(OctNet):
     """
 
     def __init__(
-        self, block: type[BasicBlock | Bottleneck], layers: tuple[int, ...], alpha: float = DEFAULT_ALPHA,
-        groups: int = 1, width: int = 64, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg",
-        drop_rate: float = 0.0, zero_init_last: bool = False, stem: str = "7x7", **block_args: Any,
-    ) -> None:  # fmt: skip
+        self,
+        block: type[BasicBlock | Bottleneck],
+        layers: tuple[int, ...],
+        alpha: float = DEFAULT_ALPHA,
+        groups: int = 1,
+        width: int = 64,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        zero_init_last: bool = False,
+        stem: str = "7x7",
+        **block_args: Any,
+    ) -> None:
         super().__init__()
         make = Layers(octave=alpha != 0)
         self._add_stem(stem, in_chans, width)

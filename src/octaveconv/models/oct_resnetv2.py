@@ -21,9 +21,19 @@ class PreActConv(nn.Module):
     """Norm, ReLU, convolution: the unit of these networks."""
 
     def __init__(
-        self, make: Layers, in_chs: int, out_chs: int, kernel: int, stride: int = 1, groups: int = 1, *,
-        alpha_in: Alpha, alpha_out: Alpha, cut_in: int = 1, cut_out: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        make: Layers,
+        in_chs: int,
+        out_chs: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        alpha_in: Alpha,
+        alpha_out: Alpha,
+        cut_in: int = 1,
+        cut_out: int = 1,
+    ) -> None:
         super().__init__()
         cuts: dict[str, Any] = {} if groups > 1 else dict(cut_in=cut_in, cut_out=cut_out)
         self.bn = make.norm(in_chs, alpha_in, cut=cut_in)
@@ -38,9 +48,18 @@ class PreActBottleneck(nn.Module):
     """1x1, 3x3 with the stride and the groups, 1x1; then SE; then the sum with the shortcut, without activation."""
 
     def __init__(
-        self, make: Layers, in_chs: int, mid: int, out: int, stride: int, groups: int, use_se: bool,
-        alpha_in: float, alpha_out: float, is_first: bool,
-    ) -> None:  # fmt: skip
+        self,
+        make: Layers,
+        in_chs: int,
+        mid: int,
+        out: int,
+        stride: int,
+        groups: int,
+        use_se: bool,
+        alpha_in: float,
+        alpha_out: float,
+        is_first: bool,
+    ) -> None:
         super().__init__()
         both: dict[str, Any] = dict(alpha_in=alpha_out, alpha_out=alpha_out)
         self.conv1 = PreActConv(make, in_chs, mid, 1, alpha_in=alpha_in, alpha_out=alpha_out, cut_out=groups)
@@ -76,10 +95,18 @@ class OctResNetV2(OctNet):
     mxnet_names = staticmethod(mxnet_symbol_resnetv2)
 
     def __init__(
-        self, layers: tuple[int, ...], alpha: float = DEFAULT_ALPHA, groups: int = 1, use_se: bool = False,
-        width: int = 64, stem: str = "7x7", num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg",
+        self,
+        layers: tuple[int, ...],
+        alpha: float = DEFAULT_ALPHA,
+        groups: int = 1,
+        use_se: bool = False,
+        width: int = 64,
+        stem: str = "7x7",
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
         drop_rate: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         make = Layers(octave=alpha != 0, eps=1e-4, momentum=0.08)
         plain = Layers(octave=False, eps=1e-4, momentum=0.08)

@@ -18,9 +18,20 @@ from .fields import Fields, map_file
 
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # how an array is encoded; a smaller word is the legacy one's ndim
 DTYPES = (
-    torch.float32, torch.float64, torch.float16, torch.uint8, torch.int32, torch.int8, torch.int64, torch.bool,
-    torch.int16, torch.uint16, torch.uint32, torch.uint64, torch.bfloat16,
-)  # fmt: skip
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.uint8,
+    torch.int32,
+    torch.int8,
+    torch.int64,
+    torch.bool,
+    torch.int16,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.bfloat16,
+)
 _STORAGE = {-1: "undefined", 1: "row-sparse", 2: "CSR"}
 # A tensor and a name take more memory than their bytes in the file; these limits keep that below 64 MiB. Checkpoints of
 # the largest networks have about 2,000 arrays.

@@ -24,9 +24,15 @@ class AlphaMarked(nn.Module):
             destination._metadata[prefix[:-1]]["alpha"] = self.alpha_mark
 
     def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], strict: bool,
-        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
-    ) -> None:  # fmt: skip
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         saved = tuple(local_metadata.get("alpha", ()))
         told = any(_MESSAGE in message for message in error_msgs)  # one message for the whole network
         if any(saved) and saved != self.alpha_mark and not told:

@@ -40,9 +40,16 @@ class OctSqueezeExcite(nn.Module):
     """
 
     def __init__(
-        self, channels: int, rd_ratio: float = 1 / 16, rd_channels: int | None = None, device: Any = None,
-        dtype: Any = None, *, alpha: float | ChannelSplit = 0.0, cut: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        channels: int,
+        rd_ratio: float = 1 / 16,
+        rd_channels: int | None = None,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        alpha: float | ChannelSplit = 0.0,
+        cut: int = 1,
+    ) -> None:
         super().__init__()
         rd_channels = int(channels * rd_ratio) if rd_channels is None else rd_channels
         if rd_channels < 1:

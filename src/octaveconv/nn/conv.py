@@ -42,19 +42,44 @@ class _OctConv(OctConvNd):
     """The constructor of the convolutions that are not transposed."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int | Sizes, stride: int | Sizes = 1,
-        padding: int | Sizes | str = 0, dilation: int | Sizes = 1, groups: int = 1, bias: bool = True,
-        padding_mode: str = "zeros", device: Any = None, dtype: Any = None, *, alpha_in: float | ChannelSplit = 0.0,
-        alpha_out: float | ChannelSplit = 0.0, cut_in: int | None = None, cut_out: int | None = None,
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sizes,
+        stride: int | Sizes = 1,
+        padding: int | Sizes | str = 0,
+        dilation: int | Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        alpha_in: float | ChannelSplit = 0.0,
+        alpha_out: float | ChannelSplit = 0.0,
+        cut_in: int | None = None,
+        cut_out: int | None = None,
         factor: int | Sizes | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         spec = conv_spec(
-            self.axes, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode,
-            alpha_in, alpha_out, cut_in, cut_out, factor,
-        )  # fmt: skip
+            self.axes,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            alpha_in,
+            alpha_out,
+            cut_in,
+            cut_out,
+            factor,
+        )
         self._set_spec(spec, alpha_in, alpha_out)
 
 
@@ -181,18 +206,55 @@ class OctConvTranspose2d(OctConvNd, nn.ConvTranspose2d):  # type: ignore[misc]
     axes = 2
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int | Sizes, stride: int | Sizes = 1,
-        padding: int | Sizes = 0, output_padding: int | Sizes = 0, groups: int = 1, bias: bool = True,
-        dilation: int | Sizes = 1, padding_mode: str = "zeros", device: Any = None, dtype: Any = None, *,
-        alpha_in: float | ChannelSplit = 0.0, alpha_out: float | ChannelSplit = 0.0, cut_in: int | None = None,
-        cut_out: int | None = None, factor: int | Sizes | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sizes,
+        stride: int | Sizes = 1,
+        padding: int | Sizes = 0,
+        output_padding: int | Sizes = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Sizes = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        alpha_in: float | ChannelSplit = 0.0,
+        alpha_out: float | ChannelSplit = 0.0,
+        cut_in: int | None = None,
+        cut_out: int | None = None,
+        factor: int | Sizes | None = None,
+    ) -> None:
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, output_padding, groups,  # type: ignore[arg-type]
-            bias, dilation, padding_mode, device, dtype,  # type: ignore[arg-type]  # nn.ConvTranspose2d checks them
-        )  # fmt: skip
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,  # type: ignore[arg-type]
+            bias,
+            dilation,
+            padding_mode,
+            device,
+            dtype,  # type: ignore[arg-type]  # nn.ConvTranspose2d checks them
+        )
         spec = conv_spec(
-            self.axes, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode,
-            alpha_in, alpha_out, cut_in, cut_out, factor, output_padding,
-        )  # fmt: skip
+            self.axes,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            alpha_in,
+            alpha_out,
+            cut_in,
+            cut_out,
+            factor,
+            output_padding,
+        )
         self._set_spec(spec, alpha_in, alpha_out)

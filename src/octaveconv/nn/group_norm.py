@@ -38,9 +38,17 @@ class OctGroupNorm(nn.GroupNorm):
     """
 
     def __init__(
-        self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True, device: Any = None,
-        dtype: Any = None, *, alpha: float | ChannelSplit = 0.0, cut: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        alpha: float | ChannelSplit = 0.0,
+        cut: int = 1,
+    ) -> None:
         super().__init__(num_groups, num_channels, eps, affine, device, dtype)
         self.split = split_channels(num_channels, alpha, cut)
         self.alpha = alpha_of(alpha)

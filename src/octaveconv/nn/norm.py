@@ -29,10 +29,18 @@ class OctBatchNormNd(_NormBase):
     axes: int
 
     def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
-        track_running_stats: bool = True, device: Any = None, dtype: Any = None, *,
-        alpha: float | ChannelSplit = 0.0, cut: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        alpha: float | ChannelSplit = 0.0,
+        cut: int = 1,
+    ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         self.split = split_channels(num_features, alpha, cut)
         self.alpha = alpha_of(alpha)

@@ -59,10 +59,22 @@ def _transposed_refusal(layer: nn.ConvTranspose2d) -> str:
 def conv_spec_of(layer: Any, inputs: float | ChannelSplit, outputs: float | ChannelSplit) -> ConvSpec:
     """What `oct_conv` of a convolution would be asked to do; ValueError if it has no octave form."""
     return conv_spec(
-        len(layer.kernel_size), layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
-        layer.dilation, layer.groups, layer.padding_mode, inputs, outputs, None, None, None,
+        len(layer.kernel_size),
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        layer.padding_mode,
+        inputs,
+        outputs,
+        None,
+        None,
+        None,
         layer.output_padding if layer.transposed else None,
-    )  # fmt: skip
+    )
 
 
 def is_plain_conv(layer: Any) -> bool:
@@ -85,18 +97,38 @@ def oct_standardized_conv(layer: Any, inputs: ChannelSplit, outputs: ChannelSpli
 
 def _conv_like(kind: Any, layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
     made = kind(
-        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-        layer.groups, layer.bias is not None, layer.padding_mode, device="meta", alpha_in=inputs, alpha_out=outputs,
-    )  # fmt: skip
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        layer.bias is not None,
+        layer.padding_mode,
+        device="meta",
+        alpha_in=inputs,
+        alpha_out=outputs,
+    )
     return _with_state(made, layer)
 
 
 def oct_conv_transpose(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
     """Of ``nn.ConvTranspose2d``."""
     made = OctConvTranspose2d(
-        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.output_padding,
-        layer.groups, layer.bias is not None, layer.dilation, device="meta", alpha_in=inputs, alpha_out=outputs,
-    )  # fmt: skip
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.output_padding,
+        layer.groups,
+        layer.bias is not None,
+        layer.dilation,
+        device="meta",
+        alpha_in=inputs,
+        alpha_out=outputs,
+    )
     return _with_state(made, layer)
 
 
@@ -110,17 +142,20 @@ def linear(node: fx.Node, layer: Any) -> Step | None:
 
 def linear_spec_of(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> ConvSpec:
     """What `oct_linear` would be asked to do."""
-    return conv_spec(
-        2, layer.in_features, layer.out_features, 1, 1, 0, 1, 1, "zeros", inputs, outputs, None, None
-    )  # fmt: skip
+    return conv_spec(2, layer.in_features, layer.out_features, 1, 1, 0, 1, 1, "zeros", inputs, outputs, None, None)
 
 
 def oct_linear(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
     """Of ``nn.Linear`` over the channels of each pixel."""
     made = PixelwiseOctLinear(
-        layer.in_features, layer.out_features, 1, bias=layer.bias is not None, device="meta", alpha_in=inputs,
+        layer.in_features,
+        layer.out_features,
+        1,
+        bias=layer.bias is not None,
+        device="meta",
+        alpha_in=inputs,
         alpha_out=outputs,
-    )  # fmt: skip
+    )
     return _with_state(made, layer)
 
 
@@ -129,9 +164,14 @@ def batch_norm(kind: Any) -> Make:
 
     def make(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
         made = kind(
-            layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats, device="meta",
+            layer.num_features,
+            layer.eps,
+            layer.momentum,
+            layer.affine,
+            layer.track_running_stats,
+            device="meta",
             alpha=split,
-        )  # fmt: skip
+        )
         return _with_state(made, layer)
 
     return make

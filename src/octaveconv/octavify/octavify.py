@@ -30,10 +30,16 @@ Alpha = float | Sequence[float] | Mapping[str, float] | str
 
 
 def octavify(
-    model: nn.Module, alpha: Alpha = 0.25, example_inputs: Tensor | tuple[Any, ...] | None = None,
-    keep: Iterable[str] = (), *, calibrate: Iterable[Any] | None = None, macs: float | None = None,
-    min_size: int = 8, stem: bool = False,
-) -> tuple[OctavifiedModule, Plan]:  # fmt: skip
+    model: nn.Module,
+    alpha: Alpha = 0.25,
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    keep: Iterable[str] = (),
+    *,
+    calibrate: Iterable[Any] | None = None,
+    macs: float | None = None,
+    min_size: int = 8,
+    stem: bool = False,
+) -> tuple[OctavifiedModule, Plan]:
     """Turn a convolutional network into an octave network with the same weights.
 
     Args:
@@ -92,8 +98,11 @@ def octavify(
     octave.conversion = {
         "alphas": {str(n.target): splits.alphas.get(net.spaces.of(n), 0.0) for n in net.nodes(Role.CONV)},
         "input_size": next((list(x.shape[1:]) for x in inputs if isinstance(x, Tensor)), []),
-        "keep": keep, "min_size": min_size, "stem": stem, "octave": sum(layer.octave for layer in layers),
-    }  # fmt: skip
+        "keep": keep,
+        "min_size": min_size,
+        "stem": stem,
+        "octave": sum(layer.octave for layer in layers),
+    }
     if registered:
         octave.conversion["registered"] = registered
     return octave, Plan(layers, rewriter.borders, octave.conversion, notes)

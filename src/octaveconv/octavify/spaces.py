@@ -143,10 +143,14 @@ class Net:
         """What can write or read octaves: a node's step, its run, the runs that it reads, and whether it is strided."""
         roles = Role.CONV, Role.MEAN, Role.CAT, Role.PIECE, Role.JOIN
         return [
-            (self.steps[node], self.runs.of(node), [self.runs.of(x) for x in self.steps[node].inputs if is_map(x)],
-             self.steps[node].role is Role.CONV and self.strided(node))
+            (
+                self.steps[node],
+                self.runs.of(node),
+                [self.runs.of(x) for x in self.steps[node].inputs if is_map(x)],
+                self.steps[node].role is Role.CONV and self.strided(node),
+            )
             for node in self.nodes(*roles)
-        ]  # fmt: skip
+        ]
 
     def nodes(self, *roles: Role) -> list[fx.Node]:
         """The nodes that have one of these roles, in order."""

@@ -150,8 +150,9 @@ class Splits:
                     found.add(run)
         parts = {
             run: {net.runs.of(x) for cat in net.cats[space] for x in cat}
-            for run, space in net.run_spaces.items() if net.cats.get(space)
-        }  # at least one of them must have low channels  # fmt: skip
+            for run, space in net.run_spaces.items()
+            if net.cats.get(space)
+        }  # at least one of them must have low channels
         while True:
             made, read = set[fx.Node](), set[fx.Node]()
             for step, run, inputs, is_strided in net.flow:

@@ -152,9 +152,10 @@ def _trace(model: nn.Module, tracer: _Tracer) -> tuple[fx.Graph, dict[str, Tenso
         where = tracer.where
         part = f"module {where!r} ({type(model.get_submodule(where)).__name__})" if where else "forward of the model"
         cure = (
-            f"pass keep={[where]!r} to leave that module as it is" if where
+            f"pass keep={[where]!r} to leave that module as it is"
+            if where
             else "octavify only its convolutional part, as in model.backbone, _ = octavify(model.backbone, ...)"
-        )  # fmt: skip
+        )
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(
             f"{type(model).__name__} cannot be traced: the {part} branches on values, or is not plain tensor code "

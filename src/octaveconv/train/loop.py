@@ -56,10 +56,14 @@ class Training:
         self.model: Any = network(recipe, _num_classes(recipe, self.train_set))
         self.model.to(self.device, memory_format=torch.channels_last)
         self.optimizer = create_optimizer_v2(
-            self.model, opt=recipe.opt, lr=recipe.scaled_lr(), weight_decay=recipe.weight_decay,
-            momentum=recipe.momentum, filter_bias_and_bn=not recipe.decay_norms,
+            self.model,
+            opt=recipe.opt,
+            lr=recipe.scaled_lr(),
+            weight_decay=recipe.weight_decay,
+            momentum=recipe.momentum,
+            filter_bias_and_bn=not recipe.decay_norms,
             layer_decay=recipe.layer_decay if recipe.layer_decay != 1 else None,
-        )  # fmt: skip
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.dtype == "fp16")
         self.ema = ModelEmaV3(self.model, decay=recipe.ema) if recipe.ema else None
         self.parallel: Any = self._wrapped()
@@ -79,11 +83,17 @@ class Training:
     def state(self) -> dict[str, Any]:
         """All that `restore` needs; `torch.load` reads it with ``weights_only=True``."""
         return {
-            "model": self.model.state_dict(), "ema": self.ema.module.state_dict() if self.ema else None,
-            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "epoch": self.epoch,
-            "step": self.step, "best": self.best, "loss_sum": self.loss_sum, "recipe": self.recipe.to_dict(),
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+            "loss_sum": self.loss_sum,
+            "recipe": self.recipe.to_dict(),
             "streams": STREAMS,
-        }  # fmt: skip
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over the state of a run with the same recipe.
@@ -117,14 +127,26 @@ class Training:
         """The rest of this epoch's training batches."""
         recipe, prepared = self.recipe, preprocessing(self.model)
         transform = train_transform(
-            recipe.size, recipe.crop, recipe.crop_area, recipe.color_jitter, recipe.lighting, prepared.interpolation,
-            prepared.mean, prepared.std,
-        )  # fmt: skip
+            recipe.size,
+            recipe.crop,
+            recipe.crop_area,
+            recipe.color_jitter,
+            recipe.lighting,
+            prepared.interpolation,
+            prepared.mean,
+            prepared.std,
+        )
         return training_batches(
-            self.train_set, transform, seed=recipe.seed, epoch=self.epoch, start=self.step,
-            batch_size=recipe.batch_size, parts=recipe.accumulate, workers=recipe.workers,
+            self.train_set,
+            transform,
+            seed=recipe.seed,
+            epoch=self.epoch,
+            start=self.step,
+            batch_size=recipe.batch_size,
+            parts=recipe.accumulate,
+            workers=recipe.workers,
             pin_memory=self.device.type == "cuda",
-        )  # fmt: skip
+        )
 
     def train_step(self, parts: list[tuple[Tensor, Tensor, Tensor]]) -> float:
         """One step of the optimizer on the batches of that step; returns this process's mean loss."""
@@ -173,9 +195,12 @@ class Training:
         for buffer in model.buffers() if processes.world_size() > 1 else ():
             dist.broadcast(buffer, 0)  # statistics are of each process's own images: take the first's
         settings = evaluate.EvalSettings(
-            None, max(1, self.recipe.batch_size // processes.world_size() // self.recipe.accumulate), str(self.device),
-            self.recipe.dtype, workers=self.recipe.workers,
-        )  # fmt: skip
+            None,
+            max(1, self.recipe.batch_size // processes.world_size() // self.recipe.accumulate),
+            str(self.device),
+            self.recipe.dtype,
+            workers=self.recipe.workers,
+        )
         return evaluate.evaluate(model, self.val_set, settings)
 
 
@@ -246,9 +271,14 @@ def _finish_epoch(
     """Validate, write the epoch's row, and advance to the next; returns the row, and whether it is the best."""
     score = training.validate(training.model)
     row = {
-        "epoch": training.epoch + 1, "lr": training.learning_rate(), "train_loss": training.loss_sum / training.steps,
-        "top1": score.top1, "top5": score.top5, "images_per_s": images / seconds, "data_wait": waited / seconds,
-    }  # fmt: skip
+        "epoch": training.epoch + 1,
+        "lr": training.learning_rate(),
+        "train_loss": training.loss_sum / training.steps,
+        "top1": score.top1,
+        "top5": score.top5,
+        "images_per_s": images / seconds,
+        "data_wait": waited / seconds,
+    }
     if training.ema:
         row["ema_top1"] = training.validate(training.ema.module).top1
     top1 = row.get("ema_top1", row["top1"])

@@ -22,9 +22,7 @@ SILENT = 300.0  # seconds at most between lines
 class Progress:
     """Shows nothing; the interface of the others."""
 
-    def step(
-        self, epoch: int, step: int, loss: float | Tensor, lr: float, images: int, waited: float = 0.0
-    ) -> None:  # fmt: skip
+    def step(self, epoch: int, step: int, loss: float | Tensor, lr: float, images: int, waited: float = 0.0) -> None:
         """Report that a step is done.
 
         Args:
@@ -49,9 +47,7 @@ class _Shown(Progress):
         self.done, self.images, self.waited = 0, 0, 0.0
         self.marks = deque([(self.start, 0, 0.0)], self.window)
 
-    def step(
-        self, epoch: int, step: int, loss: float | Tensor, lr: float, images: int, waited: float = 0.0
-    ) -> None:  # fmt: skip
+    def step(self, epoch: int, step: int, loss: float | Tensor, lr: float, images: int, waited: float = 0.0) -> None:
         self.done += 1
         self.images += images
         self.waited += waited

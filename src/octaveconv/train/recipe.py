@@ -54,8 +54,11 @@ class Recipe:
     mixup: float = _field(0.0, "alpha of mixup's beta distribution (0: none)", least=0)
     cutmix: float = _field(0.0, "alpha of CutMix's beta distribution (0: none)", least=0)
     mix_off_epochs: int = _field(0, "number of last epochs without mixup and CutMix", least=0)
-    crop: str = _field("resized", "training crop: resized (random area and aspect) or padded (by an eighth)",
-                       choices=["resized", "padded"])  # fmt: skip
+    crop: str = _field(
+        "resized",
+        "training crop: resized (random area and aspect) or padded (by an eighth)",
+        choices=["resized", "padded"],
+    )
     crop_area: float = _field(0.08, "smallest area of a resized crop", above=0)
     crop_pct: float = _field(0.875, "share of the image that validation sees", above=0)
     color_jitter: float = _field(0.4, "strength of brightness, contrast and saturation changes", least=0)
@@ -130,9 +133,13 @@ def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
 
 
 _KINDS = {
-    str: "text", int: "a whole number", float: "a number", float | None: "a number", bool: "true or false",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    float | None: "a number",
+    bool: "true or false",
     dict[str, Any]: "a mapping, as in {width: 16}",
-}  # fmt: skip
+}
 
 
 def _as(hint: Any, value: Any) -> Any:

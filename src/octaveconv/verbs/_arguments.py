@@ -18,16 +18,20 @@ class _Misplaced(argparse.Action):
     """Refuse an option whose value is the first argument, and say so."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
         option_string: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         parser.error(f"give the model as the first argument: {parser.prog} {values}")
 
 
 def add_model(
-    parser: argparse.ArgumentParser, text: str = "a network of `octaveconv models`, or any other of timm's",
+    parser: argparse.ArgumentParser,
+    text: str = "a network of `octaveconv models`, or any other of timm's",
     optional: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """MODEL, the first argument of every verb that has one."""
     parser.add_argument("model", metavar="MODEL", nargs="?" if optional else None, help=text)
     parser.add_argument("--model", action=_Misplaced, help=argparse.SUPPRESS)

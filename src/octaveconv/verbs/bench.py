@@ -43,10 +43,19 @@ def run(args: argparse.Namespace) -> Any:
     from ..bench.cases import BenchSettings
 
     settings = BenchSettings(
-        args.model, tuple(args.alpha or ()), args.size, tuple(args.batch_size),
-        threads=args.threads or torch.get_num_threads(), device=args.device, dtype=args.dtype, mode=args.mode,
-        runtimes=tuple(args.runtimes), rivals=tuple(args.rivals), dense=args.dense, runs=args.runs,
-    )  # fmt: skip
+        args.model,
+        tuple(args.alpha or ()),
+        args.size,
+        tuple(args.batch_size),
+        threads=args.threads or torch.get_num_threads(),
+        device=args.device,
+        dtype=args.dtype,
+        mode=args.mode,
+        runtimes=tuple(args.runtimes),
+        rivals=tuple(args.rivals),
+        dense=args.dense,
+        runs=args.runs,
+    )
     result = speed.run(settings, lambda line: print(line, flush=True))
     for batch in result["batches"]:
         print(f"\nAll candidates at batch {batch['batch_size']}, {speed.QUICK_RUNS} runs each:")

@@ -61,10 +61,15 @@ def run(args: argparse.Namespace) -> Any:
         with evaluate.progress(dataset) as log:
             score = evaluate.evaluate(model, dataset, settings, log)
     figures = {
-        "model": args.model, "alpha": getattr(model, "alpha", None), "checkpoint": weights, "data": args.data,
-        "split": args.split, "param_count": sum(p.numel() for p in model.parameters()),
-        **score.to_dict(), **env.facts(),
-    }  # fmt: skip
+        "model": args.model,
+        "alpha": getattr(model, "alpha", None),
+        "checkpoint": weights,
+        "data": args.data,
+        "split": args.split,
+        "param_count": sum(p.numel() for p in model.parameters()),
+        **score.to_dict(),
+        **env.facts(),
+    }
     if is_first:
         print(f"\n{text_table(evaluate.table(score))}\n\n{evaluate.conditions(figures)}")
         if score.skipped:

@@ -49,16 +49,25 @@ def run(args: argparse.Namespace) -> Any:
     model = create(args.model, args.alpha, args.checkpoint).eval()
     weights = str(args.checkpoint or ("published" if published(args.model) else "random, seed 0"))
     figures = {
-        "model": args.model, "alpha": getattr(model, "alpha", 0), "weights": weights, "format": args.format,
-        "out": str(args.out), "size": args.size, **env.facts(),
-    }  # fmt: skip
+        "model": args.model,
+        "alpha": getattr(model, "alpha", 0),
+        "weights": weights,
+        "format": args.format,
+        "out": str(args.out),
+        "size": args.size,
+        **env.facts(),
+    }
     x = torch.randn(args.batch_size, _channels(model), args.size, args.size)
     differences = export(model, x, args.out, format=args.format)
     figures |= {"difference": differences}
-    print(f"{args.out}: {args.model}, alpha {figures['alpha']:g}, weights {weights}; batches of any size of images of "
-          f"{args.size}x{args.size} pixels")  # fmt: skip
-    print("read back, it outputs what the network does: largest difference / standard deviation "
-          + ", ".join(f"{value:.1e} at batch {batch}" for batch, value in differences.items()))  # fmt: skip
+    print(
+        f"{args.out}: {args.model}, alpha {figures['alpha']:g}, weights {weights}; batches of any size of images of "
+        f"{args.size}x{args.size} pixels"
+    )
+    print(
+        "read back, it outputs what the network does: largest difference / standard deviation "
+        + ", ".join(f"{value:.1e} at batch {batch}" for batch, value in differences.items())
+    )
     if not args.no_timing:
         figures |= _timed(args, model, x, args.threads or torch.get_num_threads())
         print(f"\n{text_table(table(figures))}\n\n{verdict(figures)}\n{conditions(figures)}")
@@ -113,14 +122,20 @@ def _timed(args: argparse.Namespace, model: Any, x: Any, count: int) -> dict[str
         del calls  # before the folder goes: a runtime may have its file open
     macs = {name: cost(network, x[:1]).counted_macs for name, network in networks.items()}
     figures = {
-        "seconds": {name: vars(timing) for name, timing in timings.items()}, "macs": macs, "runs": args.runs,
-        "pause_s": PAUSE, "warm_s": WARM, "batch_size": args.batch_size, "threads": count,
+        "seconds": {name: vars(timing) for name, timing in timings.items()},
+        "macs": macs,
+        "runs": args.runs,
+        "pause_s": PAUSE,
+        "warm_s": WARM,
+        "batch_size": args.batch_size,
+        "threads": count,
         "runtime": _versions(RUNTIMES[args.format]),
-    }  # fmt: skip
+    }
     if len(timings) == 2:
         figures |= {
-            "s": timings["dense twin"].median / timings["octave"].median, "t": macs["dense twin"] / macs["octave"],
-        }  # fmt: skip
+            "s": timings["dense twin"].median / timings["octave"].median,
+            "t": macs["dense twin"] / macs["octave"],
+        }
     return figures
 
 

@@ -38,10 +38,18 @@ def describe(name: str) -> dict[str, Any]:
     if record is None:
         return dict(name=name, alpha=None, params=costs["params"], macs=costs["macs"])
     return dict(
-        name=name, alpha=record.alpha, params=costs["params"], macs=costs["macs"][f"{record.alpha:g}"],
-        published_gmacs=record.gmacs, published_mparams=record.mparams, top1=record.top1, top5=record.top5,
-        url=record.url, sha256=record.sha256, size=record.size,
-    )  # fmt: skip
+        name=name,
+        alpha=record.alpha,
+        params=costs["params"],
+        macs=costs["macs"][f"{record.alpha:g}"],
+        published_gmacs=record.gmacs,
+        published_mparams=record.mparams,
+        top1=record.top1,
+        top5=record.top5,
+        url=record.url,
+        sha256=record.sha256,
+        size=record.size,
+    )
 
 
 def table(facts: list[dict[str, Any]]) -> list[list[str]]:

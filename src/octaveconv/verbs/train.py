@@ -132,6 +132,8 @@ def _folder(args: argparse.Namespace, recipe: Recipe, resumed: Path | None, trai
         folder.write_config(recipe.to_dict())
     folder.write_env()
     scaled = f" (lr {recipe.lr:g} is for a batch of {recipe.lr_batch_size})" if recipe.lr_batch_size else ""
-    print(f"{folder.path}: batch {recipe.batch_size}, learning rate {recipe.scaled_lr():g}{scaled}, {recipe.dtype}, "
-          f"{training.device}; {len(training.train_set):,} images, {training.steps} steps per epoch")  # fmt: skip
+    print(
+        f"{folder.path}: batch {recipe.batch_size}, learning rate {recipe.scaled_lr():g}{scaled}, {recipe.dtype}, "
+        f"{training.device}; {len(training.train_set):,} images, {training.steps} steps per epoch"
+    )
     return folder

@@ -26,8 +26,13 @@ from ..mxnet.params import load_mxnet
 from . import keymaps
 
 _CLASSIFIERS = (
-    "fc.weight", "arg:classifier_weight", "classifer.weight", "classifier.weight", "head.fc.weight", "head.weight"
-)  # fmt: skip
+    "fc.weight",
+    "arg:classifier_weight",
+    "classifer.weight",
+    "classifier.weight",
+    "head.fc.weight",
+    "head.weight",
+)
 
 
 class Weights(NamedTuple):

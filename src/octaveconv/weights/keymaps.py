@@ -28,10 +28,15 @@ class Target(NamedTuple):
 KeyMap = Callable[[str], "Target | None"]
 
 _LEAVES = {
-    "gamma": "weight", "beta": "bias", "weight": "weight", "bias": "bias",
-    "moving_mean": "running_mean", "moving_var": "running_var",
-    "running_mean": "running_mean", "running_var": "running_var",
-}  # fmt: skip
+    "gamma": "weight",
+    "beta": "bias",
+    "weight": "weight",
+    "bias": "bias",
+    "moving_mean": "running_mean",
+    "moving_var": "running_var",
+    "running_mean": "running_mean",
+    "running_var": "running_var",
+}
 _LEAF = "(" + "|".join(_LEAVES) + ")"
 
 

@@ -20,8 +20,11 @@ Maps = Sequence[Tensor]
 Sizes = tuple[Pair, ...]  # height and width of the outputs of each layer of the step
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": torch.sigmoid, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "silu": F.silu,
-}  # fmt: skip
+    "sigmoid": torch.sigmoid,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "silu": F.silu,
+}
 RELU = ("clamp", 0.0, INFINITY)
 NOTHING = ("clamp", -INFINITY, INFINITY)
 
@@ -166,11 +169,16 @@ class Step:
         alike = all(len(low) == 1 and low[0][:3] == high[0][:3] for low in others)
         weight, bias = _dense(self.group, self.spec)
         fusion = Fusion(
-            high=self._numbers(self.group.hh), pooled=self._numbers(self.group.hl), low=self._numbers(self.group.lh),
+            high=self._numbers(self.group.hh),
+            pooled=self._numbers(self.group.hl),
+            low=self._numbers(self.group.lh),
             weight=_number(weight.contiguous(memory_format=torch.channels_last), constants),
-            bias=None if bias is None else _number(bias, constants), spec=self.spec,
-            finishes=plain and alike, relu=plain and alike and high[0].activation == RELU, formulas=formulas,
-        )  # fmt: skip
+            bias=None if bias is None else _number(bias, constants),
+            spec=self.spec,
+            finishes=plain and alike,
+            relu=plain and alike and high[0].activation == RELU,
+            formulas=formulas,
+        )
         return Form(_fused, fusion, constants)
 
     def _formula(self, layer: Layer, constants: list[Tensor], convolved: bool = True) -> Formula:
@@ -227,10 +235,15 @@ def _fused(fusion: Fusion, maps: Maps, constants: Maps, sizes: Sizes) -> list[Te
     residual = [reduce(torch.add, addends) if addends else None for addends in sums]
     high, pooled, low = (_beside(maps, numbers) if numbers else None for numbers in fusion[:3])
     y, y_pooled = triton.fused(
-        Octave(high, low), constants[fusion.weight], None if fusion.bias is None else constants[fusion.bias],
-        fusion.spec, pooled=pooled, residual=Octave(*residual, *[None] * (2 - len(residual))), relu=fusion.relu,
+        Octave(high, low),
+        constants[fusion.weight],
+        None if fusion.bias is None else constants[fusion.bias],
+        fusion.spec,
+        pooled=pooled,
+        residual=Octave(*residual, *[None] * (2 - len(residual))),
+        relu=fusion.relu,
         with_pooled=fusion.finishes and fusion.formulas[0].outputs[0].pooled,
-    )  # fmt: skip
+    )
     made: list[Tensor] = []
     for formula, part, of_kernel in zip(fusion.formulas, y, (y_pooled, None)):
         assert part is not None
@@ -247,9 +260,20 @@ def _spec(group: Group) -> ConvSpec:
     to_high, to_low = (len(terms[0].weight) if terms else 0 for terms in (group.hh, group.hl))
     _, weight, stride, padding, dilation, count = group.hh[0]
     return conv_spec(
-        2, high + low, to_high + to_low, tuple(weight.shape[2:]), stride, padding, dilation, count, "zeros",
-        ChannelSplit(high, low, count), ChannelSplit(to_high, to_low, count), None, None,
-    )  # fmt: skip
+        2,
+        high + low,
+        to_high + to_low,
+        tuple(weight.shape[2:]),
+        stride,
+        padding,
+        dilation,
+        count,
+        "zeros",
+        ChannelSplit(high, low, count),
+        ChannelSplit(to_high, to_low, count),
+        None,
+        None,
+    )
 
 
 def _dense(group: Group, spec: ConvSpec) -> tuple[Tensor, Tensor | None]:

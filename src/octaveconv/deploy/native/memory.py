@@ -185,8 +185,14 @@ def phases_of(network: Lowered) -> list[list[Layer]]:
         level = 0
         for ref in layer.sources:
             first = ref.first + ref.map.offset
-            level = max(level, *(after for start, end, after in written[ref.map.whole]
-                                 if start < first + ref.channels and first < end))  # fmt: skip
+            level = max(
+                level,
+                *(
+                    after
+                    for start, end, after in written[ref.map.whole]
+                    if start < first + ref.channels and first < end
+                ),
+            )
         for target in layer.targets:
             written.setdefault(target.whole, []).append((target.offset, target.offset + target.channels, level + 1))
         if level == len(phases):

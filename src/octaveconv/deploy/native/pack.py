@@ -74,10 +74,11 @@ def pack(layer: Layer, form: Format) -> Packed:
     panels = _side_by_side(panels)
     bias = torch.zeros(total.channels) if total.bias is None else total.bias
     finishes = [
-        None if output.finish.scale is None or output.finish.shift is None
+        None
+        if output.finish.scale is None or output.finish.shift is None
         else (_padded(output.finish.scale, vectors * lanes), _padded(output.finish.shift, vectors * lanes))
         for output in layer.outputs
-    ]  # fmt: skip
+    ]
     return Packed(panels, _padded(bias, vectors * lanes), finishes)
 
 

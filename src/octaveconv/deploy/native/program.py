@@ -33,9 +33,15 @@ class Program:
     """
 
     def __init__(
-        self, network: Lowered, packed: Mapping[int, Packed], sizes: Mapping[Any, int], images: int, threads: int,
-        library: ctypes.CDLL, dtype: torch.dtype,
-    ) -> None:  # fmt: skip
+        self,
+        network: Lowered,
+        packed: Mapping[int, Packed],
+        sizes: Mapping[Any, int],
+        images: int,
+        threads: int,
+        library: ctypes.CDLL,
+        dtype: torch.dtype,
+    ) -> None:
         self.network, self.packed, self.threads = network, packed, threads
         self.library, self.dtype = library, dtype
         self.keep: list[Any] = []  # what the program points to
@@ -85,12 +91,22 @@ class Program:
         staged = bool(terms) and all(term.groups == 1 for term in (*total.terms, *total.coarse))
         units = self.images * (coarse_grid[0] * coarse_grid[1] if blocked else grid[0] * grid[1])
         return self._struct(
-            records.LAYER, kind=records.KINDS.index("gemm"), units=units, blocks=blocked, term_count=len(total.terms),
-            coarse_count=len(total.coarse), panel_count=len(panels), addend_count=len(addends),
-            output_count=len(outputs), staged=staged, channel_split=1,
-            terms=self._array([record for record, _ in terms]), panels=self._array(panels),
-            addends=self._array(addends), outputs=self._array(outputs),
-        )  # fmt: skip
+            records.LAYER,
+            kind=records.KINDS.index("gemm"),
+            units=units,
+            blocks=blocked,
+            term_count=len(total.terms),
+            coarse_count=len(total.coarse),
+            panel_count=len(panels),
+            addend_count=len(addends),
+            output_count=len(outputs),
+            staged=staged,
+            channel_split=1,
+            terms=self._array([record for record, _ in terms]),
+            panels=self._array(panels),
+            addends=self._array(addends),
+            outputs=self._array(outputs),
+        )
 
     def _term(self, term: Any, grid: Pair, blocked: bool) -> tuple[Array, int]:
         """The record, and how many numbers of a window's row are read at once: all, if they are contiguous."""
@@ -102,10 +118,13 @@ class Program:
         rows, columns = np.indices((kh, 1 if row else kw)).reshape(2, -1)
         taps = rows * term.dilation[0] * place.row + columns * term.dilation[1] * place.stride
         record = self._struct(
-            records.TERM, source=self._source(term.source), taps=self._pointer(taps.astype(np.int32)),
+            records.TERM,
+            source=self._source(term.source),
+            taps=self._pointer(taps.astype(np.int32)),
             pixels=self._table(term.source, grid, blocked, term.stride, term.padding),
-            tap_count=len(taps), depthwise=term.depthwise,
-        )  # fmt: skip
+            tap_count=len(taps),
+            depthwise=term.depthwise,
+        )
         return record, row
 
     def _panel(self, panel: Panel, packed: Packed, window_rows: list[int]) -> Array:
@@ -117,11 +136,14 @@ class Program:
         ]
         weights = [piece.weights for piece in panel.slices]
         return self._struct(
-            records.PANEL, slices=self._array(slices), bias=self._address(packed.bias) + 4 * panel.channel,
+            records.PANEL,
+            slices=self._array(slices),
+            bias=self._address(packed.bias) + 4 * panel.channel,
             weights=weights[0].data_ptr() if weights else 0,
             weights_end=weights[-1].data_ptr() + weights[-1].nbytes if weights else 0,
-            channel=panel.channel, vectors=panel.vectors,
-        )  # fmt: skip
+            channel=panel.channel,
+            vectors=panel.vectors,
+        )
 
     def _addend(self, addend: Addend, grid: Pair, blocked: bool) -> Array:
         gate = {}
@@ -130,17 +152,21 @@ class Program:
                 gate=self._source(addend.gate), gate_pixels=self._table(addend.gate, grid, blocked, step=(0, 0))
             )
         return self._struct(
-            records.ADDEND, source=self._source(addend.source), per_block=addend.coarse,
-            pixels=self._table(addend.source, grid, blocked), **gate,
-        )  # fmt: skip
+            records.ADDEND,
+            source=self._source(addend.source),
+            per_block=addend.coarse,
+            pixels=self._table(addend.source, grid, blocked),
+            **gate,
+        )
 
     def _output(
         self, output: Any, finish: tuple[Tensor, Tensor] | None, grid: Pair, coarse_grid: Pair, blocked: bool
     ) -> Array:
         fields: dict[str, Any] = {}
         for name, table, target, shape, order in (
-            ("full", "pixels", output.full, grid, blocked), ("pooled", "blocks", output.pooled, coarse_grid, False),
-        ):  # fmt: skip
+            ("full", "pixels", output.full, grid, blocked),
+            ("pooled", "blocks", output.pooled, coarse_grid, False),
+        ):
             if target is not None:
                 fields[name] = self.places[target].pointer()
                 fields[table] = self._table(Ref(target, 0, target.channels), shape, order)
@@ -158,11 +184,20 @@ class Program:
         assert target is not None
         source, place = self.places[window.source.map], self.places[target]
         record = self._struct(
-            records.WINDOW, images=self.images, height=source.height, width=source.width, out_height=place.height,
-            out_width=place.width, channels=target.channels, kernel=window.kernel, stride=window.stride,
-            padding=window.padding, count_padding=window.count_padding, **self._ends("source", window.source),
+            records.WINDOW,
+            images=self.images,
+            height=source.height,
+            width=source.width,
+            out_height=place.height,
+            out_width=place.width,
+            channels=target.channels,
+            kernel=window.kernel,
+            stride=window.stride,
+            padding=window.padding,
+            count_padding=window.count_padding,
+            **self._ends("source", window.source),
             **self._ends("target", Ref(target, 0, target.channels)),
-        )  # fmt: skip
+        )
         return self._struct(records.LAYER, kind=records.KINDS.index(window.kind), window=self._pointer(record))
 
     def _read(self, image: int) -> Array:
@@ -172,15 +207,25 @@ class Program:
     def _copy(self, kind: str, ref: Ref, slot: int = 0, first: int = 0) -> Array:
         place = self.places[ref.map]
         record = self._struct(
-            records.WINDOW, images=self.images, height=place.height, width=place.width, channels=ref.channels,
-            slot=slot, first=first, **self._ends("target" if kind == "read" else "source", ref),
-        )  # fmt: skip
+            records.WINDOW,
+            images=self.images,
+            height=place.height,
+            width=place.width,
+            channels=ref.channels,
+            slot=slot,
+            first=first,
+            **self._ends("target" if kind == "read" else "source", ref),
+        )
         return self._struct(records.LAYER, kind=records.KINDS.index(kind), window=self._pointer(record))
 
     def _ends(self, name: str, ref: Ref) -> dict[str, int]:
         place = self.places[ref.map]
-        return {name: place.pointer(place.origin + ref.first), f"{name}_image": place.image,
-                f"{name}_row": place.row, f"{name}_stride": place.stride}  # fmt: skip
+        return {
+            name: place.pointer(place.origin + ref.first),
+            f"{name}_image": place.image,
+            f"{name}_row": place.row,
+            f"{name}_stride": place.stride,
+        }
 
     def _table(self, ref: Ref, *arguments: Any, **options: Any) -> int:
         return self._pointer(self.memory.pixels(ref, self.images, *arguments, **options))
