@@ -11,13 +11,13 @@ ALPHAS = {name: (0.25, 0.5, 0.75) if "next" in name else (0.125, 0.3, 0.75) for 
 
 
 def shallow(name, alpha, tiny=False, **kwargs):
-    """The network with few blocks: two in some stages, or with ``tiny`` as few as it can have."""
+    """The network with few blocks: two in one stage, or with ``tiny`` as few as it can have."""
     torch.manual_seed(0)
     if "mobilenet" in name:
         layers = dict(v1=(1, 1, 1, 2, 1), v2=(1, 1, 1, 1, 1, 1, 1) if tiny else (1, 2, 1, 1, 1, 1, 1))
         small = dict(channel_multiplier=0.25, layers=layers[name[13:15]])
     else:
-        small = dict(layers=(1, 1, 1, 1) if tiny else (2, 1, 1, 2))
+        small = dict(layers=(1, 1, 1, 1) if tiny else (2, 1, 1, 1))
     return timm.create_model(name, alpha=alpha, **(dict(num_classes=10) | small | kwargs))
 
 
@@ -27,6 +27,7 @@ def shapes_of(name):
 
 
 SHALLOW = list({shapes_of(name): name for name in reversed(NAMES)}.values())  # of networks that differ in depth, one
+TWICE = ("oct_densenet161", "oct_resnet152f", "oct_seresnet152e")  # other widths of what is there anyway
 
 
 def image(*shape):

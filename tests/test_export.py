@@ -8,7 +8,7 @@ import sys
 import onnx
 import pytest
 import torch
-from networks import ALPHAS, SHALLOW, image, shallow
+from networks import ALPHAS, SHALLOW, TWICE, image, shallow
 from torch import nn
 
 import octaveconv as oc
@@ -42,9 +42,6 @@ def exported(model, tmp_path, format, size=ODD):
             expected = model(x)
         assert (run(x) - expected).abs().max() <= 2e-5 * expected.abs().max()
     return path
-
-
-TWICE = ("oct_densenet161", "oct_resnet152f", "oct_seresnet152e")  # other widths of what is here anyway
 
 
 @pytest.mark.slow

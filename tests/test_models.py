@@ -18,16 +18,26 @@ import octaveconv as oc
 from octaveconv.models._build import OctNet
 
 DEEP = [name for name in NAMES if any(depth in name for depth in ("101", "152", "161", "169", "200", "201"))]
-CASES = [(name, alpha) for name in NAMES for alpha in (0, *ALPHAS[name][: 1 if name in DEEP else 3], 1)]
+# At full depth; the shallow ones, of which there is one for networks that differ in depth alone, have every alpha.
+CASES = [(name, alpha) for name in NAMES for alpha in (0, ALPHAS[name][0])]
+CASES += [(name, alpha) for name in SHALLOW for alpha in (*(() if name in DEEP else ALPHAS[name][1:]), 1)]
 OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
-every_case = pytest.mark.parametrize(("name", "alpha"), CASES)
 every_name = pytest.mark.parametrize("name", NAMES)
 
 
-@functools.lru_cache(maxsize=4)
-def deep(name, alpha, **kwargs):
+def deep(name, alpha):
     with torch.device("meta"):
-        return timm.create_model(name, alpha=alpha, **kwargs).eval()
+        return timm.create_model(name, alpha=alpha).eval()
+
+
+def on_meta(name, alpha):
+    with torch.device("meta"):
+        return shallow(name, alpha).eval()
+
+
+@functools.cache
+def deep_dense(name):
+    return deep(name, 0)
 
 
 every_shallow = pytest.mark.parametrize(
@@ -39,26 +49,33 @@ some_shallow = pytest.mark.parametrize(
 shallow_names = pytest.mark.parametrize("name", SHALLOW)
 
 
-@every_case
+def check_shapes(model, height, width):
+    features = model.forward_features(torch.empty(2, 3, height, width, device="meta"))
+    assert model.forward_head(features).shape == (2, model.num_classes)
+    assert features.shape == (2, model.num_features, -(-height // 32), -(-width // 32))
+
+
+@pytest.mark.parametrize(("name", "alpha"), CASES)
+def test_at_full_depth(name, alpha):
+    """Shapes of maps; the state dict has the keys and shapes of the dense twin."""
+    model = deep(name, alpha)
+    check_shapes(model, 33, 47)
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    assert shapes == {key: tensor.shape for key, tensor in deep_dense(name).state_dict().items()}
+
+
+@every_shallow
 def test_any_size(name, alpha):
+    model = on_meta(name, alpha)
     for size in ((32, 32), (33, 47), (224, 160)):
-        model = deep(name, alpha)
-        features = model.forward_features(torch.empty(2, 3, *size, device="meta"))
-        assert model.forward_head(features).shape == (2, 1000)
-        assert features.shape == (2, model.num_features, -(-size[0] // 32), -(-size[1] // 32))
-
-
-@every_case
-def test_state_dict_has_the_keys_and_shapes_of_the_dense_twin(name, alpha):
-    shapes = {key: tensor.shape for key, tensor in deep(name, alpha).state_dict().items()}
-    assert shapes == {key: tensor.shape for key, tensor in deep(name, 0).state_dict().items()}
+        check_shapes(model, *size)
 
 
 @every_name
 def test_the_dense_twin_is_plain(name):
-    layers = [module for module in deep(name, 0).modules() if not isinstance(module, OctNet)]
+    layers = [module for module in deep_dense(name).modules() if not isinstance(module, OctNet)]
     assert not [layer for layer in layers if type(layer).__name__.startswith("Oct")]
-    strided = [module for module in deep(name, 0).layer2.modules() if getattr(module, "stride", 1) in (2, (2, 2))]
+    strided = [module for module in deep_dense(name).layer2.modules() if getattr(module, "stride", 1) in (2, (2, 2))]
     assert {type(module) for module in strided} == {nn.AvgPool2d if "densenet" in name else nn.Conv2d}
 
 
@@ -69,10 +86,14 @@ def test_the_last_stage_has_alpha_0(name):
     assert model.alpha in {module.alpha_out for module in model.layer3.modules() if isinstance(module, oc.OctConv2d)}
 
 
-@every_case
-def test_features_only(name, alpha):
+@pytest.mark.parametrize(
+    ("make", "name", "alpha"),
+    [(timm.create_model, name, ALPHAS[name][0]) for name in NAMES]
+    + [(shallow, name, alpha) for name in SHALLOW for alpha in (0, *ALPHAS[name][1:], 1)],
+)
+def test_features_only(make, name, alpha):
     with torch.device("meta"):
-        model = timm.create_model(name, alpha=alpha, features_only=True)
+        model = make(name, alpha=alpha, features_only=True)
     taps = model(torch.empty(1, 3, 65, 97, device="meta"))
     assert model.feature_info.reduction() == [2, 4, 8, 16, 32]
     for tap, channels, reduction in zip(taps, model.feature_info.channels(), model.feature_info.reduction()):
@@ -118,10 +139,10 @@ def test_head(name):
 
 @every_name
 def test_pretrained_cfg(name):
-    cfg = deep(name, 0).default_cfg
+    cfg = deep_dense(name).default_cfg
     assert cfg["architecture"] == name
-    assert deep(name, 0).get_classifier(name_only=True) == cfg["classifier"] == "fc"
-    assert deep(name, 0).get_submodule(cfg["first_conv"]).in_channels == 3
+    assert deep_dense(name).get_classifier(name_only=True) == cfg["classifier"] == "fc"
+    assert deep_dense(name).get_submodule(cfg["first_conv"]).in_channels == 3
     with pytest.raises(RuntimeError, match="No pretrained weights exist"):
         timm.create_model(name, pretrained=True)
 
@@ -144,7 +165,7 @@ def test_every_parameter_gets_a_gradient_and_checkpointing_changes_none(name, al
 def test_group_matcher_puts_every_parameter_somewhere(name):
     from timm.models._manipulate import group_parameters
 
-    model = deep(name, 0)
+    model = deep_dense(name)
     for coarse in (True, False):
         groups = group_parameters(model, model.group_matcher(coarse), reverse=True)
         assert set(groups) == {key for key, _ in model.named_parameters()}
@@ -162,24 +183,16 @@ def test_compile_without_graph_breaks(name, alpha):
         assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
 
 
-def assert_exports(model, axes, sizes):
-    dims = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
-    exported = torch.export.export(model, (image(2, 3, 64, 96),), dynamic_shapes=(dims,)).module()
-    for batch, height, width in sizes:
-        x = image(batch, 3, height, width)
-        with torch.no_grad():
-            assert_close(exported(x), model(x))
-
-
-@shallow_names
-def test_export_at_every_batch_size(name):
-    assert_exports(shallow(name, ALPHAS[name][0], tiny=True).eval(), [0], [(1, 64, 96), (3, 64, 96)])
-
-
 @pytest.mark.skipif(OLD_TORCH, reason="there, PyTorch's pooling with ceil_mode guards on odd sizes")
-@some_shallow
+@pytest.mark.parametrize(("name", "alpha"), [(name, alpha) for name in SHALLOW for alpha in (ALPHAS[name][0], 1)])
 def test_export_at_every_size(name, alpha):
-    assert_exports(shallow(name, alpha, tiny=True).eval(), [0, 2, 3], [(3, 33, 47), (1, 96, 64)])
+    """At every batch size and one size of image: `test_export.py`. The dense twin: `test_deploy.py`."""
+    model = shallow(name, alpha, tiny=True).eval()
+    dims = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    exported = torch.export.export(model, (image(2, 3, 64, 96),), dynamic_shapes=(dims,)).module()
+    for shape in ((3, 3, 33, 47), (1, 3, 96, 64)):
+        with torch.no_grad():
+            assert_close(exported(image(*shape)), model(image(*shape)))
 
 
 @some_shallow
@@ -207,11 +220,12 @@ def test_channels_last_and_autocast(name, alpha):
 
 @some_shallow
 def test_weights_of_another_alpha_are_refused(name, alpha):
-    state, other = deep(name, alpha).state_dict(), deep(name, ALPHAS[name][-1])
+    state, other, dense = (on_meta(name, a) for a in (alpha, ALPHAS[name][-1], 0))
+    state = state.state_dict()
     if alpha == 0:
         other.load_state_dict(state, strict=True, assign=True)  # dense weights are welcome at every alpha
         return
-    for target in (other, deep(name, 0)):
+    for target in (other, dense):
         with pytest.raises(RuntimeError, match=f"weights have alpha .{alpha},"):
             target.load_state_dict(state, assign=True)
     with pytest.raises(RuntimeError) as error:
@@ -280,4 +294,4 @@ def test_small_image_stem():
 
 def test_every_network_is_listed_once_and_under_our_module():
     assert len(NAMES) == 25
-    assert all(issubclass(type(deep(name, 0)), OctNet) for name in NAMES)
+    assert all(issubclass(type(deep_dense(name)), OctNet) for name in NAMES)

@@ -301,25 +301,30 @@ def test_threads_with_unseen_sizes_leave_the_backend_as_it_was(monkeypatch):
 
 
 SANITIZED = """
+from unittest import mock
+import numpy as np
 import torch
-from octaveconv.deploy.native import library, tune
-from octaveconv.deploy.native.engine import NativeNetwork
+from octaveconv.deploy.native import engine, library, tune
 from graphs import GRAPHS, Net
 from networks import image, settle, shallow
-tune.SECONDS = 0
+draw = np.random.default_rng(0).integers
+tune._fastest = lambda trials, apply, run, same: draw(len(trials), size=same.max() + 1)
 library.FLAGS[:1] = ["-O0", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
                      "-fno-sanitize-recover=undefined"]
-networks = [shallow("oct_mobilenetv2_100", 0.25, tiny=True), shallow("oct_seresnetv2_50", 0.25, tiny=True, width=16)]
-for model in networks:
-    deployed = NativeNetwork(settle(model), image(1, 3, 64, 64))
-    for threads, shape in ((1, (1, 3, 32, 33)), (2, (3, 3, 47, 32)), (3, (2, 3, 35, 39))):
-        torch.set_num_threads(threads)
-        deployed(image(*shape))
+sizes = (1, (1, 3, 32, 33)), (2, (3, 3, 47, 32)), (3, (2, 3, 35, 39))
 every_graph = Net(lambda m, x: [graph(x) for graph in m.graphs], graphs=torch.nn.ModuleList(GRAPHS.values()))
-NativeNetwork(settle(every_graph), image(1, 8, 12, 12))(image(2, 8, 9, 7))
-for model in (shallow("oct_resnet50", 0.25, tiny=True, width=16), networks[0]):
-    model = settle(model).bfloat16()
-    NativeNetwork(model, image(1, 3, 64, 64).bfloat16())(image(3, 3, 47, 32).bfloat16())
+for model, example, calls in (
+    (shallow("oct_mobilenetv2_100", 0.25, tiny=True), (1, 3, 64, 64), sizes),
+    (shallow("oct_seresnetv2_50", 0.25, tiny=True, width=16), (1, 3, 64, 64), sizes),
+    (every_graph, (1, 8, 12, 12), [(1, (2, 8, 9, 7)), (2, (3, 8, 12, 15))]),
+):
+    captures = engine.Captures(settle(model))
+    with mock.patch.object(engine, "Captures", lambda model: captures):
+        for dtype in (torch.float32, torch.bfloat16):
+            deployed = engine.NativeNetwork(model.to(dtype), image(*example).to(dtype))
+            for threads, shape in calls:
+                torch.set_num_threads(threads)
+                deployed(image(*shape).to(dtype))
 print("clean")
 """
 
@@ -327,7 +332,10 @@ print("clean")
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="preloads the sanitizers' libraries as Linux does")
 def test_no_sanitizer_reports(tmp_path):
-    """Every map and table is a block of its own, so that a step outside of it is seen."""
+    """Every map and table is a block of its own, so that a step outside of it is seen.
+
+    How threads share a layer, and which loop is outside, is drawn at random; a network is captured for both dtypes.
+    """
     libraries = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")

@@ -111,7 +111,7 @@ def test_registered_layers_become_octave():
         for name in ("snake", "scale", "middle", "down", "side"):
             assert (layer(plan, name).alpha_in, layer(plan, name).alpha_out) == (alpha, alpha), name
         assert not plan.borders
-        assert plan.macs_after == oc.cost(octave, 32).counted_macs < plan.macs_before
+        assert plan.macs_after == oc.cost(octave, input_size=32).counted_macs < plan.macs_before
         images = constant_images()
         assert_close(octave(images), model(images))
         assert not torch.allclose(octave(x), model(x), rtol=1e-3)
@@ -201,7 +201,7 @@ def test_a_budget_counts_registered_layers():
     register()
     model, x = Own().eval(), torch.randn(2, 3, 32, 32)
     octave, plan = oc.octavify(model, "auto", x, calibrate=[x], macs=0.7)
-    assert plan.macs_after == oc.cost(octave, 32).counted_macs <= 0.7 * plan.macs_before
+    assert plan.macs_after == oc.cost(octave, input_size=32).counted_macs <= 0.7 * plan.macs_before
     assert any(one.octave for one in plan.layers if one.kind == "Mixer")
 
 
