@@ -145,29 +145,35 @@ def capture(model: nn.Module, example: Tensor, form: str = "reference") -> Captu
 
 
 class _Calls(TorchDispatchMode):
-    """Notes which operations run, and with which arguments besides tensors; a batch size goes by one name."""
+    """Notes which operations run, and with which arguments besides tensors."""
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.batch, self.noted = batch, []  # type: ignore[var-annotated]
+        self.noted: list[list[Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.noted.append((func, repr(pytree.tree_map(self._name, (args, kwargs)))))
+        leaves = pytree.tree_leaves((args, kwargs or {}))
+        self.noted.append([func, *("tensor" if isinstance(leaf, Tensor) else leaf for leaf in leaves)])
         return func(*args, **(kwargs or {}))
-
-    def _name(self, argument: Any) -> Any:
-        is_batch = isinstance(argument, int) and argument == self.batch
-        return "tensor" if isinstance(argument, Tensor) else "batch" if is_batch else argument
 
 
 def _treats_one_image_alike(model: nn.Module, example: Tensor) -> bool:
     """Whether the model runs the same operations on one image as on three: if not, each needs a capture."""
     noted, model = [], copy.deepcopy(model)  # which a call may change
     for images in (example, example.expand(3, *example.shape[1:]).contiguous()):
-        with torch.no_grad(), torch.random.fork_rng([]), _Calls(len(images)) as calls:
+        with torch.no_grad(), torch.random.fork_rng([]), _Calls() as calls:
             model(images)
         noted.append(calls.noted)
-    return noted[0] == noted[1]
+    one, three = noted
+    return len(one) == len(three) and all(
+        len(call) == len(other) and all(map(_agree, call, other)) for call, other in zip(one, three)
+    )
+
+
+def _agree(one: Any, three: Any) -> bool:
+    """Whether an argument for one image is that for three images; a batch size is three times as large then."""
+    is_count = type(one) is int and type(three) is int
+    return bool(type(one) is type(three) and (one == three or (is_count and 3 * one == three)))
 
 
 def _is_random(node: fx.Node) -> bool:
