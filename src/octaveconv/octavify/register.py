@@ -27,7 +27,7 @@ def register_layer(kind: type[nn.Module], handler: _Made, *, mixes_channels: boo
 @overload
 def register_layer(kind: type[nn.Module], *, mixes_channels: bool) -> Callable[[_Made], _Made]: ...
 def register_layer(kind: Any, handler: Any = None, *, mixes_channels: bool | None = None) -> Any:
-    """Tell `octavify` how a layer of your own works on octaves; otherwise it looks into the layer and converts what it finds.
+    """Tell `octavify` how a layer of your own works on octaves; otherwise it converts what it finds inside the layer.
 
     It has two forms, and both work as decorators:
 
