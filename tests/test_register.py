@@ -347,12 +347,12 @@ class Halves(nn.Module):
     ("made", "error", "message"),
     [
         (None, TypeError, "for Scale, called for scale, returned NoneType, expected an nn.Module"),
-        (nn.Identity(), ValueError, 'made a Identity whose state dict is not the layer\'s: Unexpected key.*"gamma"'),
-        (Halves(15, lambda x: x), ValueError, r"Halves whose state dict .*size mismatch for gamma: .*\[16\]"),
-        (Halves(16, lambda x: x.high), TypeError, "that returns a Tensor, expected an Octave"),
-        (Halves(16, lambda x: tuple(x)), TypeError, "that returns a tuple, expected an Octave"),
+        (nn.Identity(), ValueError, 'returned Identity, whose state dict is not the layer\'s: Unexpected key.*"gamma"'),
+        (Halves(15, lambda x: x), ValueError, r"Halves, whose state dict .*size mismatch for gamma: .*\[16\]"),
+        (Halves(16, lambda x: x.high), TypeError, "which returns a Tensor, expected an Octave"),
+        (Halves(16, lambda x: tuple(x)), TypeError, "which returns a tuple, expected an Octave"),
         (Halves(16, lambda x: oc.Octave(x.high[:, 7:], x.low)), ValueError, r"\(1, 5, 32, .*expected \(\(1, 12, 32"),
-        (Halves(16, lambda x: oc.Octave(x.high)), ValueError, "None.* expected .*channels are those of its arg"),
+        (Halves(16, lambda x: oc.Octave(x.high)), ValueError, "None.* expected .*channels must match the split"),
         (Halves(16, lambda x: x.high + x.low), ValueError, r"fails on Octave\(\[\[1, 12, 32, 32\], \[1, 4, "),
     ],
 )

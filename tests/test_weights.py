@@ -251,8 +251,8 @@ def test_nothing_in_a_file_is_executed(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "neither MXNet's nor safetensors"),
-        (b"Hello, world", "neither MXNet's nor safetensors"),
+        (b"", "is not an MXNet or safetensors file"),
+        (b"Hello, world", "is not an MXNet or safetensors file"),
         (b"\x40\0\0\0\0\0\0\0{}", "is damaged"),
         (bytes.fromhex("1201000000000000"), "needs"),
         (b"\x1f\x8bnothing", "gzip stream"),
