@@ -24,9 +24,12 @@ ODD = (33, 57)
 def block():
     """A small octave network with two upsamplings."""
     return nn.Sequential(
-        oc.OctConv2d(3, 8, 3, padding=1, alpha_out=0.5), oc.OctBatchNorm2d(8, alpha=0.5),
-        oc.OctConv2d(8, 8, 3, padding=1, alpha_in=0.5, alpha_out=0.25), oc.OctMap(nn.ReLU()), oc.Merge(),
-    ).eval()  # fmt: skip
+        oc.OctConv2d(3, 8, 3, padding=1, alpha_out=0.5),
+        oc.OctBatchNorm2d(8, alpha=0.5),
+        oc.OctConv2d(8, 8, 3, padding=1, alpha_in=0.5, alpha_out=0.25),
+        oc.OctMap(nn.ReLU()),
+        oc.Merge(),
+    ).eval()
 
 
 def exported(model, tmp_path, format, size=ODD):

@@ -14,9 +14,12 @@ from octaveconv.errors import UsageError
 LIMIT = 1e-5  # of the largest number in the answer
 SIZES = [(1, 64, 64), (3, 33, 57)]
 FAMILIES = [  # the others are folded by test_export
-    ("oct_resnet18", "merged"), ("oct_seresnetv2_50", "reference"), ("oct_resnext50_32x4d", "merged"),
-    ("oct_mobilenetv2_100", "reference"), ("oct_densenet121", "merged"),
-]  # fmt: skip
+    ("oct_resnet18", "merged"),
+    ("oct_seresnetv2_50", "reference"),
+    ("oct_resnext50_32x4d", "merged"),
+    ("oct_mobilenetv2_100", "reference"),
+    ("oct_densenet121", "merged"),
+]
 
 
 def with_statistics(model):
@@ -34,10 +37,13 @@ def with_statistics(model):
 def octave_block(alpha=0.5):
     """Two convolutions with norms, and back to one frequency."""
     layers = [
-        oc.OctConv2d(3, 8, 3, padding=1, alpha_out=alpha), oc.OctBatchNorm2d(8, alpha=alpha), oc.OctMap(nn.ReLU()),
-        oc.OctConv2d(8, 8, 3, padding=1, alpha_in=alpha, alpha_out=alpha), oc.OctBatchNorm2d(8, alpha=alpha),
+        oc.OctConv2d(3, 8, 3, padding=1, alpha_out=alpha),
+        oc.OctBatchNorm2d(8, alpha=alpha),
+        oc.OctMap(nn.ReLU()),
+        oc.OctConv2d(8, 8, 3, padding=1, alpha_in=alpha, alpha_out=alpha),
+        oc.OctBatchNorm2d(8, alpha=alpha),
         oc.Merge(),
-    ]  # fmt: skip
+    ]
     return with_statistics(nn.Sequential(*layers))
 
 
