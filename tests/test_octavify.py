@@ -365,7 +365,7 @@ def test_what_cannot_be_traced_is_named_and_can_be_kept():
         (dict(alpha=[0.25, -0.5]), r"must be in \[0, 1\), got -0.5"),
         (dict(alpha=[]), "empty list"),
         (dict(alpha=[0.5] * 9), "alpha has 9 numbers, but maps have the 1 sizes"),
-        (dict(alpha={"frist": 0.5}), "alpha names 'frist', but no convolution matches: did you mean first?"),
+        (dict(alpha={"frist": 0.5}), "alpha pattern 'frist' matches no convolution: did you mean first?"),
         (dict(alpha={"bn0": 0.5}), "no convolution matches"),
         (
             dict(alpha={"first": 0.5, "conv1": 0.25}),
@@ -374,7 +374,7 @@ def test_what_cannot_be_traced_is_named_and_can_be_kept():
         (dict(alpha="some"), "must be a number, a list, a dict or 'auto', got 'some'"),
         (dict(alpha="auto"), "give calibrate=batches and macs=0.7"),
         (dict(macs=0.5), 'the budget of alpha="auto"'),
-        (dict(keep=["lats"]), "keep names 'lats', but no layer matches: did you mean last?"),
+        (dict(keep=["lats"]), "keep pattern 'lats' matches no layer: did you mean last?"),
         (dict(calibrate=[]), "calibrate must hold batches"),
         (dict(calibrate=[torch.zeros(1, 3, 16, 16)]), r"calibrate has a batch \[1, 3, 16, 16\], but example_inputs"),
     ],

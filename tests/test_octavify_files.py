@@ -129,7 +129,7 @@ def test_a_broken_recipe_is_refused(octave, tmp_path, recipe, message):
         ([MODEL, "--alpha", "auto"], "--alpha auto needs a budget and a sample"),
         ([MODEL, "--alpha", "much"], "--alpha must be a number in [0, 1), or auto, got 'much'"),
         ([MODEL, "--alpha", "1"], "must be in [0, 1), got 1.0"),
-        ([MODEL, "--keep", "nothing"], "keep names 'nothing', but no layer matches"),
+        ([MODEL, "--keep", "nothing"], "keep pattern 'nothing' matches no layer"),
         ([MODEL, "--macs", "0.5"], 'macs is the budget of alpha="auto"'),
         ([MODEL, "--pretrained", "--checkpoint", "x.pth"], "two sources of weights"),
         (["resnet81"], "did you mean resnet18?"),
@@ -146,3 +146,12 @@ def test_the_file_must_be_called_safetensors(capsys):
     code, _, err = run(capsys, "octavify", MODEL, "--out", "x.pth")
     assert code == 2
     assert "must end in .safetensors" in err
+
+
+def test_export_times_it_beside_its_dense_twin(capsys, octave, tmp_path):
+    out = tmp_path / "octave.pt2"
+    options = ["--checkpoint", str(octave), "--size", "64", "--runs", "2", "--threads", "1"]
+    code, printed, err = run(capsys, "export", MODEL, *options, "--out", str(out))
+    assert (code, err) == (0, "")
+    assert f"{MODEL}, octavified, weights" in printed
+    assert "its dense twin; T = " in printed

@@ -117,7 +117,7 @@ def test_registered_layers_become_octave():
         for name in ("snake", "scale", "middle", "down", "side"):
             assert (layer(plan, name).alpha_in, layer(plan, name).alpha_out) == (alpha, alpha), name
         assert not plan.borders
-        assert plan.macs_after == oc.cost(octave, 32).counted_macs < plan.macs_before
+        assert plan.macs_after == oc.cost(octave, input_size=32).counted_macs < plan.macs_before
         images = constant_images()
         assert_close(octave(images), model(images))
         assert not torch.allclose(octave(x), model(x), rtol=1e-3)
@@ -207,7 +207,7 @@ def test_a_budget_counts_registered_layers():
     register()
     model, x = Own().eval(), torch.randn(2, 3, 32, 32)
     octave, plan = oc.octavify(model, "auto", x, calibrate=[x], macs=0.7)
-    assert plan.macs_after == oc.cost(octave, 32).counted_macs <= 0.7 * plan.macs_before
+    assert plan.macs_after == oc.cost(octave, input_size=32).counted_macs <= 0.7 * plan.macs_before
     assert any(one.octave for one in plan.layers if one.kind == "Mixer")
 
 
@@ -353,12 +353,12 @@ class Halves(nn.Module):
     ("made", "error", "message"),
     [
         (None, TypeError, "for Scale, called for scale, returned NoneType, expected an nn.Module"),
-        (nn.Identity(), ValueError, 'made a Identity whose state dict is not the layer\'s: Unexpected key.*"gamma"'),
-        (Halves(15, lambda x: x), ValueError, r"Halves whose state dict .*size mismatch for gamma: .*\[16\]"),
-        (Halves(16, lambda x: x.high), TypeError, "that returns a Tensor, expected an Octave"),
-        (Halves(16, lambda x: tuple(x)), TypeError, "that returns a tuple, expected an Octave"),
+        (nn.Identity(), ValueError, 'returned Identity, whose state dict is not the layer\'s: Unexpected key.*"gamma"'),
+        (Halves(15, lambda x: x), ValueError, r"Halves, whose state dict .*size mismatch for gamma: .*\[16\]"),
+        (Halves(16, lambda x: x.high), TypeError, "which returns a Tensor, expected an Octave"),
+        (Halves(16, lambda x: tuple(x)), TypeError, "which returns a tuple, expected an Octave"),
         (Halves(16, lambda x: oc.Octave(x.high[:, 7:], x.low)), ValueError, r"\(1, 5, 32, .*expected \(\(1, 12, 32"),
-        (Halves(16, lambda x: oc.Octave(x.high)), ValueError, "None.* expected .*channels are those of its arg"),
+        (Halves(16, lambda x: oc.Octave(x.high)), ValueError, "None.* expected .*channels must match the split"),
         (Halves(16, lambda x: x.high + x.low), ValueError, r"fails on Octave\(\[\[1, 12, 32, 32\], \[1, 4, "),
     ],
 )

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.json.write_text(json.dumps(figures, indent=1) + "\n")
     except UsageError as error:
         return _fail(error, 2)
-    except (MissingExtra, OSError, ValueError, RuntimeError) as error:
+    except (MissingExtra, OSError, ValueError, RuntimeError, AssertionError) as error:  # the last is timm's
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 1)

@@ -160,7 +160,7 @@ def _prepare(
     for pattern in keep:
         found = {name for name in names if fnmatchcase(name, pattern)}
         if not found:
-            raise ValueError(f"keep names {pattern!r}, but no layer matches{did_you_mean(pattern, names)}")
+            raise ValueError(f"keep pattern {pattern!r} matches no layer{did_you_mean(pattern, names)}")
         kept |= found
     graph, notes = trace(model, kept, list_lengths(model, inputs), len(inputs))
     add_shapes(model, graph, inputs)
@@ -210,7 +210,7 @@ def _by_name(net: Net, alphas: Mapping[str, float]) -> Callable[[fx.Node], float
     names = [str(node.target) for node in net.nodes(Role.CONV)]
     for pattern in alphas:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"alpha names {pattern!r}, but no convolution matches{did_you_mean(pattern, names)}")
+            raise ValueError(f"alpha pattern {pattern!r} matches no convolution{did_you_mean(pattern, names)}")
     wanted = {name: next((alphas[p] for p in alphas if fnmatchcase(name, p)), 0.0) for name in names}
     return lambda node: wanted[str(node.target)]
 

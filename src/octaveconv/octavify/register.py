@@ -27,7 +27,7 @@ def register_layer(kind: type[nn.Module], handler: _Made, *, mixes_channels: boo
 @overload
 def register_layer(kind: type[nn.Module], *, mixes_channels: bool) -> Callable[[_Made], _Made]: ...
 def register_layer(kind: Any, handler: Any = None, *, mixes_channels: bool | None = None) -> Any:
-    """Tell `octavify` how a layer of your own works on octaves; otherwise it takes and returns plain tensors.
+    """Tell `octavify` how a layer of your own works on octaves; otherwise it looks into the layer and converts what it finds.
 
     It has two forms, and both work as decorators:
 
@@ -109,7 +109,7 @@ def _elementwise(node: fx.Node, layer: Any) -> Step | None:
     if step is None:
         return None
     _, *shape = shape_of(step.inputs[0]) or (1,)
-    if not _is_elementwise(layer, _like(layer, torch.linspace(-3, 3, prod(shape)).view(1, *shape))):
+    if not _is_elementwise(layer, _like(layer, torch.linspace(-3, 2, prod(shape)).view(1, *shape))):
         raise ValueError(
             f"{node.target} ({type(layer).__name__}) is registered without a handler, but it does not treat each "
             f"number alone: some come out differently without their neighbors. Register it with a handler"
@@ -118,11 +118,12 @@ def _elementwise(node: fx.Node, layer: Any) -> Step | None:
 
 
 def _is_elementwise(layer: nn.Module, x: Tensor) -> bool:
-    """Whether the first numbers along each dimension come out the same without the others."""
+    """Whether the first and the last numbers along each dimension come out the same without the others."""
     with eval_mode(layer), torch.no_grad():
         try:
             y = layer(x)
-            pairs = [(y.narrow(dim, 0, 1), layer(x.narrow(dim, 0, 1))) for dim in range(1, x.dim())]
+            places = [(dim, i) for dim in range(1, x.dim()) for i in (0, x.shape[dim] - 1)]
+            pairs = [(y.narrow(dim, i, 1), layer(x.narrow(dim, i, 1))) for dim, i in places]
         except Exception:  # its parameters do not fit fewer channels, for instance
             return False
     return y.shape == x.shape and all(
@@ -167,7 +168,10 @@ def try_out(
 
     assert handler.make is not None
     who = f"the handler registered for {type(layer).__name__}, called for {node.target},"
-    made = handler.make(layer, inputs, outputs)
+    try:
+        made = handler.make(layer, inputs, outputs)
+    except Exception as error:  # its code may raise anything
+        raise ValueError(f"{who} fails with {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise TypeError(f"{who} returned {type(made).__name__}, expected an nn.Module that takes and returns an Octave")
     _take_state(made, layer, who)
@@ -177,15 +181,17 @@ def try_out(
             y = made(x)
         except Exception as error:  # its code may raise anything
             given = [None if part is None else list(part.shape) for part in x]
-            raise ValueError(f"{who} made a {type(made).__name__} that fails on Octave({given}): {error}") from error
+            raise ValueError(
+                f"{who} returned {type(made).__name__}, which fails on Octave({given}): {error}"
+            ) from error
     if not isinstance(y, Octave):
-        raise TypeError(f"{who} made a {type(made).__name__} that returns a {type(y).__name__}, expected an Octave")
+        raise TypeError(f"{who} returned {type(made).__name__}, which returns a {type(y).__name__}, expected an Octave")
     expected = _shapes(node, outputs)
     found = tuple(None if part is None else tuple(part.shape) for part in y)
     if found != expected:
         raise ValueError(
-            f"{who} made a {type(made).__name__} that returns an Octave of {found}, expected {expected}: the high and "
-            f"low channels are those of its argument outputs"
+            f"{who} returned {type(made).__name__}, which returns an Octave of {found}, expected {expected}: its "
+            f"channels must match the split `outputs` that the handler is given"
         )
     return made, counter.get_total_flops() // 2  # it counts a MAC as two operations
 
@@ -205,7 +211,7 @@ def _take_state(made: nn.Module, layer: nn.Module, who: str) -> None:
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:])
         raise ValueError(
-            f"{who} made a {type(made).__name__} whose state dict is not the layer's: {reason} Give its parameters "
+            f"{who} returned {type(made).__name__}, whose state dict is not the layer's: {reason} Give its parameters "
             f"and buffers the same names and shapes"
         ) from error
     for parameter, flag in trained:

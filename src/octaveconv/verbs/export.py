@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> Any:
     weights = str(args.checkpoint or ("published" if published(args.model) else "random, seed 0"))
     figures = {
         "model": args.model,
-        "alpha": getattr(model, "alpha", 0),
+        "alpha": None if _is_octavified(model) else getattr(model, "alpha", 0),
         "weights": weights,
         "format": args.format,
         "out": str(args.out),
@@ -60,8 +60,9 @@ def run(args: argparse.Namespace) -> Any:
     x = torch.randn(args.batch_size, _channels(model), args.size, args.size)
     differences = export(model, x, args.out, format=args.format)
     figures |= {"difference": differences}
+    kind = "octavified" if figures["alpha"] is None else f"alpha {figures['alpha']:g}"
     print(
-        f"{args.out}: {args.model}, alpha {figures['alpha']:g}, weights {weights}; batches of any size of images of "
+        f"{args.out}: {args.model}, {kind}, weights {weights}; batches of any size of images of "
         f"{args.size}x{args.size} pixels"
     )
     print(
@@ -111,7 +112,7 @@ def _timed(args: argparse.Namespace, model: Any, x: Any, count: int) -> dict[str
     from ..cost import cost
     from ..export import RUNTIMES, export, load
 
-    networks = {"octave" if getattr(model, "alpha", 0) else "dense": model}
+    networks = {"octave" if _is_octavified(model) or getattr(model, "alpha", 0) else "dense": model}
     files = dict.fromkeys(networks, args.out)
     with threads(count), tempfile.TemporaryDirectory() as folder:
         if "octave" in networks:
@@ -144,8 +145,14 @@ def _twin(name: str, model: Any) -> Any:
     from ..models import published
     from ..models.create import create
 
+    if _is_octavified(model):
+        return create(name, None, None, model.num_classes, pretrained=False).eval()
     record = published(name)
     return create(record.network if record else name, 0.0, None, model.num_classes, pretrained=False).eval()
+
+
+def _is_octavified(model: Any) -> bool:
+    return getattr(model, "conversion", None) is not None
 
 
 def _channels(model: Any) -> int:

@@ -133,7 +133,7 @@ def _read_torch(path: Path) -> Weights:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{path} is neither MXNet's nor safetensors, and PyTorch cannot read it with weights_only=True: it is "
+            f"{path} is not an MXNet or safetensors file, and PyTorch cannot read it with weights_only=True: it is "
             f"damaged, or holds more than tensors (then save its state_dict alone)"
         ) from error
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):  # timm's order
