@@ -13,8 +13,12 @@ from octaveconv.errors import UsageError
 
 LIMIT = 1e-5  # of the largest number in the answer
 SIZES = [(1, 64, 64), (3, 33, 57)]
-FAMILIES = [  # the others are folded by test_export
+FAMILIES = [  # other widths of these: see networks.TWICE
     ("oct_resnet18", "merged"),
+    ("oct_resnet26", "reference"),
+    ("oct_resnetv2_26", "merged"),
+    ("oct_resnextv2_50_32x4d", "reference"),
+    ("oct_mobilenetv1_075", "merged"),
     ("oct_seresnetv2_50", "reference"),
     ("oct_resnext50_32x4d", "merged"),
     ("oct_mobilenetv2_100", "reference"),
@@ -90,7 +94,8 @@ def test_a_folded_network_answers_as_the_network_does(name, form):
         with torch.no_grad():
             assert_same(graph(x), model(x))
     kept, sliced = count(graph, "batch_norm", "slice")
-    assert bool(kept) == ("resnetv2" in name or "densenet" in name)  # where a sum or a concatenation is normalised
+    normed = any(word in name for word in ("resnetv2", "resnextv2", "densenet"))
+    assert bool(kept) == normed  # where a sum or a concatenation is normalized
     assert not sliced or "se" in name or name == "oct_resnet18"  # weights are cut beforehand, maps where they must be
 
 
