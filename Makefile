@@ -11,7 +11,7 @@ demo: .venv/demo  ## train a small network at four alphas and compare
 	$(BIN)/octaveconv quickstart --out runs/quickstart --json runs/quickstart/quickstart.json
 
 test: lint  ## what CI runs: ruff, mypy, pytest
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 lint: .venv/test  ## ruff and mypy alone
 	$(BIN)/ruff check
