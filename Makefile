@@ -7,11 +7,11 @@ BIN := .venv/bin
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-demo: .venv/demo  ## train a small network at four alphas and compare
+demo: .venv/demo  ## train an octave network and its dense twin, and compare them
 	$(BIN)/octaveconv quickstart --out runs/quickstart --json runs/quickstart/quickstart.json
 
 test: lint  ## what CI runs: ruff, mypy, pytest
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 lint: .venv/test  ## ruff and mypy alone
 	$(BIN)/ruff check

@@ -92,11 +92,15 @@ def outcome(build):
         return {"outcome": "no CNN", "conv_share": share}
     count = sum(layer.octave for layer in convs)
     row = {
-        "outcome": "octave" if count else "dense", "octave": count, "convs": len(convs),
-        "macs": plan.macs_after / plan.macs_before, "conv_share": share,
-        "borders": len(plan.borders), "notes": plan.notes,
+        "outcome": "octave" if count else "dense",
+        "octave": count,
+        "convs": len(convs),
+        "macs": plan.macs_after / plan.macs_before,
+        "conv_share": share,
+        "borders": len(plan.borders),
+        "notes": plan.notes,
         "why": Counter(layer.why for layer in convs if not layer.octave).most_common(3),
-    }  # fmt: skip
+    }
     with torch.no_grad():
         same, own = first(oc.octavify(model, 0, x)[0](x)), first(model(x))
     row["difference_at_0"] = (same - own).abs().max().item()

@@ -51,11 +51,14 @@ def start(words):
     command = [sys.executable, "-m", "octaveconv", *words]
     return [
         subprocess.Popen(
-            command, env=common | dict(RANK=str(rank), LOCAL_RANK=str(rank)), stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True,
+            command,
+            env=common | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
 
 
 def finish(processes):

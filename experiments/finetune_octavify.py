@@ -49,10 +49,18 @@ def main():
     recipe = Recipe.of(read_yaml(args.recipe))
     rows = [row for seed in args.seeds for row in of_seed(args, recipe, seed)]
     result = {
-        "env": env.facts(), "threads": 1, "device": args.device, "recipe": args.recipe.name, "options": args.options,
-        "what": args.what, "epochs": args.epochs, "tenth": tenth_of(args.epochs), "lr": args.lr, "images": args.images,
+        "env": env.facts(),
+        "threads": 1,
+        "device": args.device,
+        "recipe": args.recipe.name,
+        "options": args.options,
+        "what": args.what,
+        "epochs": args.epochs,
+        "tenth": tenth_of(args.epochs),
+        "lr": args.lr,
+        "images": args.images,
         "rows": rows,
-    }  # fmt: skip
+    }
     args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -101,9 +109,8 @@ def train(args, name, seed, epochs, checkpoint=None, **changes):
         options = dict(data=args.data, alpha=0.0, seed=seed, epochs=epochs) | changes
         options |= {} if checkpoint is None else dict(checkpoint=checkpoint)
         words = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
-        arguments = ["--resume", str(folder)] if (folder / "last.pth").exists() else [
-            "--recipe", str(args.recipe), "--out", str(args.out), "--name", name, *words, *args.options,
-        ]  # fmt: skip
+        resumed, fresh = ["--resume", str(folder)], [f"--recipe={args.recipe}", f"--out={args.out}", f"--name={name}"]
+        arguments = resumed if (folder / "last.pth").exists() else [*fresh, *words, *args.options]
         command = [sys.executable, "-m", "octaveconv", "train", "--threads", "1", "--device", args.device]
         subprocess.run([*command, *arguments], check=True)
     with open(folder / "results.csv") as file:

@@ -64,10 +64,16 @@ def main():
     times = interleaved({"ours": ours, "bare": theirs}, args.rounds)
     overhead = times["ours"].median / times["bare"].median - 1
     result = {
-        "env": env.facts(), "threads": 1, "dtype": "float32", "layout": "channels_last", "batch": 64, "steps": STEPS,
-        "network": "oct_resnetv2_26 at alpha 0.25, stem 3x3, width 8, 32 pixels", "overhead": overhead,
+        "env": env.facts(),
+        "threads": 1,
+        "dtype": "float32",
+        "layout": "channels_last",
+        "batch": 64,
+        "steps": STEPS,
+        "network": "oct_resnetv2_26 at alpha 0.25, stem 3x3, width 8, 32 pixels",
+        "overhead": overhead,
         "seconds": {name: asdict(timing) for name, timing in times.items()},
-    }  # fmt: skip
+    }
     print(f"overhead {overhead:.2%}", {name: f"{timing.median:.3f} s" for name, timing in times.items()})
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -155,10 +155,14 @@ def row(name, dtype, blocks, binary):
     """What the compiled kernel takes."""
     used = usage(binary)
     return {
-        "layer": name, "dtype": str(dtype).removeprefix("torch."), "tile": "x".join(map(str, blocks.values())),
-        "threads": 32 * binary.metadata.num_warps, "registers": used["reg"], "stack_bytes": used["stack"],
+        "layer": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "tile": "x".join(map(str, blocks.values())),
+        "threads": 32 * binary.metadata.num_warps,
+        "registers": used["reg"],
+        "stack_bytes": used["stack"],
         "shared_bytes": binary.metadata.shared,
-    }  # fmt: skip
+    }
 
 
 def main():

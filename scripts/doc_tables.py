@@ -80,10 +80,13 @@ def scoring_table():
     result = json.loads((ROOT / "results" / "scoring.json").read_text())
     rows = [["processes", "images", "top-1", "top-5", "images/s"]]
     rows += [
-        [str(run["processes"]), *(f"{run[key]:,}" for key in ("images", "top1_count", "top5_count")),
-         f"{run['images_per_s']:.0f}"]
+        [
+            str(run["processes"]),
+            *(f"{run[key]:,}" for key in ("images", "top1_count", "top5_count")),
+            f"{run['images_per_s']:.0f}",
+        ]
         for run in result["runs"]
-    ]  # fmt: skip
+    ]
     conditions = evaluate.conditions(result["runs"][0] | result["env"])
     return f"{result['what']}\n\n{markdown(rows)}\n\nConditions: {conditions}."
 
@@ -144,10 +147,12 @@ def triton_table():
     result = json.loads((ROOT / "results" / "triton_resources.json").read_text())
     rows = [["layer", "dtype", "tile", "threads", "registers", "stack, bytes", "shared memory, KiB"]]
     rows += [
-        [*(str(row[key]) for key in ("layer", "dtype", "tile", "threads", "registers", "stack_bytes")),
-         f"{row['shared_bytes'] / 1024:.0f}"]
+        [
+            *(str(row[key]) for key in ("layer", "dtype", "tile", "threads", "registers", "stack_bytes")),
+            f"{row['shared_bytes'] / 1024:.0f}",
+        ]
         for row in result["rows"]
-    ]  # fmt: skip
+    ]
     conditions = (
         f"Conditions: compiled for {result['target']} and not run; alpha {result['alpha']:g}, {result['layout']}, with "
         f"TF32, Triton {result['env']['triton']}, PyTorch {result['env']['torch']}."
@@ -171,8 +176,11 @@ def speeds_table():
         first = [result["model"], str(result["threads"]), result["env"]["cpu"].split(", ")[-1]]
         for batch in result["batches"]:
             dense = batch["best_dense"]
-            twin = {one["runtime"]: (one["final"] or one["quick"])["median"] for one in batch["candidates"]
-                    if not one["alpha"]}  # fmt: skip
+            twin = {
+                one["runtime"]: (one["final"] or one["quick"])["median"]
+                for one in batch["candidates"]
+                if not one["alpha"]
+            }
             ours = twin["deployed"] / twin["openvino"]
             for row in batch["alphas"]:
                 ratios = [f"{row[key]:.3f}" for key in ("t", "s", "s_over_t")]
@@ -244,11 +252,16 @@ def coverage_table():
             rows.append([name, row["outcome"], "", "", "", row["why"].replace("|", "/")])
             continue
         failed = [check for check in ("forward", "backward", "compile", "export") if row.get(check, "ok") != "ok"]
-        rows.append([
-            name, f"{row['octave']} of {row['convs']}", f"{row['macs']:.0%}", f"{row['difference_at_0']:g}",
-            f"not {', '.join(failed)}" if failed else "all" if row["octave"] else "",
-            "; ".join(f"{count}: {reason(why)}" for why, count in row["why"][:1]),
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{row['octave']} of {row['convs']}",
+                f"{row['macs']:.0%}",
+                f"{row['difference_at_0']:g}",
+                f"not {', '.join(failed)}" if failed else "all" if row["octave"] else "",
+                "; ".join(f"{count}: {reason(why)}" for why, count in row["why"][:1]),
+            ]
+        )
     made = sum(row["outcome"] == "octave" for row in networks.values())
     exact = sum(row.get("difference_at_0") == 0 for row in networks.values())
     note = (

@@ -40,9 +40,14 @@ def two(fn, **modules):
 
 def residual(fn):
     return Net(
-        fn, a=conv(8, 60, 1), b=conv(60, 60, 3, padding=1), c=conv(60, 4, 1), d=conv(8, 60, 1), e=conv(8, 64, 1),
+        fn,
+        a=conv(8, 60, 1),
+        b=conv(60, 60, 3, padding=1),
+        c=conv(60, 4, 1),
+        d=conv(8, 60, 1),
+        e=conv(8, 64, 1),
         f=conv(64, 9, 3, padding=1),
-    )  # fmt: skip
+    )
 
 
 GRAPHS = {
@@ -67,11 +72,18 @@ GRAPHS = {
     "concatenation": two(lambda m, x: torch.cat([m.a(x), x, m.b(x)], 1)),
     "concatenation, then all at once": Net(
         lambda m, x: m.c(m.n(torch.cat([y := m.a(x), x, m.b(x).relu(), y], 1)).relu()),
-        a=conv(8, 20, 1), b=conv(8, 12, 3, padding=1), n=nn.BatchNorm2d(60), c=conv(60, 9, 3, padding=1),
+        a=conv(8, 20, 1),
+        b=conv(8, 12, 3, padding=1),
+        n=nn.BatchNorm2d(60),
+        c=conv(60, 9, 3, padding=1),
     ),
     "a growing concatenation": Net(
         lambda m, x: m.d(torch.cat([x, y := m.a(x), z := m.b(m.n(torch.cat([x, y], 1))), m.c(y + z)], 1).relu()),
-        a=conv(8, 12, 1), n=nn.BatchNorm2d(20), b=conv(20, 12, 3, padding=1), c=conv(12, 5, 1), d=conv(37, 4, 1),
+        a=conv(8, 12, 1),
+        n=nn.BatchNorm2d(20),
+        b=conv(20, 12, 3, padding=1),
+        c=conv(12, 5, 1),
+        d=conv(37, 4, 1),
     ),
     "two concatenations of the same maps": two(
         lambda m, x: m.c(torch.cat([x, x, y := m.b(x)[:, :8]], 1).relu() + torch.cat([y, x, x], 1).relu())
@@ -90,10 +102,8 @@ GRAPHS = {
         lambda m, x: m.a(x) + oc.octave.upsample(m.b(oc.octave.pool(x)).relu(), (2, 2), x.shape[-2:])
     ),
     "gates": two(lambda m, x: (y := m.a(x)) * m.a(y.mean((2, 3), keepdim=True)[:, :8]).sigmoid() + m.b(x)),
-    "head": Net(
-        lambda m, x: m.fc(F.adaptive_avg_pool2d(m.a(x), 1).flatten(1)), a=conv(8, 24, 1), fc=nn.Linear(24, 7)
-    ),
+    "head": Net(lambda m, x: m.fc(F.adaptive_avg_pool2d(m.a(x), 1).flatten(1)), a=conv(8, 24, 1), fc=nn.Linear(24, 7)),
     "dropout": Net(lambda m, x: m.d(m.a(x)), a=conv(8, 24, 1), d=nn.Dropout(0.5)),
     "a dictionary": two(lambda m, x: {"a": m.a(x), "b": [m.b(x), x]}),
     "the input itself": two(lambda m, x: x),
-}  # fmt: skip
+}

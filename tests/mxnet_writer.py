@@ -35,10 +35,14 @@ def array_bytes(tensor, encoding="V2"):
 def list_bytes(arrays, names=()):
     """A list of arrays, each as bytes, and its names (str or bytes)."""
     encoded = [name if isinstance(name, bytes) else name.encode() for name in names]
-    return b"".join([
-        struct.pack("<3Q", 0x112, 0, len(arrays)), *arrays,
-        struct.pack("<Q", len(encoded)), *(struct.pack("<Q", len(name)) + name for name in encoded),
-    ])  # fmt: skip
+    return b"".join(
+        [
+            struct.pack("<3Q", 0x112, 0, len(arrays)),
+            *arrays,
+            struct.pack("<Q", len(encoded)),
+            *(struct.pack("<Q", len(name)) + name for name in encoded),
+        ]
+    )
 
 
 def params(arrays, encodings="V2"):
@@ -82,8 +86,13 @@ def tar(members, **options):
 
 def golden_tar(name):
     """A published archive: a directory that holds the parameters and the graph (here none)."""
-    return tar({f"{name}/": b"", f"{name}/checkpoint-0-0000.params": golden_file(name),
-                f"{name}/checkpoint-0-symbol.json": b'{"nodes": []}'})  # fmt: skip
+    return tar(
+        {
+            f"{name}/": b"",
+            f"{name}/checkpoint-0-0000.params": golden_file(name),
+            f"{name}/checkpoint-0-symbol.json": b'{"nodes": []}',
+        }
+    )
 
 
 def image_payload(record):

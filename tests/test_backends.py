@@ -297,8 +297,11 @@ def test_every_thread_asks_for_itself():
     threads = [threading.Thread(target=ask, args=args) for args in (("reference", True), ("merged", False))]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
     assert chosen == {
-        "reference": "reference", "merged": "merged", "after reference": "merged", "after merged": "merged",
-    }  # fmt: skip
+        "reference": "reference",
+        "merged": "merged",
+        "after reference": "merged",
+        "after merged": "merged",
+    }
     assert backends.choose(x, spec).name == in_other_thread(lambda: backends.choose(x, spec).name) == "merged"
 
 

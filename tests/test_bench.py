@@ -192,9 +192,12 @@ def bench(capsys, *options):
 def test_a_loss_is_printed_as_a_loss(world, capsys, tmp_path):
     world.deploys()
     world.seconds = {
-        ("dense twin", "eager"): 0.004, ("dense twin", "deployed"): 0.002, ("alpha 0.25", "eager"): 0.003,
-        ("alpha 0.25", "deployed"): 0.0025, ("alpha 0.5", "deployed"): 0.00125,
-    }  # fmt: skip
+        ("dense twin", "eager"): 0.004,
+        ("dense twin", "deployed"): 0.002,
+        ("alpha 0.25", "eager"): 0.003,
+        ("alpha 0.25", "deployed"): 0.0025,
+        ("alpha 0.5", "deployed"): 0.00125,
+    }
     file = tmp_path / "bench.json"
     code, out, _ = bench(
         capsys, "--alpha", "0.5", "0.25", "--runtimes", "eager", "deployed", "--runs", "20", "--json", str(file)
@@ -273,9 +276,10 @@ def test_a_runtime_that_cannot_run_is_listed_with_its_reason(world, capsys, monk
     lines = [line for line in out.splitlines() if line.startswith("not run")]
     missing = "this needs it, which is not installed: pip install 'octaveconv[export]'"
     assert lines == [
-        "not run: deployed: RuntimeError: no compiler", f"not run: openvino: {missing}",
+        "not run: deployed: RuntimeError: no compiler",
+        f"not run: openvino: {missing}",
         f"not run: onnxruntime: {missing}",
-    ]  # fmt: skip
+    ]
 
 
 def test_the_reason_names_the_networks_where_others_do_run():
@@ -347,8 +351,11 @@ def test_an_exported_network_runs_on_the_threads_that_are_set(world):
     settings = cases.BenchSettings("oct_resnet18", (0.5,), 32, (2,), 1, runtimes=("openvino", "onnxruntime"))
     speed.run(settings)
     once = [
-        ("export", "openvino", ".xml", 2), ("load", "openvino", 1), ("export", "onnx", ".onnx", 2), ("load", "onnx", 1)
-    ]  # fmt: skip
+        ("export", "openvino", ".xml", 2),
+        ("load", "openvino", 1),
+        ("export", "onnx", ".onnx", 2),
+        ("load", "onnx", 1),
+    ]
     assert calls == once * 2
     with pytest.raises(runtimes.CannotRun, match="fp32 only"):
         speed.run(cases.BenchSettings("oct_resnet18", (0.5,), 32, dtype="bf16", runtimes=("onnxruntime",)))
@@ -395,8 +402,10 @@ def test_further_runtimes_of_dense_networks_alone(world):
     result = speed.run(settings)
     [batch] = result["batches"]
     assert {(one["network"], one["runtime"]) for one in batch["candidates"]} == {
-        ("dense twin", "eager"), ("dense twin", "deployed"), ("alpha 0.5", "eager")
-    }  # fmt: skip
+        ("dense twin", "eager"),
+        ("dense twin", "deployed"),
+        ("alpha 0.5", "eager"),
+    }
     assert result["runtimes"] == ["eager", "deployed"]
     world.module("deploy", deploy=world.unavailable)
     with pytest.raises(MissingExtra):
@@ -528,8 +537,10 @@ def test_networks_have_ordinary_weights_and_statistics():
     settings = cases.BenchSettings("oct_resnetv2_26_a250", (0.25,), 32, dense="torchvision/mobilenet_v2")
     made = list(cases.make_cases(settings))
     assert [(net.name, net.alpha) for net in made] == [
-        ("dense twin", 0), ("torchvision mobilenet_v2", 0), ("alpha 0.25", 0.25)
-    ]  # fmt: skip
+        ("dense twin", 0),
+        ("torchvision mobilenet_v2", 0),
+        ("alpha 0.25", 0.25),
+    ]
     assert [net.model.alpha for net in (made[0], made[2])] == [0, 0.25]
     assert made[0].macs > made[2].macs
     for net in made:
@@ -630,13 +641,17 @@ def test_report_shows_a_bench_file(file, capsys, tmp_path):
     assert cli.main(["report", str(file), "--plot", str(picture), "--json", str(points)]) == 0
     out = capsys.readouterr().out
     assert [line.split()[:5] for line in out.splitlines()[1:3]] == [
-        ["1", "0.25", "1.333", "0.800", "0.600"], ["1", "0.5", "2.000", "1.600", "0.800"]
-    ]  # fmt: skip
+        ["1", "0.25", "1.333", "0.800", "0.600"],
+        ["1", "0.5", "2.000", "1.600", "0.800"],
+    ]
     assert "octave is slower: it takes 1.250 times as long" in out
     assert "interleaved runs" in out
     assert [(point["batch_size"], point["alpha"]) for point in json.loads(points.read_text())] == [
-        (1, 0.25), (1, 0.5), (8, 0.25), (8, 0.5)
-    ]  # fmt: skip
+        (1, 0.25),
+        (1, 0.5),
+        (8, 0.25),
+        (8, 0.5),
+    ]
     first = picture.read_text()
     for text in ("S = T", "batch 1", "batch 8", "oct_resnet18"):
         assert text in first

@@ -89,9 +89,16 @@ def test_models(capsys, tmp_path):
     assert code == 0
     assert lines[1] == ["oct_resnetv2_26", "any", "15.991", "2.342"]
     assert lines[3] == [
-        "oct_resnetv2_26_a250", "0.25", "15.991", "1.858", "1.884", "76.1", "92.6", "known",
+        "oct_resnetv2_26_a250",
+        "0.25",
+        "15.991",
+        "1.858",
+        "1.884",
+        "76.1",
+        "92.6",
+        "known",
         "a02_resnet-26_alpha-0.250.tar",
-    ]  # fmt: skip
+    ]
     assert json.loads((tmp_path / "models.json").read_text())[2]["sha256"].startswith("29fba1f4")
     assert len(run(capsys, "models")[1].splitlines()) == 1 + 25 + 31
 

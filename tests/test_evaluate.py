@@ -284,9 +284,15 @@ def test_alone_there_is_nothing_to_join():
 def figures_of(net, dataset):
     score = evaluate.evaluate(net, dataset, SMALL)
     return {
-        "model": "m", "alpha": 0.25, "checkpoint": "", "data": "d", "split": None, "param_count": 1,
-        **score.to_dict(), **env.facts(),
-    }  # fmt: skip
+        "model": "m",
+        "alpha": 0.25,
+        "checkpoint": "",
+        "data": "d",
+        "split": None,
+        "param_count": 1,
+        **score.to_dict(),
+        **env.facts(),
+    }
 
 
 def test_what_a_score_says_about_itself(net, files, tmp_path):

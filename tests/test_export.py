@@ -8,7 +8,7 @@ import sys
 import onnx
 import pytest
 import torch
-from networks import ALPHAS, SHALLOW, TWICE, image, shallow
+from networks import ALPHAS, image, shallow
 from torch import nn
 
 import octaveconv as oc
@@ -24,9 +24,12 @@ ODD = (33, 57)
 def block():
     """A small octave network with two upsamplings."""
     return nn.Sequential(
-        oc.OctConv2d(3, 8, 3, padding=1, alpha_out=0.5), oc.OctBatchNorm2d(8, alpha=0.5),
-        oc.OctConv2d(8, 8, 3, padding=1, alpha_in=0.5, alpha_out=0.25), oc.OctMap(nn.ReLU()), oc.Merge(),
-    ).eval()  # fmt: skip
+        oc.OctConv2d(3, 8, 3, padding=1, alpha_out=0.5),
+        oc.OctBatchNorm2d(8, alpha=0.5),
+        oc.OctConv2d(8, 8, 3, padding=1, alpha_in=0.5, alpha_out=0.25),
+        oc.OctMap(nn.ReLU()),
+        oc.Merge(),
+    ).eval()
 
 
 def exported(model, tmp_path, format, size=ODD):
@@ -47,9 +50,17 @@ def exported(model, tmp_path, format, size=ODD):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "format"),
-    [*((name, "onnx") for name in SHALLOW if name not in TWICE), ("oct_resnext50_32x4d", "pt2")],
+    [
+        ("oct_resnet18", "onnx"),
+        ("oct_seresnetv2_50", "onnx"),
+        ("oct_resnext50_32x4d", "onnx"),
+        ("oct_mobilenetv2_100", "onnx"),
+        ("oct_densenet121", "onnx"),
+        ("oct_resnext50_32x4d", "pt2"),
+    ],
 )
-def test_every_family(name, format, tmp_path):
+def test_families(name, format, tmp_path):
+    """Which together have every operation of our networks; `test_fallback.py` folds the others as an export does."""
     exported(shallow(name, ALPHAS[name][0], tiny=True).eval(), tmp_path, format)
     assert [file.name for file in tmp_path.iterdir()] == [f"model{FORMATS[format]}"]
 

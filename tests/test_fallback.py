@@ -16,10 +16,17 @@ from octaveconv.errors import UsageError
 
 LIMIT = 1e-5  # of the largest number in the answer
 SIZES = [(1, 64, 64), (3, 33, 57)]
-FAMILIES = [  # the others are folded by test_export
-    ("oct_resnet18", "merged"), ("oct_seresnetv2_50", "reference"), ("oct_resnext50_32x4d", "merged"),
-    ("oct_mobilenetv2_100", "reference"), ("oct_densenet121", "merged"),
-]  # fmt: skip
+FAMILIES = [  # other widths of these: see networks.TWICE
+    ("oct_resnet18", "merged"),
+    ("oct_resnet26", "reference"),
+    ("oct_resnetv2_26", "merged"),
+    ("oct_resnextv2_50_32x4d", "reference"),
+    ("oct_mobilenetv1_075", "merged"),
+    ("oct_seresnetv2_50", "reference"),
+    ("oct_resnext50_32x4d", "merged"),
+    ("oct_mobilenetv2_100", "reference"),
+    ("oct_densenet121", "merged"),
+]
 
 
 def with_statistics(model):
@@ -37,10 +44,13 @@ def with_statistics(model):
 def octave_block(alpha=0.5):
     """Two convolutions with norms, and back to one frequency."""
     layers = [
-        oc.OctConv2d(3, 8, 3, padding=1, alpha_out=alpha), oc.OctBatchNorm2d(8, alpha=alpha), oc.OctMap(nn.ReLU()),
-        oc.OctConv2d(8, 8, 3, padding=1, alpha_in=alpha, alpha_out=alpha), oc.OctBatchNorm2d(8, alpha=alpha),
+        oc.OctConv2d(3, 8, 3, padding=1, alpha_out=alpha),
+        oc.OctBatchNorm2d(8, alpha=alpha),
+        oc.OctMap(nn.ReLU()),
+        oc.OctConv2d(8, 8, 3, padding=1, alpha_in=alpha, alpha_out=alpha),
+        oc.OctBatchNorm2d(8, alpha=alpha),
         oc.Merge(),
-    ]  # fmt: skip
+    ]
     return with_statistics(nn.Sequential(*layers))
 
 
@@ -86,7 +96,8 @@ def test_a_folded_network_answers_as_the_network_does(name, form):
         with torch.no_grad():
             assert_same(graph(x), model(x))
     kept, sliced = count(graph, "batch_norm", "slice")
-    assert bool(kept) == ("resnetv2" in name or "densenet" in name)  # where a sum or a concatenation is normalised
+    normed = any(word in name for word in ("resnetv2", "resnextv2", "densenet"))
+    assert bool(kept) == normed  # where a sum or a concatenation is normalized
     assert not sliced or "se" in name or name == "oct_resnet18"  # weights are cut beforehand, maps where they must be
 
 

@@ -153,10 +153,15 @@ def test_records_laid_out_in_another_way_are_refused(monkeypatch):
 @pytest.mark.parametrize("path", library.SOURCES, ids=lambda path: path.name)
 def test_every_source_includes_what_it_uses(path):
     headers = {
-        "algorithm": r"std::(min|max)\b", "chrono": "std::chrono", "cstddef": r"\boffsetof\b", "cstdint": r"int\d+_t",
-        "cstring": r"std::mem(cpy|set)", "limits": "std::numeric_limits", "string": "std::string",
+        "algorithm": r"std::(min|max)\b",
+        "chrono": "std::chrono",
+        "cstddef": r"\boffsetof\b",
+        "cstdint": r"int\d+_t",
+        "cstring": r"std::mem(cpy|set)",
+        "limits": "std::numeric_limits",
+        "string": "std::string",
         "vector": "std::vector",
-    }  # fmt: skip
+    }
     included, own = set(), [path.name]
     for name in own:  # which grows
         text = (path.parent / name).read_text()
@@ -341,8 +346,11 @@ def test_no_sanitizer_reports(tmp_path):
         for name in ("libasan.so", "libubsan.so")
     ]
     environment = os.environ | {
-        "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0", "OCTAVECONV_CACHE": str(tmp_path),
-        "PYTHONPATH": str(Path(__file__).parent), "CXX": "g++",
-    }  # fmt: skip
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "OCTAVECONV_CACHE": str(tmp_path),
+        "PYTHONPATH": str(Path(__file__).parent),
+        "CXX": "g++",
+    }
     done = subprocess.run([sys.executable, "-c", SANITIZED], capture_output=True, text=True, env=environment)
     assert done.stdout.endswith("clean\n"), done.stderr[-4000:]

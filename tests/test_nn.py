@@ -374,9 +374,11 @@ def test_sequential_on_videos_and_on_series(factor):
     )
     assert video(torch.randn(2, 3, 5, 15, 9)).shape == (2, 16, 3, 4, 3)
     series = nn.Sequential(
-        oc.Split(4, 0.5), oc.OctConv1d(4, 8, 3, 2, 1, alpha_in=0.5, alpha_out=0.5), oc.OctBatchNorm1d(8, alpha=0.5),
+        oc.Split(4, 0.5),
+        oc.OctConv1d(4, 8, 3, 2, 1, alpha_in=0.5, alpha_out=0.5),
+        oc.OctBatchNorm1d(8, alpha=0.5),
         oc.Merge(),
-    )  # fmt: skip
+    )
     assert series(torch.randn(2, 4, 17)).shape == (2, 8, 9)
 
 

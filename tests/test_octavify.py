@@ -62,10 +62,13 @@ def test_at_alpha_0_nothing_changes_at_all(part):
     assert not plan.borders
 
 
-@pytest.mark.parametrize("make", [
-    lambda: timm.models.convnext.ConvNeXt(depths=(2, 1, 1, 1), dims=(8, 8, 8, 8), ls_init_value=0.5),
-    lambda: torchvision.models.convnext.ConvNeXt([torchvision.models.convnext.CNBlockConfig(8, None, 2)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: timm.models.convnext.ConvNeXt(depths=(2, 1, 1, 1), dims=(8, 8, 8, 8), ls_init_value=0.5),
+        lambda: torchvision.models.convnext.ConvNeXt([torchvision.models.convnext.CNBlockConfig(8, None, 2)]),
+    ],
+)
 def test_a_convnext_has_no_borders_in_its_blocks(make):
     model = make().eval()
     _, plan = oc.octavify(model, 0.25, torch.zeros(1, 3, 64, 64))
@@ -177,7 +180,7 @@ NETWORKS = {
     "deeplab": lambda: segmentation(torchvision.models.segmentation.deeplabv3.DeepLabHead(512, 2, (1, 2, 3))),
     "fcn": lambda: segmentation(torchvision.models.segmentation.fcn.FCNHead(512, 2)),
     "lraspp": lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

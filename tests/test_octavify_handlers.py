@@ -55,12 +55,16 @@ def test_a_layer_is_taken_for_the_one_whose_forward_it_has(module, kind):
 @pytest.mark.parametrize(
     "module",
     [
-        timm.layers.StdConv2d(4, 4, 1), timm.layers.BatchNormAct2d(4), timm.layers.GroupNormAct(4, 2),
-        timm.layers.LayerNorm2d(4), timm.layers.DropPath(0.1), torchvision.ops.StochasticDepth(0.1, "row"),
+        timm.layers.StdConv2d(4, 4, 1),
+        timm.layers.BatchNormAct2d(4),
+        timm.layers.GroupNormAct(4, 2),
+        timm.layers.LayerNorm2d(4),
+        timm.layers.DropPath(0.1),
+        torchvision.ops.StochasticDepth(0.1, "row"),
         torchvision.models.convnext.LayerNorm2d(4),
     ],
     ids=lambda module: type(module).__name__,
-)  # fmt: skip
+)
 def test_layers_of_timm_and_torchvision_are_known_by_name(module):
     assert handler_of(module).make is not None
 

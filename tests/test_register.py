@@ -75,9 +75,15 @@ class OctMixer(nn.Module):
         super().__init__()
         given = mixer.inner
         self.inner = oc.OctConv2d(
-            given.in_channels, given.out_channels, 3, given.stride, 1, padding_mode="replicate", alpha_in=inputs,
+            given.in_channels,
+            given.out_channels,
+            3,
+            given.stride,
+            1,
+            padding_mode="replicate",
+            alpha_in=inputs,
             alpha_out=outputs,
-        )  # fmt: skip
+        )
         self.gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, x):

@@ -146,9 +146,11 @@ def test_a_killed_process_holds_nothing(run):
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("error", "message"),
-    [(errno.EROFS, r"Read-only file system; .*: make it writable, or copy the folder, and resume: .*run$"),
-     (errno.ENOSPC, r"No space left on device .*: make room and resume")],
-)  # fmt: skip
+    [
+        (errno.EROFS, r"Read-only file system; .*: make it writable, or copy the folder, and resume: .*run$"),
+        (errno.ENOSPC, r"No space left on device .*: make room and resume"),
+    ],
+)
 def test_a_folder_that_cannot_be_written_is_explained(run, monkeypatch, error, message):
     run.save(state(1))
     monkeypatch.setattr(filelock.FileLock, "acquire", raising(OSError(error, os.strerror(error))))
@@ -184,11 +186,18 @@ def test_all_that_a_training_needs_comes_back(run):
     _, keys, *others = np.random.RandomState(0).get_state()
     run.save(
         {
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-            "scaler": scaler.state_dict(), "python": random.getstate(), "torch": torch.get_rng_state(),
-            "numpy": (keys.tolist(), *others), "best": None, "epoch": 3, "bf16": torch.ones(2, dtype=torch.bfloat16),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "scaler": scaler.state_dict(),
+            "python": random.getstate(),
+            "torch": torch.get_rng_state(),
+            "numpy": (keys.tolist(), *others),
+            "best": None,
+            "epoch": 3,
+            "bf16": torch.ones(2, dtype=torch.bfloat16),
         }
-    )  # fmt: skip
+    )
     found = run.load()
     assert found["model"].keys() == model.state_dict().keys()
     assert found["model"]._metadata == model.state_dict()._metadata

@@ -302,10 +302,19 @@ def test_recipes_are_complete_and_say_whether_they_were_reproduced(path):
 def options(data, out, **changes):
     recipe = SMALL | dict(data=data) | changes
     return [
-        "train", recipe.pop("model"), "--out", str(out), "--device", "cpu", "--threads", "1",
-        *(f"--{name.replace('_', '-')}={json.dumps(value) if isinstance(value, dict) else value}"
-          for name, value in recipe.items()),
-    ]  # fmt: skip
+        "train",
+        recipe.pop("model"),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        *(
+            f"--{name.replace('_', '-')}={json.dumps(value) if isinstance(value, dict) else value}"
+            for name, value in recipe.items()
+        ),
+    ]
 
 
 def test_the_verb_and_its_folder(data, tmp_path, capsys):
@@ -362,9 +371,12 @@ def test_fields_are_listed(capsys):
 def start(*command):
     """A process of ``python -m``."""
     return subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-    )  # fmt: skip
+    )
 
 
 def ended_well(processes):

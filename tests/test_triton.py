@@ -66,14 +66,30 @@ CASES = {
 
 
 def problem(
-    channels=(5, 7), kernel=3, alphas=(0.4, 0.5), size=(9, 7), batch=2, stride=1, dilation=1, dtype=torch.float32,
-    device=DEVICE, **more,
-):  # fmt: skip
+    channels=(5, 7),
+    kernel=3,
+    alphas=(0.4, 0.5),
+    size=(9, 7),
+    batch=2,
+    stride=1,
+    dilation=1,
+    dtype=torch.float32,
+    device=DEVICE,
+    **more,
+):
     """A layer and an input for it."""
     layer = oc.OctConv2d(
-        *channels, kernel, stride, "same" if stride == 1 else keeping(kernel, dilation), dilation,
-        alpha_in=alphas[0], alpha_out=alphas[1], device=device, dtype=dtype, **more,
-    )  # fmt: skip
+        *channels,
+        kernel,
+        stride,
+        "same" if stride == 1 else keeping(kernel, dilation),
+        dilation,
+        alpha_in=alphas[0],
+        alpha_out=alphas[1],
+        device=device,
+        dtype=dtype,
+        **more,
+    )
     inputs = layer.spec.inputs
     shapes = (inputs.high, *size), (inputs.low, *(-(-n // 2) for n in size))
     parts = (torch.randn(batch, *shape, device=device, dtype=dtype) if shape[0] else None for shape in shapes)
