@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from networks import ALPHAS, image, shallow
+from networks import ALPHAS, SHALLOW, TWICE, image, shallow
 from torch import nn
 
 import octaveconv as oc
@@ -16,12 +16,8 @@ from octaveconv.errors import UsageError
 
 LIMIT = 1e-5  # of the largest number in the answer
 SIZES = [(1, 64, 64), (3, 33, 57)]
-FAMILIES = [  # other widths of these: see networks.TWICE
+FAMILIES = [
     ("oct_resnet18", "merged"),
-    ("oct_resnet26", "reference"),
-    ("oct_resnetv2_26", "merged"),
-    ("oct_resnextv2_50_32x4d", "reference"),
-    ("oct_mobilenetv1_075", "merged"),
     ("oct_seresnetv2_50", "reference"),
     ("oct_resnext50_32x4d", "merged"),
     ("oct_mobilenetv2_100", "reference"),
@@ -99,6 +95,17 @@ def test_a_folded_network_answers_as_the_network_does(name, form):
     normed = any(word in name for word in ("resnetv2", "resnextv2", "densenet"))
     assert bool(kept) == normed  # where a sum or a concatenation is normalized
     assert not sliced or "se" in name or name == "oct_resnet18"  # weights are cut beforehand, maps where they must be
+
+
+@pytest.mark.parametrize("name", [name for name in SHALLOW if name not in (*dict(FAMILIES), *TWICE)])
+def test_other_networks_folded_as_an_export_does(name):
+    """At any batch size; `test_export.py` exports networks that together have every operation."""
+    model = with_statistics(shallow(name, ALPHAS[name][0], tiny=True))
+    graph, _ = folded(model, image(2, 3, 33, 57), (0,))
+    for batch in (1, 5):
+        x = image(batch, 3, 33, 57)
+        with torch.no_grad():
+            assert_same(graph(x), model(x))
 
 
 def test_residual_sums_upsample_once_and_end_in_a_convolution():
