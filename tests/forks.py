@@ -1,13 +1,30 @@
-"""Processes forked from the one that tests: they have imported everything already, which takes a new one seconds."""
+"""Processes forked from one that has imported everything already, which takes a new one seconds.
+
+Not from the one that tests: where autograd has started threads, a fork cannot train.
+"""
 
 import os
 import socket
 import sys
 import tempfile
+import time
 from multiprocessing import get_context
 from pathlib import Path
 
-CONTEXT = get_context("fork")
+import torch
+
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(["octaveconv.cli", "octaveconv.models", "octaveconv.evaluate", "octaveconv.train.loop"])
+
+
+def _call(function, arguments, environment, outputs):
+    os.environ.clear()
+    os.environ |= environment
+    torch.set_num_threads(1)
+    sys.stdout, sys.stderr = (path.open("w", buffering=1) for path in outputs)
+    for number, file in ((1, sys.stdout), (2, sys.stderr)):
+        os.dup2(file.fileno(), number)
+    sys.exit(function(*arguments))
 
 
 class Fork:
@@ -16,16 +33,10 @@ class Fork:
     def __init__(self, function, *arguments, **environment):
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [Path(self._folder.name) / name for name in ("out", "error")]
-        self._process = CONTEXT.Process(target=self._run, args=(function, arguments, environment))
+        call = function, arguments, dict(os.environ) | environment, self._outputs
+        self._process = CONTEXT.Process(target=_call, args=call)
         self._process.start()
         self.pid = self._process.pid
-
-    def _run(self, function, arguments, environment):
-        os.environ |= environment
-        sys.stdout, sys.stderr = (path.open("w", buffering=1) for path in self._outputs)
-        for number, file in ((1, sys.stdout), (2, sys.stderr)):
-            os.dup2(file.fileno(), number)
-        sys.exit(function(*arguments))
 
     def send_signal(self, number):
         os.kill(self.pid, number)
@@ -51,3 +62,11 @@ def ranks(function, *arguments, count=2):
         port = str(free.getsockname()[1])
     group = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(count), GLOO_SOCKET_IFNAME="lo")
     return [Fork(function, *arguments, **group, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
+
+
+def wait_for(path, seconds=240):
+    """Until there is a file that another process writes."""
+    end = time.time() + seconds
+    while not path.exists():
+        assert time.time() < end, f"{path} did not come"
+        time.sleep(0.02)

@@ -18,7 +18,7 @@ import filelock
 import numpy as np
 import pytest
 import torch
-from forks import Fork
+from forks import Fork, wait_for
 from rich.console import Console
 from safetensors import safe_open
 
@@ -133,8 +133,7 @@ def hold(path):
 @pytest.mark.usefixtures("impatient")
 def test_a_killed_process_holds_nothing(run):
     first = Fork(hold, run.path)
-    while not (run.path / "held").exists():
-        time.sleep(0.01)
+    wait_for(run.path / "held")
     with pytest.raises(UsageError, match="in use by another process"):
         run.alone()
     first.kill()
@@ -300,26 +299,26 @@ def test_interrupted_at_any_step_it_cleans_up(run, monkeypatch, fatal, error):
     assert (number_of(run.last), number_of(run.best), parts(run)) == (4, 4, [])
 
 
-def save_for_ever(run, number, saved):
+def save_for_ever(path, number, log):
+    run = RunFolder(path)
     while True:
         number += 1
         run.save({"number": number, "weights": torch.full((100_000,), number)}, best=number % 2 == 0)
-        os.write(saved, b"s")
+        with log.open("ab", 0) as saved:
+            saved.write(b"s")
 
 
-def test_sigkill_loses_no_saved_checkpoint(run):
+def test_sigkill_loses_no_saved_checkpoint(run, tmp_path):
     number, deaths = 0, random.Random(0)
     run.save({"number": 0, "weights": torch.zeros(100_000)}, best=True)
-    for _ in range(10):
-        reading, writing = os.pipe()
-        child = Fork(save_for_ever, run, number, writing)
-        os.close(writing)
-        os.read(reading, 1)
+    for death in range(10):
+        log = tmp_path / str(death)
+        child = Fork(save_for_ever, run.path, number, log)
+        wait_for(log)
         time.sleep(deaths.uniform(0, 0.05))
         child.kill()
         child.wait()
-        saved = number + 1 + len(os.read(reading, 10**6))
-        os.close(reading)
+        saved = number + log.stat().st_size
         run = RunFolder.open(run.path)
         number = run.load()["number"]
         assert saved <= number <= saved + 1, (saved, number)

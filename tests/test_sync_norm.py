@@ -4,7 +4,7 @@ import os
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forks import ranks
 from helpers import assert_close
 from torch import nn
 
@@ -33,10 +33,11 @@ def net(octave_class, cut):
     return norm
 
 
-def worker(rank, port, results):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def worker(folder):
+    """A process's share of every case: outputs, gradients and buffers, into a file."""
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo")
+    results = []
     for case in CASES:
         norm = nn.SyncBatchNorm.convert_sync_batchnorm(net(*case))
         assert "synchronized" in repr(norm)
@@ -44,29 +45,22 @@ def worker(rank, port, results):
         outputs, norm = train_step(norm, [slice(0, 2), slice(2, 5)][rank])  # batches of different size
         for parameter in norm.parameters():
             dist.all_reduce(parameter.grad)
-        results[rank, CASES.index(case)] = [
-            t.detach() for t in (*outputs, norm.weight.grad, norm.bias.grad, *norm.buffers())
-        ]
+        results.append([t.detach() for t in (*outputs, norm.weight.grad, norm.bias.grad, *norm.buffers())])
+    torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one_with_the_whole_batch():
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.start_processes(worker, (port, results), nprocs=2, start_method="fork")
-        results = dict(results)
+def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
+    for process in ranks(worker, tmp_path):
+        assert process.wait() == 0, process.output()[1]
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for number, case in enumerate(CASES):
         outputs, norm = train_step(net(*case), slice(0, 5))
         for i, expected in enumerate(outputs):
-            assert_close(torch.cat([results[0, number][i], results[1, number][i]]), expected, f"output {i}")
+            assert_close(torch.cat([results[0][number][i], results[1][number][i]]), expected, f"output {i}")
         shared = [norm.weight.grad, norm.bias.grad, *norm.buffers()]
         for rank in (0, 1):
-            for actual, expected in zip(results[rank, number][4:], shared):
+            for actual, expected in zip(results[rank][number][4:], shared):
                 if expected.is_floating_point():
                     assert_close(actual, expected)
 

@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import timm
 import torch
 import yaml
 from folders import encoded, make_folder, make_records, make_tar, webdataset_shards
-from forks import Fork, ranks
+from forks import Fork, ranks, wait_for
 
 import octaveconv.models  # noqa: F401  # registers
 from octaveconv import cli
@@ -382,13 +381,6 @@ def start(*command):
 def ended_well(processes):
     for process in processes:
         assert process.wait() == 0, process.output()[1]
-
-
-def wait_for(path, seconds=240):
-    end = time.time() + seconds
-    while not path.exists():
-        assert time.time() < end, f"{path} did not come"
-        time.sleep(0.02)
 
 
 @pytest.mark.slow
