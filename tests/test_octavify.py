@@ -366,7 +366,7 @@ def test_what_cannot_be_traced_is_named_and_can_be_kept():
         (dict(alpha=[]), "empty list"),
         (dict(alpha=[0.5] * 9), "alpha has 9 numbers, but maps have the 1 sizes"),
         (dict(alpha={"frist": 0.5}), "alpha pattern 'frist' matches no convolution: did you mean first?"),
-        (dict(alpha={"bn0": 0.5}), "no convolution matches"),
+        (dict(alpha={"bn0": 0.5}), "matches no convolution"),
         (
             dict(alpha={"first": 0.5, "conv1": 0.25}),
             "first is to have alpha 0.5 and conv1 alpha 0.25, but their outputs",

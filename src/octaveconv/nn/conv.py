@@ -226,19 +226,20 @@ class OctConvTranspose2d(OctConvNd, nn.ConvTranspose2d):  # type: ignore[misc]
         cut_out: int | None = None,
         factor: int | Sizes | None = None,
     ) -> None:
-        super().__init__(
+        dense: Any = super().__init__  # which checks the sizes
+        dense(
             in_channels,
             out_channels,
             kernel_size,
             stride,
             padding,
             output_padding,
-            groups,  # type: ignore[arg-type]
+            groups,
             bias,
             dilation,
             padding_mode,
             device,
-            dtype,  # type: ignore[arg-type]  # nn.ConvTranspose2d checks them
+            dtype,
         )
         spec = conv_spec(
             self.axes,

@@ -112,7 +112,8 @@ def _timed(args: argparse.Namespace, model: Any, x: Any, count: int) -> dict[str
     from ..cost import cost
     from ..export import RUNTIMES, export, load
 
-    networks = {"octave" if _is_octavified(model) or getattr(model, "alpha", 0) else "dense": model}
+    is_octave = _is_octavified(model) or bool(getattr(model, "alpha", False))
+    networks = {"octave" if is_octave else "dense": model}
     files = dict.fromkeys(networks, args.out)
     with threads(count), tempfile.TemporaryDirectory() as folder:
         if "octave" in networks:
