@@ -1,4 +1,4 @@
-"""Processes forked from the one that tests: they have imported everything already, which takes a new one seconds."""
+"""Processes beside the one that tests. They are new ones: after a backward pass, a forked one could not run another."""
 
 import os
 import socket
@@ -7,7 +7,15 @@ import tempfile
 from multiprocessing import get_context
 from pathlib import Path
 
-CONTEXT = get_context("fork")
+CONTEXT = get_context("spawn")
+
+
+def _run(outputs, function, arguments, environment):
+    os.environ |= environment
+    sys.stdout, sys.stderr = (path.open("w", buffering=1) for path in outputs)
+    for number, file in ((1, sys.stdout), (2, sys.stderr)):
+        os.dup2(file.fileno(), number)
+    sys.exit(function(*arguments))
 
 
 class Fork:
@@ -16,16 +24,9 @@ class Fork:
     def __init__(self, function, *arguments, **environment):
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [Path(self._folder.name) / name for name in ("out", "error")]
-        self._process = CONTEXT.Process(target=self._run, args=(function, arguments, environment))
+        self._process = CONTEXT.Process(target=_run, args=(self._outputs, function, arguments, environment))
         self._process.start()
         self.pid = self._process.pid
-
-    def _run(self, function, arguments, environment):
-        os.environ |= environment
-        sys.stdout, sys.stderr = (path.open("w", buffering=1) for path in self._outputs)
-        for number, file in ((1, sys.stdout), (2, sys.stderr)):
-            os.dup2(file.fileno(), number)
-        sys.exit(function(*arguments))
 
     def send_signal(self, number):
         os.kill(self.pid, number)

@@ -58,7 +58,7 @@ def test_two_processes_equal_one_with_the_whole_batch():
         port = free.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.start_processes(worker, (port, results), nprocs=2, start_method="fork")
+        mp.start_processes(worker, (port, results), nprocs=2, start_method="spawn")
         results = dict(results)
     for number, case in enumerate(CASES):
         outputs, norm = train_step(net(*case), slice(0, 5))
