@@ -143,7 +143,7 @@ def test_pretrained_cfg(name):
     assert cfg["architecture"] == name
     assert deep_dense(name).get_classifier(name_only=True) == cfg["classifier"] == "fc"
     assert deep_dense(name).get_submodule(cfg["first_conv"]).in_channels == 3
-    with pytest.raises(RuntimeError, match="No pretrained weights exist"):
+    with pytest.raises(RuntimeError, match="No pretrained weights exist"), torch.device("meta"):
         timm.create_model(name, pretrained=True)
 
 
@@ -174,7 +174,14 @@ def test_group_matcher_puts_every_parameter_somewhere(name):
         assert groups[first] == 1
 
 
-@some_shallow
+# The ends of alpha for one network of each class.
+CLASSES = ("oct_resnet18", "oct_seresnetv2_50", "oct_densenet121", "oct_mobilenetv1_075", "oct_mobilenetv2_100")
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha"),
+    [(name, ALPHAS[name][0]) for name in SHALLOW] + [(name, alpha) for name in CLASSES for alpha in (0, 1)],
+)
 def test_compile_without_graph_breaks(name, alpha):
     torch._dynamo.reset()
     model = shallow(name, alpha, tiny=True).eval()
