@@ -275,4 +275,4 @@ def _check_blocks(key: str, given: dict[str, Tensor], fitting: dict[str, Tensor]
     theirs = {name: list(block.shape) for name, block in given.items()}
     ours = {name: list(block.shape) for name, block in fitting.items() if block.numel()}
     if theirs != ours:
-        raise ValueError(f"{key}: the arrays have shapes {theirs}, the model {ours}: build it with their alpha")
+        raise ValueError(f"{key}: the arrays have shapes {theirs}, the model {ours}: create it at their own alpha")
