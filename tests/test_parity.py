@@ -50,7 +50,7 @@ def test_a_lone_convolution_of_another_alpha_is_refused():
         keymaps.to_state_dict(paths, net, lambda name: keymaps.Target("conv.weight", name))["conv.weight"].shape[0] == 8
     )
     net = torch.nn.ModuleDict({"conv": oc.OctConv2d(8, 8, 1, bias=False, alpha_in=0.25, alpha_out=0.25)})
-    with pytest.raises(ValueError, match="build it with their alpha"):
+    with pytest.raises(ValueError, match="create it at their own alpha"):
         keymaps.to_state_dict(paths, net, lambda name: keymaps.Target("conv.weight", name))
 
 
@@ -68,7 +68,7 @@ def test_weights_of_another_alpha_are_refused():
     _, _, arrays, keymap = load_golden("symbol_resnetv2-26_alpha-0.25")
     with torch.device("meta"):
         model = timm.create_model("oct_resnetv2_26", alpha=0.5)
-    with pytest.raises(ValueError, match="build it with their alpha"):
+    with pytest.raises(ValueError, match="create it at their own alpha"):
         keymaps.to_state_dict(arrays, model, keymap)
 
 
