@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .._text import one_line
 from ..backends import backend
 from ..errors import BackendUnavailable, UsageError
+from .functionalize import functionalized
 
 _exporting = threading.Lock()  # torch.export swaps the model's weights meanwhile, and sets flags of the whole process
 
@@ -126,7 +127,7 @@ def exported(model: nn.Module, example: Tensor, dynamic: Sequence[int], form: st
     sizes: dict[int, Any] = dict.fromkeys(dynamic, Dim.AUTO)
     with _exporting, backend(form), torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=(sizes,))
-        return Captured(program.run_decompositions({}))  # after which nothing is changed in place
+        return Captured(functionalized(program))
 
 
 def capture(model: nn.Module, example: Tensor, form: str = "reference") -> Captured:
@@ -181,7 +182,7 @@ def _is_random(node: fx.Node) -> bool:
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     named = dict(zip((argument.name for argument in node.target._schema.arguments), node.args)) | node.kwargs  # type: ignore[union-attr]
-    return bool(named.get("train", named.get("training", True)) and named.get("p", 1.0))
+    return bool(named.get("train", named.get("training", True)) and named.get("p", named.get("dropout_p", 1.0)))
 
 
 class Captures:
