@@ -13,14 +13,12 @@ from torch.export import ExportedProgram
 _OPS = torch.ops.aten
 
 # Composite operations with results of their own. Any other one might return its argument, or a view of it.
-_NEW_RESULTS = {
-    getattr(_OPS, name)
-    for name in (
-        "adaptive_avg_pool2d adaptive_max_pool2d batch_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
-        "conv_transpose3d group_norm instance_norm layer_norm linear log_softmax matmul max_pool2d relu6 softmax "
-        "upsample_nearest2d upsample_bilinear2d"
-    ).split()
-}
+_NEW_RESULTS: set[Any] = {
+    _OPS.adaptive_avg_pool2d, _OPS.adaptive_max_pool2d, _OPS.batch_norm, _OPS.conv1d, _OPS.conv2d, _OPS.conv3d,
+    _OPS.conv_transpose1d, _OPS.conv_transpose2d, _OPS.conv_transpose3d, _OPS.group_norm, _OPS.instance_norm,
+    _OPS.layer_norm, _OPS.linear, _OPS.log_softmax, _OPS.matmul, _OPS.max_pool2d, _OPS.relu6, _OPS.softmax,
+    _OPS.upsample_bilinear2d, _OPS.upsample_nearest2d,
+}  # fmt: skip
 _MOVES_ITSELF = {_OPS.detach_.default}  # of the operations that change a tensor's strides or flags, the harmless ones
 
 
@@ -33,7 +31,8 @@ def functionalized(program: ExportedProgram) -> ExportedProgram:
     """
     plain = _plain_forms(program.graph)
     if plain is None:
-        return program.run_decompositions({})
+        decomposed: ExportedProgram = program.run_decompositions({})
+        return decomposed
     for node, target in plain.items():
         node.target = target
     for node in program.graph.find_nodes(op="call_function", target=_OPS.batch_norm.default):
