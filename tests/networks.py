@@ -4,6 +4,7 @@ import timm
 import torch
 from torch import nn
 
+import octaveconv as oc
 import octaveconv.models
 
 NAMES = list(octaveconv.models.COSTS)
@@ -28,6 +29,22 @@ def shapes_of(name):
 
 SHALLOW = list({shapes_of(name): name for name in reversed(NAMES)}.values())  # of networks that differ in depth, one
 TWICE = ("oct_densenet161", "oct_resnet152f", "oct_seresnet152e")  # other widths of what is there anyway
+
+
+def few_layers(alpha=0.25):
+    """A small classifier, for tests of what is around a network: to capture a larger one takes seconds."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        oc.OctConv2d(3, 16, 3, 2, 1, alpha_out=alpha),
+        oc.OctBatchNorm2d(16, alpha=alpha),
+        oc.OctMap(nn.ReLU(inplace=True)),
+        oc.OctConv2d(16, 16, 3, padding=1, alpha_in=alpha, alpha_out=alpha),
+        oc.OctMap(nn.ReLU()),
+        oc.OctConv2d(16, 24, 1, alpha_in=alpha),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(24, 10),
+    )
 
 
 def image(*shape):

@@ -13,6 +13,7 @@ import sys
 
 import pytest
 import torch
+from networks import few_layers
 from torch import nn
 
 from octaveconv import cli, env
@@ -565,6 +566,12 @@ def small(settings):
         yield cases.Case(name, alpha, round(1e6 * (1 - alpha / 2)), model)
 
 
+def smaller(settings):
+    for alpha in (0.0, *settings.alphas):
+        name = f"alpha {alpha:g}" if alpha else "dense twin"
+        yield cases.Case(name, alpha, round(1e6 * (1 - alpha / 2)), few_layers(alpha).eval())
+
+
 def test_a_training_step_trains(tmp_path):
     [net] = small(cases.BenchSettings("oct_resnet18", (), 32))
     settings = cases.BenchSettings("oct_resnet18", (), 32, mode="train")
@@ -594,7 +601,7 @@ def test_a_real_run_in_eager_mode(monkeypatch, capsys, mode):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_a_real_run_compiled(monkeypatch, mode):
-    monkeypatch.setattr(speed, "make_cases", small)
+    monkeypatch.setattr(speed, "make_cases", smaller)
     settings = cases.BenchSettings("oct_resnet18", (0.5,), 32, (4,), 1, mode=mode, runtimes=("compiled",), runs=2)
     [batch] = speed.run(settings)["batches"]
     assert [one["layout"] for one in batch["candidates"]] == ["contiguous", "channels_last"] * 2
@@ -606,7 +613,7 @@ def test_a_real_run_exported(monkeypatch):
     runtimes = ("openvino", "onnxruntime")
     for runtime in runtimes:
         pytest.importorskip(runtime)
-    monkeypatch.setattr(speed, "make_cases", small)
+    monkeypatch.setattr(speed, "make_cases", smaller)
     result = speed.run(cases.BenchSettings("oct_resnet18", (0.5,), 32, (1, 2), 1, runtimes=runtimes, runs=2))
     for batch in result["batches"]:
         assert [one["runtime"] for one in batch["candidates"]] == [*runtimes, *runtimes]

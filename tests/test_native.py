@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from graphs import GRAPHS
-from networks import difference, image, settle, shallow
+from networks import difference, few_layers, image, settle
 from torch import nn
 
 import octaveconv as oc
@@ -201,7 +201,7 @@ def test_the_fallback_takes_over_and_says_why():
 
 
 def test_the_model_is_left_as_it_was():
-    model = shallow("oct_resnet18", 0.5, tiny=True).train()
+    model = few_layers(0.5).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     deployed = oc.deploy(model, image(1, 3, 32, 32))
     assert deployed.engine == "native"
@@ -211,7 +211,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_what_cannot_be_run_is_refused():
-    model = shallow("oct_resnet18", 0.5, tiny=True)
+    model = few_layers(0.5)
     with pytest.raises(UsageError, match="there is no engine 'nativ': use native, cuda, inductor"):
         oc.deploy(model, image(1, 3, 32, 32), engine="nativ")
     with pytest.raises(BackendUnavailable, match=r"float32 and bfloat16 on the CPU, not torch\.float64"):
@@ -226,7 +226,7 @@ def test_what_cannot_be_run_is_refused():
 
 
 def test_any_strides():
-    model = settle(shallow("oct_resnet18", 0.25, tiny=True))
+    model = settle(few_layers())
     deployed = oc.deploy(model, image(1, 3, 32, 32))
     x = image(3, 40, 3, 36)
     for view in (
@@ -250,7 +250,7 @@ def test_a_nan_comes_out():
 
 
 def test_calls_from_several_threads_take_turns():
-    model = settle(shallow("oct_resnet18", 0.25, tiny=True))
+    model = settle(few_layers())
     deployed = oc.deploy(model, image(1, 3, 32, 32))
     inputs = [image(2, 3, 32, 32) * scale for scale in (1, 2, 3, 4)]
     expected = [deployed(x) for x in inputs]
@@ -270,7 +270,7 @@ def test_calls_from_several_threads_take_turns():
 
 def test_threads_with_unseen_sizes_leave_the_backend_as_it_was(monkeypatch):
     """Two threads capture: the first to begin is the first to end. A third one computes meanwhile."""
-    model = settle(shallow("oct_resnet18", 0.25, tiny=True))
+    model = settle(few_layers())
     deployed = oc.deploy(model, image(1, 3, 64, 64))
     layer, x = oc.OctConv2d(4, 4, 1, alpha_out=0.5), image(1, 4, 8, 8)
     octave, sizes = oc.Octave(x, None), ((33, 1), (1, 33))  # which no capture covers yet
@@ -311,7 +311,7 @@ import numpy as np
 import torch
 from octaveconv.deploy.native import engine, library, tune
 from graphs import GRAPHS, Net
-from networks import image, settle, shallow
+from networks import few_layers, image, settle
 draw = np.random.default_rng(0).integers
 tune._fastest = lambda trials, apply, run, same: draw(len(trials), size=same.max() + 1)
 library.FLAGS[:1] = ["-O0", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
@@ -319,8 +319,7 @@ library.FLAGS[:1] = ["-O0", "-g", "-fno-omit-frame-pointer", "-fsanitize=address
 sizes = (1, (1, 3, 32, 33)), (2, (3, 3, 47, 32)), (3, (2, 3, 35, 39))
 every_graph = Net(lambda m, x: [graph(x) for graph in m.graphs], graphs=torch.nn.ModuleList(GRAPHS.values()))
 for model, example, calls in (
-    (shallow("oct_mobilenetv2_100", 0.25, tiny=True), (1, 3, 64, 64), sizes),
-    (shallow("oct_seresnetv2_50", 0.25, tiny=True, width=16), (1, 3, 64, 64), sizes),
+    (few_layers(), (1, 3, 64, 64), sizes),
     (every_graph, (1, 8, 12, 12), [(1, (2, 8, 9, 7)), (2, (3, 8, 12, 15))]),
 ):
     captures = engine.Captures(settle(model))
