@@ -1,12 +1,10 @@
 """The native engine: the module's answer for every network, size, batch, number of threads and instruction set."""
 
-import functools
-
 import pytest
 import timm
 import torch
 from graphs import CONVOLUTIONS, GRAPHS, conv
-from networks import ALPHAS, SHALLOW, TWICE, difference, image, settle, shallow
+from networks import difference, image, settle, shallow
 from torch import nn
 
 from octaveconv.deploy.capture import Captures
@@ -26,27 +24,23 @@ def check(model, *xs, target="native"):
 
 @pytest.mark.parametrize(
     ("name", "alpha"),
-    [(name, ALPHAS[name][1]) for name in SHALLOW if name not in TWICE] + [("oct_resnet50", 0), ("oct_resnet50", 1)],
+    [
+        ("oct_resnet50", 0),
+        ("oct_resnet50", 1),
+        ("oct_resnextv2_50_32x4d", 0.5),
+        ("oct_mobilenetv1_075", 0.3),
+        ("oct_mobilenetv2_100", 0.5),
+        ("oct_seresnetv2_50", 0.125),
+        ("oct_densenet121", 0.25),
+    ],
 )
-def test_every_network(name, alpha):
-    check(settle(shallow(name, alpha, tiny=True)), image(1, 3, 64, 64), image(2, 3, 65, 33))
-
-
-@functools.lru_cache(maxsize=1)
-def captured(name, alpha):
-    """A network and its captures, which take seconds."""
+def test_every_kind_of_network_and_instruction_set(name, alpha, monkeypatch):
+    """Those that this CPU has; a network is captured once for all, which takes seconds."""
     model = settle(shallow(name, alpha, tiny=True))
-    return model, Captures(model)
-
-
-@pytest.mark.parametrize("target", ["avx512", "avx2", "generic"])
-@pytest.mark.parametrize("name", ["oct_resnextv2_50_32x4d", "oct_mobilenetv2_100"])
-def test_every_instruction_set(name, target, monkeypatch):
-    if target not in library.runnable():
-        pytest.skip(f"this CPU has no {target}")
-    model, captures = captured(name, 0.5)
+    captures = Captures(model)
     monkeypatch.setattr(engine, "Captures", lambda model: captures)
-    check(model, image(1, 3, 64, 64), image(3, 3, 33, 49), target=target)
+    for target in ("native", *library.runnable()):
+        check(model, image(1, 3, 64, 64), image(2, 3, 65, 33), target=target)
 
 
 @pytest.mark.slow

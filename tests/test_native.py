@@ -309,6 +309,7 @@ SANITIZED = """
 from unittest import mock
 import numpy as np
 import torch
+import octaveconv as oc
 from octaveconv.deploy.native import engine, library, tune
 from graphs import GRAPHS, Net
 from networks import few_layers, image, settle
@@ -316,10 +317,19 @@ draw = np.random.default_rng(0).integers
 tune._fastest = lambda trials, apply, run, same: draw(len(trials), size=same.max() + 1)
 library.FLAGS[:1] = ["-O0", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
                      "-fno-sanitize-recover=undefined"]
+depthwise = torch.nn.Sequential(
+    oc.OctConv2d(3, 40, 3, 2, 1, alpha_out=0.25),
+    oc.OctConv2d(40, 40, 3, 1, 1, groups=40, alpha_in=0.25, alpha_out=0.25),
+    oc.OctMap(torch.nn.ReLU6()),
+    oc.OctConv2d(40, 40, 5, 2, 2, groups=40, alpha_in=0.25, alpha_out=0.25),
+    oc.OctConv2d(40, 24, 3, 2, 1, groups=4, alpha_in=0.25, alpha_out=0.5),
+    oc.Merge(),
+)
 sizes = (1, (1, 3, 32, 33)), (2, (3, 3, 47, 32)), (3, (2, 3, 35, 39))
 every_graph = Net(lambda m, x: [graph(x) for graph in m.graphs], graphs=torch.nn.ModuleList(GRAPHS.values()))
 for model, example, calls in (
     (few_layers(), (1, 3, 64, 64), sizes),
+    (depthwise, (1, 3, 64, 64), sizes),
     (every_graph, (1, 8, 12, 12), [(1, (2, 8, 9, 7)), (2, (3, 8, 12, 15))]),
 ):
     captures = engine.Captures(settle(model))
