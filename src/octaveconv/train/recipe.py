@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from .._text import did_you_mean
+from .._text import did_you_mean, reason
 from ..errors import UsageError
 
 
@@ -99,6 +99,15 @@ class Recipe:
             merged |= layer
         return cls(**merged)
 
+    def checked(self) -> Recipe:
+        """Return this recipe; UsageError if its fields contradict each other, which a run that is resumed may keep."""
+        if self.warmup_epochs >= self.epochs:
+            raise UsageError(
+                f"warmup_epochs must be below epochs, got {self.warmup_epochs:g} of {self.epochs}: lower warmup_epochs "
+                f"(0: no warm-up), or train for more epochs"
+            )
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain data."""
         return asdict(self)
@@ -117,7 +126,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"the recipe {path} cannot be read: {error}") from error
+        raise UsageError(f"the recipe {path} cannot be read: {reason(error)}") from error
     if not isinstance(found, dict):
         raise UsageError(f"the recipe {path} must map fields to values, as in 'epochs: 90'")
     return found
