@@ -13,7 +13,7 @@ from .._text import did_you_mean
 from ..cost import cost
 from ..errors import UsageError
 from ..models import published
-from ..models.create import create
+from ..models.create import create, names
 
 RUNTIMES = {"infer": ("eager", "compiled", "deployed", "openvino", "onnxruntime"), "train": ("eager", "compiled")}
 SEED = 0
@@ -145,6 +145,10 @@ def _other(name: str, family: str) -> tuple[str, Any]:
             raise UsageError(
                 f"{name} is an octave network: name a dense one to beat; the dense twin of {family} is timed anyway"
             )
+        known = [*names("*"), "torchvision"]
+        if name.partition(".")[0] not in known:
+            cure = did_you_mean(name.partition("/")[0], known) or ": torchvision/resnet50 is one, for instance"
+            raise UsageError(f"neither timm nor torchvision has a network {name!r}{cure}")
         with torch.device("meta"):
             create(name, pretrained=False)
         return name, lambda: create(name, pretrained=False)
