@@ -127,6 +127,13 @@ def test_a_file_that_records_its_network_names_it(octave, tmp_path, ending):
         create("resnet18", checkpoint=tmp_path / f"x.{ending}")
 
 
+def test_a_file_of_the_same_network_at_another_alpha_names_the_alpha(tmp_path):
+    model = create("oct_resnet50", 0.5, model_args=NARROW)
+    write(tmp_path / "x.safetensors", model.state_dict(), metadata_of(model, "oct_resnet50"))
+    with pytest.raises(ValueError, match=r"has weights of alpha 0\.5, the network has alpha 0\.25: create it at"):
+        create("oct_resnet50", 0.25, tmp_path / "x.safetensors", model_args=NARROW)
+
+
 def test_a_folder_is_no_file_of_weights(tmp_path):
     with pytest.raises(IsADirectoryError, match=r"is a folder: name a file of weights$"):
         create("resnet18", checkpoint=tmp_path)

@@ -170,6 +170,7 @@ def test_only_one_input(inputs, tmp_path):
     [
         (torch.zeros(1, 2, 8, 8), r"itself fails on inputs \[1, 2, 8, 8\] .* give example_inputs that it accepts$"),
         (torch.zeros(0, 3, 8, 8), "hold no image: give at least one"),
+        (torch.zeros(3, 8, 8), r"takes images \[N, C, H, W\], got an example of shape \[3, 8, 8\]"),
     ],
 )
 def test_an_example_is_one_that_the_network_takes(function, x, message):

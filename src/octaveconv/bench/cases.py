@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from .._text import did_you_mean
 from ..cost import cost
 from ..errors import UsageError
-from ..models import published
-from ..models.create import create, names
+from ..models.create import create, family_of, names
 
 RUNTIMES = {"infer": ("eager", "compiled", "deployed", "openvino", "onnxruntime"), "train": ("eager", "compiled")}
 SEED = 0
@@ -84,7 +83,7 @@ class BenchSettings:
             for alpha in alphas:
                 create(self.model, alpha, pretrained=False)
         if self.dense:
-            _other(self.dense, _family(self.model))
+            _other(self.dense, family_of(self.model))
         return replace(self, alphas=tuple(sorted(set(alphas))))
 
 
@@ -110,7 +109,7 @@ def make_cases(settings: BenchSettings) -> Iterator[Case]:
         >>> [case.name for case in make_cases(BenchSettings("oct_resnet18", alphas=(0.5,), size=32))]
         ['dense twin', 'alpha 0.5']
     """
-    family = _family(settings.model)
+    family = family_of(settings.model)
     made: list[tuple[str, float, Any]] = [("dense twin", 0.0, lambda: create(family, 0.0, pretrained=False))]
     if settings.dense:
         name, other = _other(settings.dense, family)
@@ -130,12 +129,6 @@ def images(settings: BenchSettings, batch_size: int) -> Tensor:
     """Random images ``[batch_size, 3, size, size]`` in float32, the same for every network."""
     generator = torch.Generator().manual_seed(SEED)
     return torch.randn(batch_size, 3, settings.size, settings.size, generator=generator)
-
-
-def _family(name: str) -> str:
-    """The network that takes every alpha; a published name stands for it at one alpha."""
-    record = published(name)
-    return record.network if record else name
 
 
 def _other(name: str, family: str) -> tuple[str, Any]:

@@ -54,13 +54,7 @@ def deploy(model: nn.Module, example_inputs: Tensor | tuple[Tensor], engine: str
     }
     if engine is not None and engine not in engines:
         raise UsageError(f"there is no engine {engine!r}: use {', '.join(engines)}")
-    check_network(model, "deploy")
-    example = only_input(example_inputs)
-    if example.dim() != 4:
-        raise UsageError(
-            f"deploy takes images [N, C, H, W], got an example of shape {list(example.shape)}: run a network of "
-            f"series or volumes as it is, or with torch.compile"
-        )
+    example = images("deploy", model, example_inputs)
     check_call(model, example)
     with eval_mode(model):
         if engine is not None:
@@ -72,6 +66,23 @@ def deploy(model: nn.Module, example_inputs: Tensor | tuple[Tensor], engine: str
             deployed = _inductor(model, example)
             deployed.reason = f"not the {first} engine: {error}"  # type: ignore[assignment]
             return deployed
+
+
+def images(user: str, model: nn.Module, example_inputs: Tensor | tuple[Tensor]) -> Tensor:
+    """The example of the function ``user``, which takes a network of images.
+
+    Raises:
+        TypeError: ``model`` is not a network.
+        UsageError: the example is not one tensor of images.
+    """
+    check_network(model, user)
+    example = only_input(example_inputs)
+    if example.dim() != 4:
+        raise UsageError(
+            f"{user} takes images [N, C, H, W], got an example of shape {list(example.shape)}: run a network of "
+            f"series or volumes as it is, or with torch.compile"
+        )
+    return example
 
 
 def _native(model: nn.Module, example: Tensor) -> nn.Module:

@@ -87,7 +87,11 @@ def create(
             model = model if file.conversion is None else rebuild(model, file.conversion)
             _load(model, file, name, given)
         except ValueError as error:
-            raise ValueError(file.of_another(name) or str(error)) from error
+            if file.model is None or family_of(file.model) == family_of(name):
+                raise
+            raise ValueError(
+                f"{file.file} has the weights of {file.model}, not of {name}: create {file.model}, or use another file"
+            ) from error
     return model
 
 
@@ -119,6 +123,12 @@ def check_name(name: str) -> None:
     known = names("*")
     if name.partition(".")[0] not in known:
         raise UsageError(f"there is no network {name!r}{did_you_mean(name, known) or ': octaveconv models lists them'}")
+
+
+def family_of(name: str) -> str:
+    """The network that takes every alpha; a published name stands for it at one alpha."""
+    record = published(name)
+    return record.network if record else name.partition(".")[0]
 
 
 def names(glob: str) -> list[str]:

@@ -112,9 +112,10 @@ class Plan:
 
     def nothing(self) -> str:
         """That no convolution became octave, and why."""
-        reasons = Counter(layer.why for layer in self.layers if layer.convolves)
-        listed = "; ".join(f"{why} ({count})" for why, count in reasons.most_common(4))
-        return f"0 of {sum(reasons.values())} convolutions became octave: {listed or 'it has none that can'}"
+        convs = [layer for layer in self.layers if layer.convolves]
+        reasons = Counter(layer.why for layer in convs or self.layers).most_common(4)
+        listed = "; ".join(f"{why} ({count})" for why, count in reasons if why)
+        return f"0 of {len(convs)} convolutions became octave: {listed or 'there is none'}"
 
     def __str__(self) -> str:
         return f"{text_table(self.table())}\n\n{self.summary()}"

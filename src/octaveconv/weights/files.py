@@ -52,12 +52,6 @@ class Weights(NamedTuple):
     conversion: dict[str, Any] | None = None
     model: str | None = None
 
-    def of_another(self, name: str) -> str | None:
-        """That the weights are not those of the network ``name``, but of another one, if that is recorded."""
-        if self.model in (None, name):
-            return None
-        return f"{self.file} has the weights of {self.model}, not of {name}: create {self.model}, or use another file"
-
     @property
     def alpha(self) -> float | None:
         """The alpha of these weights: the recorded one, or that of the original's parts; otherwise unknown."""
