@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from octaveconv import evaluate, models, quickstart
+from octaveconv._text import counted
 from octaveconv.bench import report, speed_report
 from octaveconv.verbs import models as verb
 from octaveconv.verbs import train as train_verb
@@ -221,8 +222,8 @@ def finetune_table():
     note = (
         f"Top-1 in %, mean and standard deviation of {seeds} seeds. Conditions: {result['what']}; the dense network is "
         f"trained for {result['epochs']} epochs, fine-tuning begins at a learning rate of {result['lr']:g}, the sample "
-        f"are {result['images']} training images; {result['threads']} thread, PyTorch {result['env']['torch']}, "
-        f"{result['env']['cpu']}."
+        f"is {result['images']} training images; {counted(result['threads'], 'thread')}, PyTorch "
+        f"{result['env']['torch']}, {result['env']['cpu']}."
     )
     return f"{markdown(rows)}\n\n{note}"
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_close, outputs_and_gradients, random_octave
@@ -342,6 +343,11 @@ def test_explain_says_which_backends_can_run_a_layer():
         oc.explain(torch.nn.Conv2d(3, 4, 1), torch.ones(1, 3, 8, 8))
     with pytest.raises(ValueError, match="this layer's input has 12 high and 4 low channels"):
         oc.explain(layer, torch.ones(1, 16, 8, 8))
+    with pytest.raises(ValueError, match=r"of torch.float32 and the high part of its input of torch.float64"):
+        oc.explain(layer_of("first"), torch.ones(1, 16, 8, 8).double())
+    for given in (np.ones((1, 16, 8, 8)), "text", 3):
+        with pytest.raises(TypeError, match=f"expected a Tensor or .* got {type(given).__name__}"):
+            oc.explain(layer, given)
 
 
 ASKED_FOR = """

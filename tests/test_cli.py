@@ -166,6 +166,18 @@ def test_without_matplotlib_the_figures_are_not_lost(capsys, monkeypatch, tmp_pa
         (["cost"], "required: MODEL"),
         (["models", "oct_rasnet50"], "did you mean oct_resnet50?"),
         (["quickstart", "--alpha", "0"], "--alpha must be above 0 and at most 1"),
+        (
+            ["eval", "resnet18", "--data", "x", "--workers", "-1"],
+            "must be a whole number from 0 up, got '-1'",
+        ),
+        (["train", "oct_resnet81", "--data", "x"], "there is no network 'oct_resnet81': did you mean oct_resnet18?"),
+        (["train", "--data", "x", "--opt", "sgdd"], "timm has no optimizer 'sgdd': did you mean sgd?"),
+        (
+            ["train", "--data", "x", "--epochs", "5"],
+            "warmup_epochs must be below epochs, got 5 of 5: lower",
+        ),
+        (["bench", "oct_resnet18", "--dense", "foo"], "neither timm nor torchvision has a network 'foo'"),
+        (["bench", "oct_resnet18", "--dense", "torchvison/resnet18"], "did you mean torchvision?"),
         ([], "required: VERB"),
     ],
 )
@@ -179,7 +191,56 @@ def test_wrong_use_is_one_line_and_exit_code_2(capsys, argv, message):
 
 
 def test_a_failure_is_one_line_and_exit_code_1(capsys, tmp_path):
-    (tmp_path / "file").write_text("")
-    code, _, err = run(capsys, "env", "--json", str(tmp_path / "file" / "env.json"))
+    (tmp_path / "w.pth").write_bytes(b"no weights")
+    code, _, err = run(capsys, "export", "oct_resnet18", "--checkpoint", str(tmp_path / "w.pth"), "--out", "x.pt2")
     assert code == 1
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["quickstart", "--out", "{d}/file"], "--out {d}/file is a file: name a folder"),
+        (["quickstart", "--out", "{d}/file/run"], "cannot be written, because {d}/file is a file: name another place"),
+        (["train", "--data", "{d}", "--out", "{d}/file"], "--out {d}/file is a file: name a folder"),
+        (["export", "oct_resnet18", "--out", "{d}/folder"], "--out {d}/folder is a folder: name a file"),
+        (["report", "{d}/file", "--plot", "{d}/p.pdf"], "p.pdf must end in .png or .svg"),
+        (["report", "{d}/file", "--plot", "{d}/file/p.svg"], "cannot be written, because {d}/file is a file"),
+        (["eval", "resnet18", "--data", "{d}", "--results-file", "{d}"], "--results-file {d} is a folder: name a file"),
+        (["env", "--json", "{d}/file/env.json"], "cannot be written, because {d}/file is a file: name another place"),
+    ],
+)
+def test_outputs_are_checked_before_the_work(capsys, tmp_path, argv, message):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    code, out, err = run(capsys, *(word.format(d=tmp_path) for word in argv))
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert message.format(d=tmp_path) in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["eval", "oct_resnet18", "--data", ".", "--checkpoint", "{f}"],
+        ["export", "oct_resnet18", "--out", "x.pt2", "--checkpoint", "{f}"],
+        ["convert", "oct_resnet18", "{f}", "--out", "x.safetensors"],
+        ["train", "oct_resnet18", "--checkpoint", "{f}", "--data", "nothing"],
+        ["train", "--recipe", "{f}"],
+        ["train", "--resume", "{f}"],
+        ["report", "{f}"],
+    ],
+)
+@pytest.mark.parametrize("kind", ["nothing", "a folder"])
+def test_a_file_that_is_not_there_is_wrong_use(capsys, tmp_path, argv, kind):
+    if kind == "a folder":
+        (tmp_path / "zz.pth").mkdir()
+    code, out, err = run(capsys, *(word.format(f=tmp_path / "zz.pth") for word in argv))
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.count("zz.pth") == 1
+    assert "Errno" not in err
+
+
+def test_version(capsys):
+    code, out, _ = run(capsys, "--version")
+    assert (code, out.split()[0]) == (0, "octaveconv")

@@ -9,6 +9,7 @@ from networks import SHALLOW, shallow
 from torch import nn
 
 import octaveconv as oc
+from octaveconv.errors import UsageError
 
 
 @functools.lru_cache(maxsize=2)
@@ -104,9 +105,23 @@ def test_it_changes_nothing_and_runs_no_arithmetic():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("size", [0, -1, 2.5, "a", (3, 0, 8)])
+def test_an_input_size_is_of_whole_numbers(size):
+    with pytest.raises(ValueError, match="input_size must be a number of pixels from 1 up, or a tuple"):
+        oc.cost(nn.Conv2d(3, 4, 1), input_size=size)
+
+
+@pytest.mark.parametrize("function", [oc.cost, oc.octavify, oc.deploy, oc.export])
+@pytest.mark.parametrize(("model", "got"), [(None, "NoneType"), (nn.Conv2d, "the class Conv2d")])
+def test_what_is_no_network_is_named(function, model, got):
+    rest = {oc.deploy: [torch.zeros(1, 3, 8, 8)], oc.export: [torch.zeros(1, 3, 8, 8), "x.pt2"]}.get(function, [])
+    with pytest.raises(TypeError, match=f"{function.__name__} takes a network, an nn.Module, got {got}"):
+        function(model, *rest)
+
+
 def test_a_failing_forward_leaves_no_hooks():
     model = nn.Sequential(nn.Conv2d(4, 4, 1))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UsageError, match=r"Sequential itself fails on inputs \[1, 3, 8, 8\] "):
         oc.cost(model, input_size=(3, 8, 8))
     assert not model[0]._forward_hooks
     assert model.training

@@ -11,7 +11,9 @@ from octaveconv import cli
 from octaveconv.errors import UsageError
 from octaveconv.models import create
 from octaveconv.train import RunFolder
+from octaveconv.train.network import metadata_of
 from octaveconv.weights import read
+from octaveconv.weights.files import write
 
 NARROW = dict(layers=(1, 1, 1, 1), width=8)
 
@@ -25,7 +27,8 @@ NARROW = dict(layers=(1, 1, 1, 1), width=8)
                             "them), or convert it (octaveconv octavify vgg11)"),
         ("oct_resnet50", 2, {}, "oct_resnet50: alpha is the low-frequency share of the channels and must be in "
                                 "[0, 1], got 2"),
-        ("oct_resnet50", "much", {}, "oct_resnet50 cannot be built with alpha='much' (TypeError: "),
+        ("oct_resnet50", "much", {}, "oct_resnet50: alpha is the low-frequency share of the channels and must be in "
+                                     "[0, 1], got 'much'"),
         ("oct_resnet50_a", None, {}, "there is no network 'oct_resnet50_a': did you mean oct_resnet50?"),
         ("oct_resnet50", None, dict(widht=8), "oct_resnet50 has no argument 'widht': did you mean width?"),
         ("oct_resnet50", None, dict(colour=8), "oct_resnet50 has no argument 'colour': it takes block, layers, "),
@@ -33,6 +36,16 @@ NARROW = dict(layers=(1, 1, 1, 1), width=8)
         ("oct_resnet50", None, dict(width="wide"), "oct_resnet50 cannot be built with width='wide' (TypeError: "),
         ("oct_resnet50", None, dict(num_classes=-3), "num_classes must be a whole number from 0 up, got -3"),
         ("oct_resnet50", None, dict(num_classes="ten"), "num_classes must be a whole number from 0 up, got 'ten'"),
+        ("oct_resnet50", None, dict(layers=(1, 1, 1)), "oct_resnet50: layers must be 4 whole numbers from 1 up, the "
+                                                       "blocks of each stage, got (1, 1, 1)"),
+        ("oct_mobilenetv1_100", None, dict(layers=(1, 0)), "layers must be 5 whole numbers from 1 up"),
+        ("oct_resnet50", 0, dict(width=0), "oct_resnet50: conv1.weight would have no numbers with alpha=0, width=0"),
+        ("oct_resnet50", 0.5, dict(alpha=0.25), "alpha is 0.5, but model_args have alpha 0.25: omit it there"),
+        ("oct_resnet50", None, dict(features_only=True), "cannot have 'features_only': it leaves out the classifier"),
+        ("resnet18", None, dict(pretrained=True), "cannot have 'pretrained': name a file of weights"),
+        ("resnet18", None, dict(checkpoint_path="x"), "cannot have 'checkpoint_path': name the file as the checkpoint"),
+        (None, None, {}, "a network is given by its name in timm, got None"),
+        (__file__, None, {}, "test_create.py is a file: the name of the network comes first"),
         ("oct_resnetv2_26", None, dict(stem="5x5"), "oct_resnetv2_26: stem must be '7x7' or '3x3', got '5x5'"),
         ("oct_resnetv2_50_a250", 0.5, {}, "oct_resnetv2_50_a250 has alpha 0.25, got 0.5: oct_resnetv2_50 takes every"),
     ],
@@ -41,6 +54,14 @@ def test_arguments_that_cannot_be(name, alpha, arguments, message):
     with pytest.raises(UsageError) as caught:
         create(name, alpha, pretrained=False, model_args=arguments)
     assert message in str(caught.value)
+    assert str(caught.value).count("oct_resnetv2_50_a250") <= 1
+
+
+def test_there_is_one_source_of_weights(weights):
+    with pytest.raises(UsageError, match="two sources of weights: give one"):
+        create("oct_resnet50", checkpoint=weights, pretrained=True)
+    with pytest.raises(UsageError, match="oct_resnet18 has no published weights: omit pretrained, or give a file"):
+        create("oct_resnet18", pretrained=True)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +101,11 @@ def test_weights_of_another_number_of_classes(weights, capsys):
     with pytest.raises(UsageError, match=message):
         create("oct_resnet50", None, weights, 3, model_args=NARROW)
     model = create("oct_resnet50", None, weights, 3, model_args=NARROW, new_head=True)
+    assert "its classifier starts from random weights" in capsys.readouterr().out
+    assert create("oct_resnet50", None, weights, 0, model_args=NARROW, new_head=True).num_classes == 0
+    assert capsys.readouterr().out == ""
     assert model.num_classes == 3
     assert torch.equal(model.conv1.weight, read(weights).tensors["conv1.weight"])
-    assert "has 7 classes, the network 3: its classifier starts from random weights" in capsys.readouterr().out
 
 
 def test_weights_of_another_network_are_told_in_one_line(weights):
@@ -90,6 +113,39 @@ def test_weights_of_another_network_are_told_in_one_line(weights):
         create("oct_resnet18", None, weights)
     assert len(str(caught.value)) < 500
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_file_that_records_its_network_names_it(octave, tmp_path, ending):
+    other = f"x.{ending} has the weights of test_resnet, not of resnet18: create test_resnet, or use another file"
+    state = timm.create_model("test_resnet").state_dict()
+    if ending == "pth":  # of a run
+        torch.save({"model": state, "recipe": {"model": "test_resnet"}}, tmp_path / "x.pth")
+    else:
+        write(tmp_path / "x.safetensors", octave.state_dict(), metadata_of(octave, "test_resnet"))
+    with pytest.raises(ValueError, match=other):
+        create("resnet18", checkpoint=tmp_path / f"x.{ending}")
+
+
+def test_a_file_of_the_same_network_at_another_alpha_names_the_alpha(tmp_path):
+    model = create("oct_resnet50", 0.5, model_args=NARROW)
+    write(tmp_path / "x.safetensors", model.state_dict(), metadata_of(model, "oct_resnet50"))
+    with pytest.raises(ValueError, match=r"has weights of alpha 0\.5, the network has alpha 0\.25: create it at"):
+        create("oct_resnet50", 0.25, tmp_path / "x.safetensors", model_args=NARROW)
+
+
+def test_a_folder_is_no_file_of_weights(tmp_path):
+    with pytest.raises(IsADirectoryError, match=r"is a folder: name a file of weights$"):
+        create("resnet18", checkpoint=tmp_path)
+    (tmp_path / "best.pth").write_bytes(b"")
+    with pytest.raises(IsADirectoryError, match=r"name a file of weights, such as .*best\.pth"):
+        create("resnet18", checkpoint=tmp_path)
+
+
+def test_converting_octave_weights_names_the_network(octave, tmp_path, capsys):
+    torch.save(octave.state_dict(), tmp_path / "w.pth")
+    assert cli.main(["convert", OCTAVIFIED, str(tmp_path / "w.pth"), "--out", str(tmp_path / "x.safetensors")]) == 1
+    assert "octaveconv.models.create('test_resnet', checkpoint=" in capsys.readouterr().err
 
 
 def test_a_dense_network_is_converted_too(capsys, tmp_path):

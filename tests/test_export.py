@@ -164,6 +164,25 @@ def test_only_one_input(inputs, tmp_path):
         export(block(), inputs, tmp_path / "m.pt2")
 
 
+@pytest.mark.parametrize("function", [oc.deploy, lambda model, x: export(model, x, "never.pt2")])
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(1, 2, 8, 8), r"itself fails on inputs \[1, 2, 8, 8\] .* give example_inputs that it accepts$"),
+        (torch.zeros(0, 3, 8, 8), "hold no image: give at least one"),
+        (torch.zeros(3, 8, 8), r"itself fails on|takes images \[N, C, H, W\]"),
+    ],
+)
+def test_an_example_is_one_that_the_network_takes(function, x, message):
+    with pytest.raises(UsageError, match=message):
+        function(block(), x)
+
+
+def test_deploy_names_the_dtype_of_the_network():
+    with pytest.raises(UsageError, match=r"give example_inputs that it accepts, of torch\.float32 as its weights are"):
+        oc.deploy(block(), torch.zeros(1, 3, 8, 8).double())
+
+
 def test_only_float32_on_the_cpu(tmp_path):
     for model, x, given in (
         (block(), image(1, 3, 8, 8).half(), r"torch.float16 and tensors on cpu"),

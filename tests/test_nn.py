@@ -114,8 +114,21 @@ def test_same_padding(padding):
         (dict(cut_in=3), "3 groups cannot share evenly"),
         (dict(padding_mode="zero"), "padding_mode must be one of"),
         (dict(groups=3), "divisible by groups"),
-        (dict(kernel_size=(3, 3, 3)), r"expected one number or 2 of them, one for each axis, got \(3, 3, 3\)"),
+        (
+            dict(kernel_size=(3, 3, 3)),
+            r"kernel_size must be one number or 2 of them, .*, got \(3, 3, 3\)",
+        ),
         (dict(factor=3), r"got 3: omit it for \(2, 2\)"),
+        (dict(factor=2.0), r"got 2.0: omit it for \(2, 2\)"),
+        (dict(alpha_in="a"), r"must be in \[0, 1\], got 'a'"),
+        (dict(in_channels=8.0), "in_channels must be a whole number from 1 up, got 8.0"),
+        (dict(out_channels=0), "out_channels must be a whole number from 1 up, got 0"),
+        (dict(kernel_size=0), "kernel_size must be a whole number from 1 up, got 0"),
+        (dict(stride=2.0), "stride must be a whole number from 1 up, got 2.0"),
+        (dict(padding=-1), "padding must be a whole number from 0 up, got -1"),
+        (dict(padding="some"), "padding must be 'same', 'valid' or pixels, got 'some'"),
+        (dict(groups=0), "groups must be a whole number from 1 up, got 0"),
+        (dict(cut_out=-2), "cut_out must be a whole number from 1 up, got -2"),
     ],
 )
 def test_bad_arguments_name_the_cure(arguments, cure):
@@ -132,7 +145,7 @@ def test_bad_arguments_name_the_cure(arguments, cure):
         (dict(stride=1, padding=0), r"use padding \(1, 1\) and output_padding \(0, 0\)"),
         (dict(kernel_size=4, output_padding=1), r"use padding \(1, 1\) and output_padding \(0, 0\)"),
         (dict(kernel_size=4, stride=1), "use an odd kernel at stride 1, or alpha_in=alpha_out=0"),
-        (dict(padding_mode="reflect"), 'Only "zeros" padding mode is supported'),
+        (dict(padding_mode="reflect"), "only pads with zeros"),
         (dict(groups=8), "depthwise convolution keeps each channel's frequency"),
     ],
 )
@@ -151,6 +164,8 @@ def test_bad_arguments_of_a_transposed_layer_name_the_cure(arguments, cure):
         (oc.Octave(torch.ones(1, 6, 5, 5), torch.ones(1, 2, 2, 2)), ValueError, r"expected \(3, 3\): half the size"),
         ([torch.ones(1, 6, 4, 4)], TypeError, "got list"),
         (None, TypeError, "got NoneType"),
+        ("text", TypeError, "got str"),
+        (oc.Octave(3, None), TypeError, "got an Octave of int"),
     ],
 )
 def test_bad_inputs_name_the_cure(x, error, cure):

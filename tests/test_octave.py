@@ -2,6 +2,7 @@
 
 from functools import reduce
 
+import numpy as np
 import pytest
 import torch
 from helpers import random_octave
@@ -110,6 +111,30 @@ def test_octave_map_keeps_absent_parts_and_takes_tensors():
     assert oc.octave_map(torch.relu, oc.Octave(None, -torch.ones(1))).low == 0
     with pytest.raises(TypeError, match="got tuple"):
         oc.octave_map(torch.relu, (torch.ones(1), torch.ones(1)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (oc.octave_cat, "octave_cat needs at least one octave, got none"),
+        (lambda: oc.octave_map(torch.relu), "octave_map needs the octaves that the function is applied to"),
+        (lambda: oc.Merge()(oc.Octave(None, None)), "an octave needs a high or a low part"),
+        (lambda: oc.ChannelSplit(0, 0).alpha, "has no channels: give it high or low ones"),
+        (lambda: oc.Split(4.0, 0.5), "the number of channels must be a whole number from 1 up, got 4.0"),
+        (lambda: oc.OctBatchNorm2d(4.0, alpha=0.5), "the number of channels must be a whole number from 1 up, got 4.0"),
+        (lambda: oc.OctSqueezeExcite(32, alpha="a"), r"must be in \[0, 1\], got 'a'"),
+        (lambda: oc.Merge()(oc.Octave(torch.ones(1, 2, 4, 4), torch.ones(2, 2, 2, 2))), "got 1 high maps and 2 low"),
+    ],
+)
+def test_what_has_no_parts_or_channels_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_an_alpha_of_numpy_becomes_a_plain_number():
+    layer = oc.OctConv2d(4, 4, 1, alpha_out=np.float32(0.5))
+    assert type(layer.alpha_out) is float
+    assert type(oc.Split(4, np.float64(0.5)).alpha) is float
 
 
 def test_octave_is_a_pytree_that_keeps_its_type():

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -354,7 +355,8 @@ def test_what_cannot_be_traced_is_named_and_can_be_kept():
     with pytest.raises(ValueError, match=r"module 'inner.1' \(Chooser\) branches.*keep=\['inner.1'\]"):
         oc.octavify(Branching(), 0.25, x)
     model = Branching()
-    octave, _ = oc.octavify(model, 0.25, x, keep=["inner.1"])
+    with pytest.warns(UserWarning, match="0 of 2 convolutions became octave: stem, octave only"):
+        octave, _ = oc.octavify(model, 0.25, x, keep=["inner.1"])
     assert torch.equal(octave(-x), model(-x))
 
 
@@ -364,13 +366,17 @@ def test_what_cannot_be_traced_is_named_and_can_be_kept():
         (dict(alpha=1.0), r"alpha is .* must be in \[0, 1\), got 1.0"),
         (dict(alpha=[0.25, -0.5]), r"must be in \[0, 1\), got -0.5"),
         (dict(alpha=[]), "empty list"),
-        (dict(alpha=[0.5] * 9), "alpha has 9 numbers, but maps have the 1 sizes"),
+        (dict(alpha=[0.5] * 9), "alpha has 9 numbers, but maps have 1 size only: "),
         (dict(alpha={"frist": 0.5}), "alpha pattern 'frist' matches no convolution: did you mean first?"),
         (dict(alpha={"bn0": 0.5}), "matches no convolution"),
         (
             dict(alpha={"first": 0.5, "conv1": 0.25}),
             "first is to have alpha 0.5 and conv1 alpha 0.25, but their outputs",
         ),
+        (dict(min_size="8"), "min_size must be a whole number of pixels from 0 up, got '8'"),
+        (dict(min_size=-1), "min_size must be a whole number of pixels from 0 up, got -1"),
+        (dict(example_inputs=torch.zeros(0, 3, 32, 32)), "hold no image"),
+        (dict(keep=5), "keep must be patterns of layer names"),
         (dict(alpha="some"), "must be a number, a list, a dict or 'auto', got 'some'"),
         (dict(alpha="auto"), "give calibrate=batches and macs=0.7"),
         (dict(macs=0.5), 'the budget of alpha="auto"'),
@@ -381,7 +387,7 @@ def test_what_cannot_be_traced_is_named_and_can_be_kept():
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        oc.octavify(Residual(), example_inputs=torch.zeros(1, 3, 32, 32), **arguments)
+        oc.octavify(Residual(), **{"example_inputs": torch.zeros(1, 3, 32, 32)} | arguments)
 
 
 class Modes(Part):
@@ -495,10 +501,27 @@ def test_it_is_not_pickled_whole():
         pickle.dump(octave, io.BytesIO())
 
 
+class Konvolution(nn.Conv2d):
+    """A convolution whose name does not say so."""
+
+
+class ConvProbe(nn.Linear):
+    """A layer that is none, whose name says so."""
+
+
+def test_a_plan_counts_what_is_a_convolution_whatever_its_name():
+    layers = [Konvolution(n, 8, 3, padding=1) for n in (3, 8, 8, 8)]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), ConvProbe(8, 2))
+    _, plan = oc.octavify(model, np.float32(0.5), torch.zeros(1, 3, 16, 16))
+    assert plan.summary().startswith("3 of 4 convolutions are octave")
+    assert json.loads(json.dumps(plan.conversion["alphas"]))["1"] == 0.5
+
+
 def test_layers_that_share_weights_stay():
     model = Residual()
     model.conv1.weight = model.last.weight
-    octave, plan = oc.octavify(model, 0.25, torch.zeros(1, 3, 32, 32))
+    with pytest.warns(UserWarning, match="0 of 4 convolutions became octave: shares its weights"):
+        octave, plan = oc.octavify(model, 0.25, torch.zeros(1, 3, 32, 32))
     assert layer(plan, "conv1").why == layer(plan, "last").why == "shares its weights with another layer"
     assert octave.conv1.weight is octave.last.weight
 

@@ -74,12 +74,22 @@ def test_a_sample_and_a_budget(capsys, dense, tmp_path):
     assert not torch.equal(found.bn1.running_mean, create(MODEL, None, dense).bn1.running_mean)
 
 
+@pytest.mark.parametrize("arguments", [["--keep", "*"], ["--checkpoint", "{octave}"]])
+def test_what_converts_nothing_is_an_error(capsys, octave, tmp_path, arguments):
+    argv = [word.format(octave=octave) for word in arguments]
+    code, _, err = run(capsys, "octavify", MODEL, *argv, "--out", str(tmp_path / "x.safetensors"))
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "nothing was written: 0 of " in err or "holds an octavified network already: fine-tune it with" in err
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_fine_tuning_and_scoring_the_result(capsys, octave, tmp_path):
     make_folder(tmp_path / "images" / "train", (4, 4, 4))
     make_folder(tmp_path / "images" / "val", (2, 2, 2))
     code, _, err = run(
         capsys, "train", MODEL, "--checkpoint", str(octave), "--data", str(tmp_path / "images"),
-        "--epochs", "1", "--batch-size", "6", "--size", "64", "--workers", "0", "--ema", "0.5", "--dropout", "0.2",
+        "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "6", "--size", "64", "--workers", "0", "--ema", "0.5",
+        "--dropout", "0.2",
         "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "runs"), "--name", "tuned",
     )  # fmt: skip
     assert (code, err) == (0, "")
@@ -108,12 +118,15 @@ def test_another_number_of_classes_starts_a_new_head(octave, capsys):
     ("recipe", "message"),
     [
         ("{", "is not JSON"),
-        ('{"alphas": {}}', "cannot be octavified as these weights were"),
+        ('{"alphas": {}}', "cannot be octavified in the way that the file records"),
         (
             '{"alphas": {"nothing": 0.5}, "input_size": [3, 64, 64], "keep": [], "min_size": 8, "stem": false}',
             "nothing",
         ),
-        ('{"alphas": {"conv1": "x"}, "input_size": [3, 64, 64], "keep": [], "min_size": 8, "stem": false}', "as these"),
+        (
+            '{"alphas": {"conv1": "x"}, "input_size": [3, 64, 64], "keep": [], "min_size": 8, "stem": false}',
+            "in the way",
+        ),
     ],
 )
 def test_a_broken_recipe_is_refused(octave, tmp_path, recipe, message):

@@ -94,6 +94,8 @@ def test_a_run_is_not_resumed_with_other_random_numbers_but_its_weights_start_a_
         "run/config.yaml",
         "--checkpoint",
         "run/last.pth",
+        "--warmup-epochs",
+        "0",
         "--epochs",
         "1",
         "--device",

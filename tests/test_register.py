@@ -297,7 +297,7 @@ def test_a_file_needs_the_same_registrations():
 
 def test_networks_without_registered_layers_say_nothing_of_them():
     register()
-    assert "registered" not in oc.octavify(nn.Sequential(conv(3, 8)), 0.5, torch.zeros(1, 3, 16, 16))[1].conversion
+    assert "registered" not in oc.octavify(nn.Sequential(conv(3, 8)), 0, torch.zeros(1, 3, 16, 16))[1].conversion
 
 
 def test_layers_that_are_called_twice_stay():
@@ -322,6 +322,22 @@ def test_layers_that_are_called_twice_stay():
     assert_close(octave(images), model(images))
 
 
+def test_a_shared_activation_with_a_parameter_is_called_on_each_part():
+    class Twice(Part):
+        def build(self):
+            self.snake = Snake()
+
+        def part(self, x):
+            return self.snake(self.snake(x))
+
+    oc.register_layer(Snake)
+    model, images = Twice().double(), constant_images()
+    octave, plan = oc.octavify(model, 0.5, images)
+    assert layer(plan, "snake").alpha_out == 0.5
+    assert octave.state_dict().keys() == model.state_dict().keys()
+    assert_close(octave(images), model(images))
+
+
 @pytest.mark.parametrize(
     ("arguments", "given", "message"),
     [
@@ -329,6 +345,8 @@ def test_layers_that_are_called_twice_stay():
         ((torch.relu,), {}, "a subclass of nn.Module, got <built-in"),
         ((Scale, OctScale), {}, "say whether Scale mixes channels: mixes_channels=False if"),
         ((Scale, "OctScale"), {"mixes_channels": True}, "handler of Scale must be a function of 3 arguments, got 'Oct"),
+        ((nn.Module,), {}, "register_layer takes the type of your layer, got nn.Module"),
+        ((Scale, OctScale), {"mixes_channels": "no"}, "mixes_channels must be True or False, got 'no'"),
     ],
 )
 def test_wrong_registrations(arguments, given, message):

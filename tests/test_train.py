@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from octaveconv.train.recipe import Recipe, read_yaml
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 SMALL = dict(
     model="oct_resnetv2_26", alpha=0.5, model_args=dict(layers=[1, 1, 1, 1], width=4, stem="3x3"), size=16, epochs=2,
-    batch_size=8, lr=0.1, warmup_epochs=1, crop="padded", crop_pct=1.0, dropout=0.2, workers=0,
+    batch_size=8, lr=0.1, warmup_epochs=0.5, crop="padded", crop_pct=1.0, dropout=0.2, workers=0,
 )  # fmt: skip
 
 
@@ -272,6 +273,12 @@ def test_weights_of_other_classes_start_the_head_anew(data, tmp_path, capsys):
         (dict(num_classes=3), "train has 2 classes, but num_classes is 3: omit it"),
         (dict(model="oct_resnetv2_27"), "did you mean oct_resnetv2_26"),
         (dict(model_args=dict(widht=3)), "oct_resnetv2_26 has no argument 'widht': did you mean width?"),
+        (dict(opt="zzz"), "timm has no optimizer 'zzz': sgd, adamw and lamb"),
+        (dict(model_args=dict(num_classes=7)), "num_classes is 2, but model_args have num_classes 7: omit it there"),
+        (dict(model_args=dict(in_chans=1)), "oct_resnetv2_26 fails on color images of 16x16 pixels ("),
+        (dict(model="test_resnet", alpha=None, model_args=dict(global_pool="")), "fails on color images of 16x16"),
+        (dict(model="oct_resnet51", data="nothing"), "there is no network 'oct_resnet51'"),
+        (dict(opt="sgdd", data="nothing"), "timm has no optimizer 'sgdd': did you mean sgd?"),
         (dict(weight_decy=0.1), "has no field 'weight_decy': did you mean weight_decay?"),
         (dict(frob=3), "has no field 'frob': octaveconv train --fields lists them"),
         (dict(epoch=3), "has no field 'epoch': did you mean epochs?"),
@@ -283,7 +290,7 @@ def test_weights_of_other_classes_start_the_head_anew(data, tmp_path, capsys):
     ],
 )
 def test_a_recipe_that_cannot_be(data, changes, message):
-    with pytest.raises(UsageError, match=message.replace("?", r"\?")):
+    with pytest.raises(UsageError, match=re.escape(message)):
         training(data, **changes)
 
 
@@ -357,9 +364,19 @@ def test_torchrun_starting_anew_continues_its_own_run(data, tmp_path, monkeypatc
         assert cli.main(options(data, tmp_path, epochs=1, seed=seed)) == 0
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert cli.main(options(data, tmp_path, epochs=1, seed=0)) == 0
-    assert f"resuming {tmp_path / 'oct_resnetv2_26-0.5'} in epoch 2" in capsys.readouterr().out
+    assert f"{tmp_path / 'oct_resnetv2_26-0.5'} is finished: it has trained its 1 epoch" in capsys.readouterr().out
     assert cli.main(options(data, tmp_path, epochs=1, seed=2)) == 0  # it had saved nothing yet
     assert (tmp_path / "oct_resnetv2_26-0.5-3").is_dir()
+
+
+def test_a_finished_run_is_said_to_be_finished(data, tmp_path, capsys):
+    assert cli.main(options(data, tmp_path, epochs=1)) == 0
+    folder = tmp_path / "oct_resnetv2_26-0.5"
+    before = {path.name for path in folder.iterdir()}
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", str(folder), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == f"{folder} is finished: it has trained its 1 epoch\n"
+    assert {path.name for path in folder.iterdir()} == before
 
 
 def test_fields_are_listed(capsys):

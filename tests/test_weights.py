@@ -322,7 +322,7 @@ def test_create_takes_alpha_and_classes_from_the_weights(tmp_path):
     ("argv", "code", "message"),
     [
         (["oct_mobilenetv1_075", "a.params", "--out", "a.pth"], 2, "must end in .safetensors"),
-        (["oct_mobilenetv1_075", "no.params", "--out", "a.safetensors"], 1, "there is no file no.params"),
+        (["oct_mobilenetv1_075", "no.params", "--out", "a.safetensors"], 2, "there is no file no.params"),
         (["oct_mobilnet", "a.params", "--out", "a.safetensors"], 2, "there is no network 'oct_mobilnet'"),
         (["oct_mobilenetv1_100", "a.params", "--out", "a.safetensors"], 1, "expected shape [32, 3, 3, 3]"),
         (["resnet18", "a.params", "--out", "a.safetensors"], 2, "is a dense network and has no alpha"),

@@ -23,14 +23,19 @@ def write(figure: Any, file: BinaryIO, kind: str) -> None:
         figure.savefig(file, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else {})
 
 
+def check(path: Path) -> None:
+    """Raise UsageError unless the name of a file to write ends in one of `KINDS`."""
+    if path.suffix not in KINDS:
+        raise UsageError(f"{path} must end in {' or '.join(KINDS)}")
+
+
 def save(figure: Any, path: Path) -> None:
     """Write a figure to ``path``, whose ending says what it becomes.
 
     Raises:
         UsageError: it is not an ending of `KINDS`.
     """
-    if path.suffix not in KINDS:
-        raise UsageError(f"{path} must end in {' or '.join(KINDS)}")
+    check(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         write(figure, file, path.suffix[1:])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from .errors import BackendUnavailable, UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -22,6 +26,46 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in training.items():
             module.training = flag
+
+
+def check_network(model: object, user: str) -> None:
+    """Raise TypeError unless ``model`` is a network, for the function ``user``."""
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"{user} takes a network, an nn.Module, got {got}")
+
+
+@contextmanager
+def explained(model: nn.Module, inputs: Iterable[Any]) -> Iterator[None]:
+    """A call of the user's network on ``inputs`` inside the ``with`` block; if it fails, the error says on what.
+
+    Raises:
+        UsageError: it fails.
+    """
+    try:
+        yield
+    except BackendUnavailable:
+        raise
+    except Exception as error:  # its code may raise anything
+        inputs = list(inputs)
+        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        given = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
+        others = {x.dtype for x in inputs if isinstance(x, Tensor)} - {own} if own else set()
+        cure = f", of {own} as its weights are" if others else ""
+        reason = ": ".join(filter(None, (type(error).__name__, str(error).partition("\n")[0])))
+        raise UsageError(
+            f"{type(model).__name__} itself fails on inputs {given} ({reason}): give example_inputs that it "
+            f"accepts{cure}"
+        ) from error
+
+
+def check_call(model: nn.Module, example: Tensor) -> None:
+    """Raise UsageError unless ``model`` takes ``example``, one or more images, in evaluation mode."""
+    if not len(example):
+        raise UsageError(f"example_inputs of shape {list(example.shape)} hold no image: give at least one")
+    devices = [example.device] if example.is_cuda else []
+    with explained(model, (example,)), torch.no_grad(), torch.random.fork_rng(devices):
+        copy.deepcopy(model).eval()(example)  # a copy, which the call may change
 
 
 @contextmanager

@@ -20,6 +20,16 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f": did you mean {near[0]}?" if near else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts: ``1 thread``, ``2 threads``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line; of one of the file system only what is wrong, without number and path."""
+    return error.strerror or "" if isinstance(error, OSError) and error.filename else one_line(error)
+
+
 def one_line(error: BaseException, length: int = 300) -> str:
     """What an error says, in one line of at most ``length`` characters."""
     return " ".join(str(error).split())[:length]

@@ -6,12 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from ._text import did_you_mean
+from ._text import did_you_mean, reason
 from .errors import MissingExtra, UsageError
 from .verbs import bench, convert, cost, env, eval, export, models, octavify, quickstart, report, train
+from .verbs._arguments import check_outputs
 
 # A verb imports what it needs when it runs: timm, scikit-learn and matplotlib take their time.
 VERBS = {
@@ -29,6 +31,14 @@ VERBS = {
 }
 
 
+class _Version(argparse.Action):
+    """Print the version."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        print(f"octaveconv {import_module(__package__).__version__}")
+        raise SystemExit(0)
+
+
 class _Parser(argparse.ArgumentParser):
     """Wrong use is one line that names the nearest right word, and exit code 2."""
 
@@ -43,13 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     args = parse(argv)
     try:
-        if args.json:  # a file that cannot be written is found before the work, not after it
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.open("a").close()
+        check_outputs(args)
         figures = VERBS[args.verb].run(args)
         if args.json:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    except UsageError as error:
+    except (UsageError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         return _fail(error, 2)
     except (MissingExtra, OSError, ValueError, RuntimeError, AssertionError) as error:  # the last is timm's
         return _fail(error, 1)
@@ -61,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of the command line, and of each verb."""
     parser = _Parser(prog="octaveconv", description="Octave convolution for PyTorch.", allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
     parsers: dict[str, argparse.ArgumentParser] = {}
     for name, module in VERBS.items():
@@ -89,5 +99,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _fail(error: object, code: int) -> int:
-    print(f"octaveconv: {' '.join(str(error).split())}", file=sys.stderr)
+    file = getattr(error, "filename", None)
+    text = f"{file}: {reason(error)}" if isinstance(error, OSError) and file else " ".join(str(error).split())
+    print(f"octaveconv: {text}", file=sys.stderr)
     return code

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from math import prod
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._modes import eval_mode
+from ._modes import check_network, eval_mode, explained
 from ._text import text_table
 from .nn.conv import OctConvNd
 from .nn.group_norm import OctGroupNorm
@@ -154,7 +155,7 @@ def cost(
         batch of N images costs N times the MACs and activation bytes of one.
 
     Raises:
-        ValueError: ``example_inputs`` has no tensor, or ``input_size`` is given as well.
+        ValueError: ``example_inputs`` has no tensor, ``input_size`` is given as well, or the model fails on them.
 
     Source: the analytic formula is section 3.3 of Chen et al., ICCV 2019, per path.
 
@@ -171,11 +172,11 @@ def cost(
     from torch.utils._pytree import tree_leaves, tree_map_only
     from torch.utils.flop_counter import FlopCounterMode
 
+    check_network(model, "cost")
     state = {name: tensor.detach().to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
     if example_inputs is None:
-        size = image_size(model) if input_size is None else input_size
-        shape = (3, size, size) if isinstance(size, int) else size
+        shape = image_size(model) if input_size is None else _shape_of_one(input_size)
         example_inputs = torch.empty(1, *shape, dtype=dtype, device="meta")
     elif input_size is not None:
         raise ValueError("cost takes example_inputs or input_size, got both")
@@ -183,11 +184,26 @@ def cost(
     first = next(filter(torch.is_tensor, tree_leaves(inputs)), None)
     if first is None:
         raise ValueError(
-            f"example_inputs must be a tensor or a tuple with one, got {example_inputs}: pass a size as input_size="
+            f"example_inputs must be a tensor or a tuple with one, got {type(example_inputs).__name__}: pass a size as "
+            f"input_size="
         )
-    with _record(model) as layers, eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with (
+        explained(model, inputs if isinstance(inputs, tuple) else (inputs,)),
+        _record(model) as layers,
+        eval_mode(model),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
         functional_call(model, state, inputs)
     return CostReport(layers, tuple(first.shape[1:]), counter.get_total_flops() // 2)  # a MAC counts as two operations
+
+
+def _shape_of_one(size: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one input, without its batch dimension."""
+    shape = tuple(size) if isinstance(size, Iterable) else (3, size, size)
+    if not all(isinstance(n, Integral) and n > 0 for n in shape):
+        raise ValueError(f"input_size must be a number of pixels from 1 up, or a tuple (C, H, W), got {size!r}")
+    return shape
 
 
 def image_size(model: nn.Module) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import processes
 from ._modes import DTYPES, LAYOUTS, eval_mode
 from ._progress import eta, live
+from ._text import counted
 from .data import loading
 from .data.datasets import Images, Preprocessing, Stream, Transform, preprocessing
 from .errors import UsageError
@@ -308,6 +309,7 @@ def conditions(figures: Mapping[str, Any]) -> str:
     return (
         f"{height}x{width} pixels, {figures['interpolation']}, crop {figures['crop_pct']:g}; PyTorch "
         f"{figures['torch']}, {figures['dtype']}, {figures['layout']}, batch {figures['batch_size']}; processes: "
-        f"{figures['processes']}, each with {figures['threads']} threads and {figures['workers']} loading workers; "
+        f"{figures['processes']}, each with {counted(figures['threads'], 'thread')} and "
+        f"{counted(figures['workers'], 'loading worker')}; "
         f"loading included; {machine}"
     )

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from ._atomic import flush, link, sync
-from ._modes import eval_mode
+from ._modes import check_call, check_network, eval_mode
 from ._text import did_you_mean
 from .deploy.capture import exported, only_input
 from .deploy.fold import folded
@@ -60,7 +60,7 @@ def export(
 
     Raises:
         UsageError: there is no such format, ``path`` does not have the ending of its files, or the example is not one
-            tensor.
+            tensor that the model takes.
         MissingExtra: a package that the format needs is not installed.
         ValueError: the example or the model is not in float32 on the CPU.
         RuntimeError: the format cannot express the model, or the runtime's output differs by more than `TOLERANCE`
@@ -150,6 +150,7 @@ def _endings() -> list[str]:
 
 def _example(model: nn.Module, inputs: Tensor | tuple[Tensor]) -> Tensor:
     """The one tensor that the model takes, checked."""
+    check_network(model, "export")
     example = only_input(inputs)
     devices = sorted({str(tensor.device) for tensor in (example, *model.parameters(), *model.buffers())})
     if devices != ["cpu"] or example.dtype != torch.float32:
@@ -157,6 +158,7 @@ def _example(model: nn.Module, inputs: Tensor | tuple[Tensor]) -> Tensor:
             f"export takes a model and an example in float32 on the CPU, got an example of {example.dtype} and tensors "
             f"on {', '.join(devices)}: use .float().cpu()"
         )
+    check_call(model, example)
     return example
 
 

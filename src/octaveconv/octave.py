@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
+from numbers import Real
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from .resolution import Sizes, checked_factor, pool, pooled_size, upsample
+from .resolution import Sizes, checked_factor, pool, pooled_size, upsample, whole
 
 
 class Octave(NamedTuple):
@@ -88,7 +89,9 @@ class ChannelSplit(NamedTuple):
 
     @property
     def alpha(self) -> float:
-        """The low-frequency share."""
+        """The low-frequency share; ValueError if there are no channels."""
+        if not self.high + self.low:
+            raise ValueError(f"{self} has no channels: give it high or low ones")
         return self.low / (self.high + self.low)
 
     def then(self, other: ChannelSplit) -> ChannelSplit:
@@ -154,8 +157,8 @@ class ChannelSplit(NamedTuple):
 
 
 def alpha_of(alpha: float | ChannelSplit) -> float:
-    """The low-frequency share as a number."""
-    return alpha.alpha if isinstance(alpha, ChannelSplit) else alpha
+    """The low-frequency share as a plain number."""
+    return alpha.alpha if isinstance(alpha, ChannelSplit) else float(alpha)
 
 
 def split_channels(channels: int, alpha: float | ChannelSplit, cut: int = 1) -> ChannelSplit:
@@ -171,14 +174,15 @@ def split_channels(channels: int, alpha: float | ChannelSplit, cut: int = 1) -> 
         >>> split_channels(64, 0.3)[:2]
         (45, 19)
     """
+    channels = whole("the number of channels", channels)
     if isinstance(alpha, ChannelSplit):
         if min(alpha[:2]) < 0 or alpha.high + alpha.low != channels:
             raise ValueError(f"{channels} channels cannot be split into {alpha.high} high and {alpha.low} low ones")
         if alpha.high % alpha.cut or alpha.low % alpha.cut:
             raise ValueError(f"{alpha.high} high and {alpha.low} low channels cannot be cut into {alpha.cut} groups")
         return alpha
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is the low-frequency share of the channels and must be in [0, 1], got {alpha}")
+    if not isinstance(alpha, (float, int, Real)) or not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is the low-frequency share of the channels and must be in [0, 1], got {alpha!r}")
     low = int(alpha * channels)
     split = ChannelSplit(channels - low, low, cut)
     if channels % cut or low % cut:
@@ -196,12 +200,18 @@ def as_octave(x: Tensor | Octave) -> Octave:
 
     Raises:
         TypeError: ``x`` is neither a tensor nor an `Octave`.
+        ValueError: it is an octave without any part.
     """
-    if isinstance(x, Octave):
-        return x
-    if isinstance(x, (tuple, list)) or x is None:
-        raise TypeError(f"expected a Tensor or an octaveconv.Octave(high, low), got {type(x).__name__}")
-    return Octave(x, None)
+    parts = x if isinstance(x, Octave) else (x,)
+    for part in parts:
+        if not isinstance(part, (Tensor, fx.Proxy)) and (part is not None or len(parts) == 1):
+            inside = "" if len(parts) == 1 else "an Octave of "
+            raise TypeError(f"expected a Tensor or an octaveconv.Octave(high, low), got {inside}{type(part).__name__}")
+    if not isinstance(x, Octave):
+        return Octave(x, None)
+    if x.high is None and x.low is None:
+        raise ValueError("an octave needs a high or a low part, got Octave(None, None)")
+    return x
 
 
 def octave_map(fn: Callable[..., Tensor], *xs: Tensor | Octave) -> Octave:
@@ -223,6 +233,8 @@ def octave_map(fn: Callable[..., Tensor], *xs: Tensor | Octave) -> Octave:
         >>> octave_map(torch.relu, Octave(torch.tensor([-1.0, 2.0]), None))
         Octave(high=tensor([0., 2.]), low=None)
     """
+    if not xs:
+        raise ValueError("octave_map needs the octaves that the function is applied to, got none")
     octaves = [as_octave(x) for x in xs]
     for name, parts in zip(Octave._fields, zip(*octaves)):
         absent = [part is None for part in parts]
@@ -255,6 +267,8 @@ def octave_cat(*xs: Tensor | Octave) -> Octave:
         >>> octave_cat(torch.ones(1, 64, 8, 8), Octave(torch.ones(1, 24, 8, 8), torch.ones(1, 8, 4, 4))).low.shape
         torch.Size([1, 8, 4, 4])
     """
+    if not xs:
+        raise ValueError("octave_cat needs at least one octave, got none")
     highs, lows = ([part for part in parts if part is not None] for parts in zip(*map(as_octave, xs)))
     return Octave(torch.cat(highs, 1) if highs else None, torch.cat(lows, 1) if lows else None)
 
@@ -265,6 +279,8 @@ def check_sizes(x: Octave, factor: Sizes) -> None:
     if high is None or low is None or torch.compiler.is_compiling():  # sizes may be symbols: add no guards
         return
     expected = pooled_size(high.shape[2:], factor)
+    if len(high) != len(low):
+        raise ValueError(f"an octave's parts are of the same images, got {len(high)} high maps and {len(low)} low ones")
     if tuple(low.shape[2:]) != expected:
         rule = "half the size, rounded up" if min(factor) == 2 else f"the size divided by {factor}, rounded up"
         raise ValueError(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from . import _figure, env
 from ._modes import LAYOUTS, threads
 from ._progress import live
+from ._text import counted
 from .bench.measure import interleaved
 from .cost import cost
 from .errors import require
@@ -188,8 +189,8 @@ def conditions(result: dict[str, Any]) -> str:
     """What the figures were measured with, in one line."""
     facts, settings = result["env"], result["settings"]
     return (
-        f"PyTorch {facts['torch']} eager, float32, {settings['threads']} threads, {facts['cpu']}; medians of "
-        f"interleaved runs, each network in its faster memory layout; {settings['epochs']} epochs, "
+        f"PyTorch {facts['torch']} eager, float32, {counted(settings['threads'], 'thread')}, {facts['cpu']}; medians "
+        f"of interleaved runs, each network in its faster memory layout; {counted(settings['epochs'], 'epoch')}, "
         f"seed {settings['seed']}"
     )
 

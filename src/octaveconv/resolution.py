@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from numbers import Integral
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +13,13 @@ Sizes = tuple[int, ...]  # one number for each axis of a map
 
 # By the number of axes, how much smaller the low-frequency map is on each: a video is halved in space, not in time.
 FACTORS: dict[int, Sizes] = {1: (2,), 2: (2, 2), 3: (1, 2, 2)}
+
+
+def whole(name: str, value: int, least: int = 1) -> int:
+    """A whole number from ``least`` up; ValueError if ``value`` is something else. ``name`` says what it is."""
+    if not isinstance(value, (int, Integral, torch.SymInt)) or value < least:
+        raise ValueError(f"{name} must be a whole number from {least} up, got {value!r}")
+    return value
 
 
 def checked_factor(factor: int | Sizes | None, axes: int) -> Sizes:
@@ -26,10 +36,10 @@ def checked_factor(factor: int | Sizes | None, axes: int) -> Sizes:
         raise ValueError(f"maps are [N, C, L], [N, C, H, W] or [N, C, T, H, W], got a tensor of {axes + 2} dimensions")
     if factor is None:
         return FACTORS[axes]
-    sizes = (factor,) * axes if isinstance(factor, int) else tuple(factor)
-    if len(sizes) != axes or set(sizes) not in ({2}, {1, 2}):
+    sizes = tuple(factor) if isinstance(factor, Iterable) else (factor,) * axes
+    if not all(isinstance(f, int) for f in sizes) or len(sizes) != axes or set(sizes) not in ({2}, {1, 2}):
         raise ValueError(
-            f"factor must be 1 or 2 on each of {axes} axes and not 1 on all of them, got {factor}: omit it for "
+            f"factor must be 1 or 2 on each of {axes} axes and not 1 on all of them, got {factor!r}: omit it for "
             f"{FACTORS[axes]}"
         )
     return sizes

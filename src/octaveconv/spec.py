@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .octave import ChannelSplit, Octave, as_octave, check_sizes, split_channels
-from .resolution import Sizes, checked_factor, crop, pooled_size, upsample
+from .resolution import Sizes, checked_factor, crop, pooled_size, upsample, whole
 
 
 class Paths(NamedTuple):
@@ -168,7 +168,11 @@ def conv_spec(
         ValueError: the arguments do not fit each other; the message names the cure.
     """
     factor = checked_factor(factor, axes)
-    kernel, strides, dilations = (_per_axis(value, axes) for value in (kernel_size, stride, dilation))
+    kernel, dilations = _per_axis("kernel_size", kernel_size, axes), _per_axis("dilation", dilation, axes)
+    strides = _per_axis("stride", stride, axes)
+    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if whole(name, channels) % whole("groups", groups):
+            raise ValueError(f"{name} must be divisible by groups, got {channels} and {groups}")
     if any(s not in (1, 2) for s in strides):
         dense = f"nn.Conv{'' if output_padding is None else 'Transpose'}{axes}d"
         raise ValueError(f"an octave convolution has stride 1 or 2 on each axis, got {stride}: use {dense} beyond that")
@@ -176,14 +180,17 @@ def conv_spec(
     if output_padding is None:
         paddings, extra = _checked_padding(padding, kernel, dilations, two_sizes), None
     else:
-        paddings, extra = _per_axis(padding, axes), _per_axis(output_padding, axes)
+        if isinstance(padding, str):
+            raise ValueError(f"a transposed convolution takes its padding in pixels, got {padding!r}")
+        paddings = _per_axis("padding", padding, axes, 0)
+        extra = _per_axis("output_padding", output_padding, axes, 0)
         _check_transposed(kernel, strides, dilations, paddings, extra, padding_mode, two_sizes)
     depthwise = groups > 1 and groups == in_channels == out_channels
     default_cut = 1 if depthwise else groups
     if not depthwise and groups > 1 and {cut_in or groups, cut_out or groups} != {groups}:
         raise ValueError(f"a grouped convolution is cut inside its own groups: omit cut_in and cut_out ({groups=})")
-    inputs = split_channels(in_channels, alpha_in, cut_in or default_cut)
-    outputs = split_channels(out_channels, alpha_out, cut_out or default_cut)
+    inputs = split_channels(in_channels, alpha_in, whole("cut_in", cut_in or default_cut))
+    outputs = split_channels(out_channels, alpha_out, whole("cut_out", cut_out or default_cut))
     if depthwise and inputs != outputs:
         raise ValueError(
             f"a depthwise convolution keeps each channel's frequency, so alpha_in and alpha_out must be equal: "
@@ -196,13 +203,11 @@ def conv_spec(
     )
 
 
-def _per_axis(value: int | Iterable[int] | str, axes: int) -> Sizes:
-    if isinstance(value, str):
-        raise ValueError(f"a transposed convolution takes its padding in pixels, got {value!r}")
+def _per_axis(name: str, value: int | Iterable[int], axes: int, least: int = 1) -> Sizes:
     sizes = tuple(value) if isinstance(value, Iterable) else (value,) * axes
     if len(sizes) != axes:
-        raise ValueError(f"expected one number or {axes} of them, one for each axis, got {value}")
-    return sizes
+        raise ValueError(f"{name} must be one number or {axes} of them, one for each axis, got {value!r}")
+    return tuple(whole(name, size, least) for size in sizes)
 
 
 def _checked_padding(padding: int | Sizes | str, kernel: Sizes, dilations: Sizes, two_sizes: bool) -> Sizes:
@@ -211,7 +216,9 @@ def _checked_padding(padding: int | Sizes | str, kernel: Sizes, dilations: Sizes
         padding = _integers(keeping, kernel)
     elif padding == "valid":
         padding = 0
-    paddings = _per_axis(padding, len(kernel))
+    if isinstance(padding, str):
+        raise ValueError(f"padding must be 'same', 'valid' or pixels, got {padding!r}")
+    paddings = _per_axis("padding", padding, len(kernel), 0)
     if two_sizes and tuple(map(float, paddings)) != keeping:
         raise ValueError(
             f"padding {paddings} with kernel {kernel} and dilation {dilations} changes the map's size, which two "

@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import reference
@@ -137,8 +139,8 @@ def explain(layer: nn.Module, x: Tensor | Octave) -> dict[str, str]:
         except ``"triton"``, which must be asked for with `backend`.
 
     Raises:
-        TypeError: ``layer`` is not an octave convolution.
-        ValueError: ``x`` does not fit the layer.
+        TypeError: ``layer`` is not an octave convolution, or ``x`` neither a tensor nor an `Octave`.
+        ValueError: ``x`` does not fit the layer, in its shape or its dtype.
 
     Example:
         >>> import torch, octaveconv as oc
@@ -152,7 +154,14 @@ def explain(layer: nn.Module, x: Tensor | Octave) -> dict[str, str]:
     spec = getattr(layer, "spec", None)
     if not isinstance(spec, ConvSpec):
         raise TypeError(f"explain takes an octave convolution such as OctConv2d, got {type(layer).__name__}")
-    return reasons(spec.check_input(x), spec)
+    octave = spec.check_input(x)
+    dtype: Any = layer.weight.dtype
+    for name, part in zip(Octave._fields, octave):
+        if part is not None and part.dtype != dtype and not torch.is_autocast_enabled(part.device.type):
+            raise ValueError(
+                f"the layer is of {dtype} and the {name} part of its input of {part.dtype}: make them alike"
+            )
+    return reasons(octave, spec)
 
 
 def reasons(x: Octave, spec: ConvSpec) -> dict[str, str]:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from .._text import did_you_mean
 from ..cost import cost
 from ..errors import UsageError
-from ..models import published
-from ..models.create import create
+from ..models.create import create, family_of, names
 
 RUNTIMES = {"infer": ("eager", "compiled", "deployed", "openvino", "onnxruntime"), "train": ("eager", "compiled")}
 SEED = 0
@@ -84,7 +83,7 @@ class BenchSettings:
             for alpha in alphas:
                 create(self.model, alpha, pretrained=False)
         if self.dense:
-            _other(self.dense, _family(self.model))
+            _other(self.dense, family_of(self.model))
         return replace(self, alphas=tuple(sorted(set(alphas))))
 
 
@@ -110,7 +109,7 @@ def make_cases(settings: BenchSettings) -> Iterator[Case]:
         >>> [case.name for case in make_cases(BenchSettings("oct_resnet18", alphas=(0.5,), size=32))]
         ['dense twin', 'alpha 0.5']
     """
-    family = _family(settings.model)
+    family = family_of(settings.model)
     made: list[tuple[str, float, Any]] = [("dense twin", 0.0, lambda: create(family, 0.0, pretrained=False))]
     if settings.dense:
         name, other = _other(settings.dense, family)
@@ -132,12 +131,6 @@ def images(settings: BenchSettings, batch_size: int) -> Tensor:
     return torch.randn(batch_size, 3, settings.size, settings.size, generator=generator)
 
 
-def _family(name: str) -> str:
-    """The network that takes every alpha; a published name stands for it at one alpha."""
-    record = published(name)
-    return record.network if record else name
-
-
 def _other(name: str, family: str) -> tuple[str, Any]:
     """The other dense network's name, and how to make it."""
     if name.partition("/")[0] != "torchvision":
@@ -145,6 +138,10 @@ def _other(name: str, family: str) -> tuple[str, Any]:
             raise UsageError(
                 f"{name} is an octave network: name a dense one to beat; the dense twin of {family} is timed anyway"
             )
+        known = [*names("*"), "torchvision"]
+        if name.partition(".")[0] not in known:
+            cure = did_you_mean(name.partition("/")[0], known) or ": torchvision/resnet50 is one, for instance"
+            raise UsageError(f"neither timm nor torchvision has a network {name!r}{cure}")
         with torch.device("meta"):
             create(name, pretrained=False)
         return name, lambda: create(name, pretrained=False)

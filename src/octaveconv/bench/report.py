@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _figure
+from .._text import reason
 from ..errors import UsageError
 from . import speed_report
 
@@ -21,7 +22,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+        raise UsageError(f"{path} cannot be read: {reason(error)}") from error
     try:
         if points(result):
             table(result), more(result), notes(result)  # if one misses a figure, it is not such a file

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import env
+from .._text import counted
 from .measure import protocol
 
 
@@ -174,7 +175,7 @@ def draw(result: dict[str, Any], axis: Any) -> None:
 
 
 def _threads(result: dict[str, Any]) -> str:
-    return f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
+    return counted(result["threads"], "thread")
 
 
 def _way(figures: dict[str, Any]) -> str:

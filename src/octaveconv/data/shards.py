@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .._text import reason
 from ..errors import UsageError
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -103,7 +104,7 @@ def _samples(number: int, path: Path) -> Iterator[Sample]:
                 elif kind in _CLASSES and (file := tar.extractfile(member)):
                     classes[key] = file.read(32).decode("ascii", "replace").strip()
     except (tarfile.TarError, OSError) as error:
-        raise UsageError(f"the shard {path} cannot be read: {error}") from error
+        raise UsageError(f"the shard {path} cannot be read: {reason(error)}") from error
     for key, member in images.items():
         if not re.fullmatch(r"\d+", classes.get(key, "")):
             raise UsageError(f"{path}: {member.name} has no class: add a .cls file of the same name with a number")

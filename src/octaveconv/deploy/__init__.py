@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from .._modes import eval_mode
+from .._modes import check_call, check_network, eval_mode
 from ..errors import BackendUnavailable, UsageError
 from .capture import only_input
 
@@ -36,7 +36,7 @@ def deploy(model: nn.Module, example_inputs: Tensor | tuple[Tensor], engine: str
 
     Raises:
         BackendUnavailable: the engine asked for cannot run; the message says why.
-        UsageError: there is no such engine, or the example is not one tensor of images.
+        UsageError: there is no such engine, or the example is not one tensor of images that the model takes.
 
     Example:
         >>> import timm, torch, octaveconv as oc
@@ -54,12 +54,14 @@ def deploy(model: nn.Module, example_inputs: Tensor | tuple[Tensor], engine: str
     }
     if engine is not None and engine not in engines:
         raise UsageError(f"there is no engine {engine!r}: use {', '.join(engines)}")
+    check_network(model, "deploy")
     example = only_input(example_inputs)
     if example.dim() != 4:
         raise UsageError(
             f"deploy takes images [N, C, H, W], got an example of shape {list(example.shape)}: run a network of "
             f"series or volumes as it is, or with torch.compile"
         )
+    check_call(model, example)
     with eval_mode(model):
         if engine is not None:
             return engines[engine](model, example)

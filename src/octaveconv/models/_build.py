@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +125,7 @@ class OctNet(AlphaMarked):
 
         ``widths`` are the channels of the five feature maps, ``num_features`` those of the output of `forward_norm`.
         """
-        self.alpha = alpha
+        self.alpha = alpha = float(alpha)  # a plain number, for files of weights
         self.alpha_mark = (alpha,)
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
@@ -253,6 +253,13 @@ class OctNet(AlphaMarked):
         """Patterns that sort parameters into stem and blocks, for layer-wise learning rates."""
         blocks = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"
         return dict(stem=r"^conv1|^bn1|^maxpool", blocks=[(blocks, None), (r"^conv_head|^norm", (99999,))])
+
+
+def depths(layers: Sequence[int], stages: int = 4) -> Sequence[int]:
+    """The blocks of each stage, checked."""
+    if len(layers) != stages or not all(isinstance(depth, int) and depth > 0 for depth in layers):
+        raise ValueError(f"layers must be {stages} whole numbers from 1 up, the blocks of each stage, got {layers!r}")
+    return layers
 
 
 def stage_alphas(alpha: float) -> list[float]:

@@ -99,8 +99,7 @@ def _weights(cls: type[OctNet], name: str, arguments: dict[str, Any], kwargs: di
 def _load_checkpoint(model: Any, checkpoint_path: str, *args: Any, **kwargs: Any) -> Any:
     if isinstance(model, OctNet):
         return weights.load(model, checkpoint_path)
-    config = getattr(model, "pretrained_cfg", None) or {}  # a network of the user's own may have none
-    weights.refuse_octavified(checkpoint_path, config.get("architecture", "..."))
+    weights.refuse_octavified(checkpoint_path, weights.architecture(model))
     return _timm_load_checkpoint(model, checkpoint_path, *args, **kwargs)
 
 

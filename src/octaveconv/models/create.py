@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import textwrap
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ from ..errors import UsageError
 from ..octavify.octavify import rebuild
 from ..weights import files as weights
 from ._published import published
+
+_NOT_OF_A_NETWORK = {  # arguments of timm.create_model, and why they are not for here
+    "features_only": "it leaves out the classifier; timm.create_model makes such networks",
+    "out_indices": "it is for networks without a classifier; timm.create_model makes them",
+    "pretrained": "name a file of weights as the checkpoint",
+    "checkpoint_path": "name the file as the checkpoint",
+}
 
 
 def create(
@@ -57,29 +65,70 @@ def create(
         10
     """
     check_name(name)
+    if pretrained and checkpoint is not None:
+        raise UsageError("pretrained and a checkpoint are two sources of weights: give one")
     file = None if checkpoint is None else weights.read(Path(checkpoint))
     if file is not None:
         _check_file(file, alpha, num_classes, new_head)
         alpha = file.alpha if alpha is None else alpha
         num_classes = file.num_classes if num_classes is None else num_classes
-    given = {key: value for key, value in (("alpha", alpha), ("num_classes", num_classes)) if value is not None}
-    given = {**(model_args or {}), **given}
+    given = _given(name, alpha, num_classes, model_args)
     _check_arguments(name, given)
     if pretrained is None:
         pretrained = file is None and published(name) is not None
-    model = timm.create_model(name, pretrained, **given)
+    try:
+        model = timm.create_model(name, pretrained, **given)
+    except RuntimeError as error:
+        if "No pretrained weights" not in str(error):
+            raise
+        raise UsageError(f"{name} has no published weights: omit pretrained, or give a file of weights") from error
     if file is not None:
-        if file.conversion is not None:
-            model = rebuild(model, file.conversion)
-        _load(model, file, name, given)
+        try:
+            model = model if file.conversion is None else rebuild(model, file.conversion)
+            _load(model, file, name, given)
+        except ValueError as error:
+            if file.model is None or family_of(file.model) == family_of(name):
+                raise
+            raise ValueError(
+                f"{file.file} has the weights of {file.model}, not of {name}: create {file.model}, or use another file"
+            ) from error
     return model
+
+
+def check(
+    name: str,
+    alpha: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise what `create` would, as far as that is known at once: without weights, and without images.
+
+    Raises:
+        UsageError: there is no such network, or it does not take these arguments.
+        OSError: there is no such file.
+    """
+    check_name(name)
+    if checkpoint is not None:
+        weights.check_file(Path(checkpoint))
+    _check_arguments(name, _given(name, alpha, num_classes, model_args))
 
 
 def check_name(name: str) -> None:
     """Raise UsageError unless timm knows the network; the message names the nearest one that it knows."""
+    if not isinstance(name, str):
+        raise UsageError(f"a network is given by its name in timm, got {name!r}")
+    if Path(name).is_file():
+        raise UsageError(f"{name} is a file: the name of the network comes first, as in oct_resnet50 {name}")
     known = names("*")
     if name.partition(".")[0] not in known:
         raise UsageError(f"there is no network {name!r}{did_you_mean(name, known) or ': octaveconv models lists them'}")
+
+
+def family_of(name: str) -> str:
+    """The network that takes every alpha; a published name stands for it at one alpha."""
+    record = published(name)
+    return record.network if record else name.partition(".")[0]
 
 
 def names(glob: str) -> list[str]:
@@ -98,6 +147,19 @@ def _check_file(file: weights.Weights, alpha: float | None, num_classes: int | N
         )
 
 
+def _given(
+    name: str, alpha: float | None, num_classes: int | None, model_args: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """All arguments of a network; UsageError if one is given twice, or changes what is made."""
+    given = {key: value for key, value in (("alpha", alpha), ("num_classes", num_classes)) if value is not None}
+    for key, value in (model_args or {}).items():
+        if key in _NOT_OF_A_NETWORK:
+            raise UsageError(f"model_args of {name} cannot have {key!r}: {_NOT_OF_A_NETWORK[key]}")
+        if given.setdefault(key, value) != value:
+            raise UsageError(f"{key} is {given[key]!r}, but model_args have {key} {value!r}: omit it there")
+    return given
+
+
 def _check_arguments(name: str, given: Mapping[str, Any]) -> None:
     """Raise UsageError unless the network takes these arguments; building it on ``meta`` costs little."""
     if "alpha" in given and not name.startswith("oct_"):
@@ -110,8 +172,12 @@ def _check_arguments(name: str, given: Mapping[str, Any]) -> None:
     if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:  # timm takes negative ones for 0
         raise UsageError(f"num_classes must be a whole number from 0 up, got {classes!r}")
     try:
-        with torch.device("meta"):
-            timm.create_model(name, **given)
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about layers without channels, which are refused below
+            made = timm.create_model(name, **given)
+        empty = next((key for key, parameter in made.named_parameters() if not parameter.numel()), None)
+        if empty is not None:
+            raise ValueError(f"{empty} would have no numbers with {_shown(given)}")
     except Exception as error:  # constructors raise nearly anything when an argument does not fit
         raise UsageError(_complaint(name, given, error)) from error
 
@@ -124,9 +190,12 @@ def _complaint(name: str, given: Mapping[str, Any], error: Exception) -> str:
         cure = did_you_mean(match[1], known) or f": it takes {', '.join(known)}"
         return f"{name} has no argument {match[1]!r}{cure}"
     if isinstance(error, ValueError):  # which says what was given and expected
-        return f"{name}: {error}"
-    shown = ", ".join(f"{key}={value!r}" for key, value in given.items() if key != "pretrained_cfg_overlay")
-    return f"{name} cannot be built with {shown} ({type(error).__name__}: {error})"
+        return str(error) if str(error).startswith(name) else f"{name}: {error}"
+    return f"{name} cannot be built with {_shown(given)} ({type(error).__name__}: {error})"
+
+
+def _shown(given: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in given.items() if key != "pretrained_cfg_overlay")
 
 
 def _load(model: nn.Module, file: weights.Weights, name: str, given: Mapping[str, Any]) -> None:
@@ -141,7 +210,7 @@ def _load(model: nn.Module, file: weights.Weights, name: str, given: Mapping[str
         heads = tuple(f"{head}." for head in ([names] if isinstance(names, str) else names))
         state = {key: tensor for key, tensor in file.state_dict(theirs, rebuilt).items() if not key.startswith(heads)}
         state |= {key: tensor for key, tensor in model.state_dict().items() if key.startswith(heads)}
-        if processes.rank() == 0:
+        if processes.rank() == 0 and model.num_classes:
             print(
                 f"{file.file} has {file.num_classes} classes, the network {model.num_classes}: its classifier starts "
                 f"from random weights"

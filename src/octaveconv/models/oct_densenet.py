@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..octave import ChannelSplit, Octave, octave_cat, split_channels
 from ..weights.keymaps import mxnet_symbol_densenet
-from ._build import DEFAULT_ALPHA, Layers, OctNet, stage_alphas
+from ._build import DEFAULT_ALPHA, Layers, OctNet, depths, stage_alphas
 from ._registry import register
 from .oct_resnetv2 import ABLATION_CFG, PreActConv
 
@@ -76,7 +76,7 @@ class OctDenseNet(OctNet):
         self.act1 = plain.act()
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         chs, split, widths = width, ChannelSplit(width, 0), [width]
-        for name, depth, stage_alpha in zip(self.stage_names, layers, stage_alphas(alpha), strict=True):
+        for name, depth, stage_alpha in zip(self.stage_names, depths(layers), stage_alphas(alpha)):
             blocks: list[nn.Module] = []
             if len(widths) > 1:
                 blocks.append(Transition(make, chs, chs // 2, split, stage_alpha))

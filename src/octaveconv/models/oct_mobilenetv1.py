@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..octave import Octave
 from ..weights.keymaps import mxnet_gluon_mobilenet
-from ._build import DEFAULT_ALPHA, Layers, OctNet
+from ._build import DEFAULT_ALPHA, Layers, OctNet, depths
 from ._registry import cfg, register
 
 
@@ -63,7 +63,7 @@ class OctMobileNetV1(OctNet):
         self.bn1 = plain.norm(in_chs)
         self.act1 = plain.act()
         alpha_in, widths = 0.0, []
-        for name, depth, width in zip(self.stage_names, layers, (64, 128, 256, 512, 1024), strict=True):
+        for name, depth, width in zip(self.stage_names, depths(layers, 5), (64, 128, 256, 512, 1024)):
             blocks = []
             out_chs = int(width * channel_multiplier)
             for b in range(depth):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..octave import Octave
 from ..weights.keymaps import mxnet_gluon_mobilenet
-from ._build import DEFAULT_ALPHA, Layers, OctNet
+from ._build import DEFAULT_ALPHA, Layers, OctNet, depths
 from ._registry import cfg, register
 
 _WIDTHS = (16, 24, 32, 64, 96, 160, 320)
@@ -73,7 +73,7 @@ class OctMobileNetV2(OctNet):
         self.act1 = plain.act()
         stages: dict[str, list[nn.Module]] = {name: [] for name in self.stage_names}
         widths = dict.fromkeys(self.stage_names, 0)
-        for name, width, depth in zip(_STAGES, _WIDTHS, layers, strict=True):
+        for name, width, depth in zip(_STAGES, _WIDTHS, depths(layers, len(_WIDTHS))):
             for _ in range(depth):
                 expansion, alpha_inside = 1 if name == "layer0" else 6, 0.0 if name == "layer4" else alpha
                 stride = 2 if not stages[name] and name != "layer0" else 1

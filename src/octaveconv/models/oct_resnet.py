@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..nn.fused import norm_act, norm_act_conv
 from ..octave import Octave
 from ..weights.keymaps import mxnet_gluon_resnetv1, mxnet_gluon_resnetv1_deep
-from ._build import DEFAULT_ALPHA, Layers, OctNet, stage_alphas
+from ._build import DEFAULT_ALPHA, Layers, OctNet, depths, stage_alphas
 from ._registry import cfg, register
 
 
@@ -146,7 +146,7 @@ class OctResNet(OctNet):
         make = Layers(octave=alpha != 0)
         self._add_stem(stem, in_chans, width)
         in_chs, alpha_in, widths = width, 0.0, [width]
-        for i, (name, depth, alpha_out) in enumerate(zip(self.stage_names, layers, stage_alphas(alpha), strict=True)):
+        for i, (name, depth, alpha_out) in enumerate(zip(self.stage_names, depths(layers), stage_alphas(alpha))):
             blocks = []
             for b in range(depth):
                 stride = 2 if i > 0 and b == 0 else 1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..nn.fused import norm_act_conv
 from ..octave import Octave
 from ..weights.keymaps import mxnet_symbol_resnetv2
-from ._build import DEFAULT_ALPHA, Alpha, Layers, OctNet, stage_alphas
+from ._build import DEFAULT_ALPHA, Alpha, Layers, OctNet, depths, stage_alphas
 from ._registry import cfg, register
 
 
@@ -119,7 +119,7 @@ class OctResNetV2(OctNet):
         self.act1 = plain.act()
         self.maxpool = nn.MaxPool2d(3, 2, 1) if is_large else nn.Identity()
         in_chs, alpha_in, widths = width, 0.0, [width]
-        for i, (name, depth, alpha_out) in enumerate(zip(self.stage_names, layers, stage_alphas(alpha), strict=True)):
+        for i, (name, depth, alpha_out) in enumerate(zip(self.stage_names, depths(layers), stage_alphas(alpha))):
             mid, out = width * 2**i * (2 if groups > 1 else 1), 4 * width * 2**i
             blocks = []
             for b in range(depth):

@@ -56,8 +56,8 @@ class OctSqueezeExcite(nn.Module):
             raise ValueError(
                 f"{channels} channels at rd_ratio {rd_ratio} leave none for the bottleneck: pass rd_channels"
             )
-        self.alpha = alpha_of(alpha)
         self.split = split_channels(channels, alpha, cut)
+        self.alpha = alpha_of(alpha)
         self.fc1 = nn.Conv2d(channels, rd_channels, 1, device=device, dtype=dtype)
         self.fc2 = nn.Conv2d(rd_channels, channels, 1, device=device, dtype=dtype)
 

@@ -61,9 +61,6 @@ class _OctConv(OctConvNd):
         cut_out: int | None = None,
         factor: int | Sizes | None = None,
     ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
         spec = conv_spec(
             self.axes,
             in_channels,
@@ -79,6 +76,9 @@ class _OctConv(OctConvNd):
             cut_in,
             cut_out,
             factor,
+        )
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         self._set_spec(spec, alpha_in, alpha_out)
 
@@ -226,21 +226,6 @@ class OctConvTranspose2d(OctConvNd, nn.ConvTranspose2d):  # type: ignore[misc]
         cut_out: int | None = None,
         factor: int | Sizes | None = None,
     ) -> None:
-        dense: Any = super().__init__  # which checks the sizes
-        dense(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias,
-            dilation,
-            padding_mode,
-            device,
-            dtype,
-        )
         spec = conv_spec(
             self.axes,
             in_channels,
@@ -257,5 +242,20 @@ class OctConvTranspose2d(OctConvNd, nn.ConvTranspose2d):  # type: ignore[misc]
             cut_out,
             factor,
             output_padding,
+        )
+        dense: Any = super().__init__
+        dense(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+            padding_mode,
+            device,
+            dtype,
         )
         self._set_spec(spec, alpha_in, alpha_out)

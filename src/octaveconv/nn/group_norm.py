@@ -49,8 +49,9 @@ class OctGroupNorm(nn.GroupNorm):
         alpha: float | ChannelSplit = 0.0,
         cut: int = 1,
     ) -> None:
+        split = split_channels(num_channels, alpha, cut)
         super().__init__(num_groups, num_channels, eps, affine, device, dtype)
-        self.split = split_channels(num_channels, alpha, cut)
+        self.split = split
         self.alpha = alpha_of(alpha)
         self._groups = _whole_groups(num_groups, self.split)
 

@@ -41,8 +41,9 @@ class OctBatchNormNd(_NormBase):
         alpha: float | ChannelSplit = 0.0,
         cut: int = 1,
     ) -> None:
+        split = split_channels(num_features, alpha, cut)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        self.split = split_channels(num_features, alpha, cut)
+        self.split = split
         self.alpha = alpha_of(alpha)
         self.sync: nn.Module = _SyncMarker(num_features, affine=False, track_running_stats=False)
 

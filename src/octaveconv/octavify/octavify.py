@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Integral, Real
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
-from .._text import did_you_mean
+from .._modes import check_network
+from .._text import counted, did_you_mean
 from ..cost import image_size
 from .allocate import LEVELS, allocate
 from .calibrate import batches_of, high_shares, layer_errors, orders, reestimate_norms
@@ -26,6 +31,7 @@ from .splits import Splits
 from .steps import steps_of
 from .trace import add_shapes, drop_expansions, list_lengths, trace
 
+_CONVS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 Alpha = float | Sequence[float] | Mapping[str, float] | str
 
 
@@ -60,6 +66,9 @@ def octavify(
         min_size: maps with fewer pixels in height or width, or of a series in length, stay dense.
         stem: convert the stem, too: the convolutions that read the image, and everything before an early pooling.
 
+    Warns:
+        UserWarning: no convolution became octave, and why, although an alpha is above 0.
+
     Returns:
         The octave network and the `Plan`, which says what became of every layer, and why. The network has the modules
         of a copy of ``model`` under the same names, so its ``state_dict`` has the same keys and shapes. It is a
@@ -83,7 +92,7 @@ def octavify(
         >>> print(plan.summary())
         9 of 20 convolutions are octave; MACs 148,557,824 -> 128,552,960 (86.5%); borders: 1 Merge, 1 Split
     """
-    keep = [keep] if isinstance(keep, str) else list(keep)
+    keep = _keep(keep, min_size)
     inputs = _inputs(model, example_inputs)
     net, notes = _prepare(copy.deepcopy(model), inputs, keep, min_size, stem)
     batches = [] if calibrate is None else batches_of(calibrate, inputs)
@@ -105,7 +114,27 @@ def octavify(
     }
     if registered:
         octave.conversion["registered"] = registered
-    return octave, Plan(layers, rewriter.borders, octave.conversion, notes)
+    plan = Plan(layers, rewriter.borders, octave.conversion, notes)
+    if not octave.conversion["octave"] and _wants(alpha):
+        warnings.warn(plan.nothing(), stacklevel=2)
+    return octave, plan
+
+
+def _keep(keep: Iterable[str], min_size: int) -> list[str]:
+    """The patterns of layers to keep, once they and ``min_size`` are checked."""
+    if not isinstance(min_size, Integral) or min_size < 0:
+        raise ValueError(f"min_size must be a whole number of pixels from 0 up, got {min_size!r}")
+    patterns = [keep] if isinstance(keep, str) else [*keep] if isinstance(keep, Iterable) else [keep]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ValueError(f"keep must be patterns of layer names, such as ['layer4.*'], got {keep!r}")
+    return patterns
+
+
+def _wants(alpha: Alpha) -> bool:
+    """Whether any layer is to become octave."""
+    alphas = alpha.values() if isinstance(alpha, Mapping) else alpha if isinstance(alpha, (list, tuple)) else (alpha,)
+    return any(alphas)
 
 
 def _registered(net: Net) -> list[str]:
@@ -127,7 +156,9 @@ def rebuild(model: nn.Module, conversion: Mapping[str, Any]) -> OctavifiedModule
             raise ValueError(f"register its layers first, with octaveconv.register_layer: {', '.join(sorted(missing))}")
         image = torch.zeros(1, *conversion["input_size"])
         rest = {key: conversion[key] for key in ("keep", "min_size", "stem")}
-        octave, _ = octavify(model, dict(conversion["alphas"]), image, **rest)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about a network without octave layers, which it may be
+            octave, _ = octavify(model, dict(conversion["alphas"]), image, **rest)
         now, then = octave.conversion["octave"], conversion["octave"]
         if now != then:
             raise ValueError(
@@ -136,11 +167,12 @@ def rebuild(model: nn.Module, conversion: Mapping[str, Any]) -> OctavifiedModule
             )
         return octave
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"this network cannot be octavified as these weights were: {error}") from error
+        raise ValueError(f"this network cannot be octavified in the way that the file records: {error}") from error
 
 
 def _inputs(model: nn.Module, given: Tensor | tuple[Any, ...] | None) -> tuple[Any, ...]:
     """The example inputs, on the model's device."""
+    check_network(model, "octavify")
     like = next(model.parameters(), torch.empty(0))
     if given is None:
         if (axes := conv_axes(model)) not in (0, 2):
@@ -148,6 +180,10 @@ def _inputs(model: nn.Module, given: Tensor | tuple[Any, ...] | None) -> tuple[A
             raise ValueError(f"{type(model).__name__} does not convolve images: give example_inputs, a tensor {maps}")
         given = torch.zeros(1, *image_size(model), dtype=like.dtype)
     inputs = given if isinstance(given, tuple) else (given,)
+    if any(isinstance(x, Tensor) and not x.numel() for x in inputs):
+        raise ValueError(
+            f"example_inputs hold no image: {', '.join(str(list(getattr(x, 'shape', ()))) for x in inputs)}"
+        )
     return tuple(x.to(like.device) if isinstance(x, Tensor) else x for x in inputs)
 
 
@@ -188,21 +224,21 @@ def _splits(net: Net, alpha: Alpha, macs: float | None, batches: Sequence[Any]) 
 def _chooser(net: Net, alpha: Alpha) -> Callable[[fx.Node], float]:
     """The alpha that the caller wants for a convolution's output."""
     if isinstance(alpha, Mapping):
-        _check(*alpha.values())
-        return _by_name(net, alpha)
+        return _by_name(net, dict(zip(alpha, _checked(*alpha.values()))))
     if isinstance(alpha, (list, tuple)):
-        _check(*alpha)
-        return _by_size(net, alpha)
-    if not isinstance(alpha, (int, float)):
+        return _by_size(net, _checked(*alpha))
+    if not isinstance(alpha, (int, float, Real)):
         raise ValueError(f"alpha must be a number, a list, a dict or 'auto', got {alpha!r}")
-    _check(alpha)
-    return lambda node: alpha
+    (share,) = _checked(alpha)
+    return lambda node: share
 
 
-def _check(*alphas: float) -> None:
+def _checked(*alphas: float) -> list[float]:
+    """The same alphas as plain numbers, for JSON."""
     for alpha in alphas:
-        if not isinstance(alpha, (int, float)) or not 0 <= alpha < 1:
-            raise ValueError(f"alpha is the low-frequency share of the channels and must be in [0, 1), got {alpha}")
+        if not isinstance(alpha, (int, float, Real)) or not 0 <= alpha < 1:
+            raise ValueError(f"alpha is the low-frequency share of the channels and must be in [0, 1), got {alpha!r}")
+    return [float(alpha) for alpha in alphas]
 
 
 def _by_name(net: Net, alphas: Mapping[str, float]) -> Callable[[fx.Node], float]:
@@ -223,7 +259,7 @@ def _by_size(net: Net, alphas: Sequence[float]) -> Callable[[fx.Node], float]:
     free = [node for node in net.nodes(Role.CONV) if net.runs.of(node) not in net.pinned]
     sizes = sorted({halved_size(node)[0] for node in free}, reverse=True)
     if len(alphas) > len(sizes):
-        raise ValueError(f"alpha has {len(alphas)} numbers, but maps have the {len(sizes)} sizes {sizes} only")
+        raise ValueError(f"alpha has {len(alphas)} numbers, but maps have {counted(len(sizes), 'size')} only: {sizes}")
     by_size = {size: alphas[min(i, len(alphas) - 1)] for i, size in enumerate(sizes)}
     return lambda node: by_size.get(halved_size(node)[0], 0.0)
 
@@ -252,7 +288,13 @@ def _layer(node: fx.Node, splits: Splits, error: float | None) -> LayerPlan:
             why = f"input dense: {splits.why_dense(step.inputs[0])}"
         elif alpha_in and not alpha_out:
             why = f"output dense: {why}"
-    return LayerPlan(name, kind, alpha_in, alpha_out, why, before, splits.macs(node) // images, error)
+    convolves = _is_conv(node, net) or (step.role is Role.CONV and bool(alpha_in or alpha_out))
+    return LayerPlan(name, kind, alpha_in, alpha_out, why, before, splits.macs(node) // images, error, convolves)
+
+
+def _is_conv(node: fx.Node, net: Net) -> bool:
+    """Whether a node calls a convolution, a layer or a function."""
+    return node.target in _CONVS if node.op != "call_module" else isinstance(net.module(node), _ConvNd)
 
 
 def _images(net: Net) -> int:

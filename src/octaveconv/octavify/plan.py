@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ class LayerPlan:
         why: what keeps its input or output dense, if something does.
         macs_before, macs_after: multiply-accumulates for one image, as given and in the octave network.
         error: how far the octave layer's output is from the dense one's, relative to it, on the calibration sample.
+        convolves: whether it is a convolution, or became one: a linear layer over the channels of each pixel.
     """
 
     name: str
@@ -29,16 +31,12 @@ class LayerPlan:
     macs_before: int
     macs_after: int
     error: float | None = None
+    convolves: bool = False
 
     @property
     def octave(self) -> bool:
         """Whether it takes or returns an octave."""
         return bool(self.alpha_in or self.alpha_out)
-
-    @property
-    def convolves(self) -> bool:
-        """Whether it is a convolution, or became one: a linear layer over the channels of each pixel."""
-        return "Conv" in self.kind or (self.kind == "Linear" and self.octave)
 
 
 @dataclass(frozen=True)
@@ -111,6 +109,13 @@ class Plan:
             *self.notes,
         ]
         return "\n".join(lines)
+
+    def nothing(self) -> str:
+        """That no convolution became octave, and why."""
+        convs = [layer for layer in self.layers if layer.convolves]
+        reasons = Counter(layer.why for layer in convs or self.layers).most_common(4)
+        listed = "; ".join(f"{why} ({count})" for why, count in reasons if why)
+        return f"0 of {len(convs)} convolutions became octave: {listed or 'there is none'}"
 
     def __str__(self) -> str:
         return f"{text_table(self.table())}\n\n{self.summary()}"

@@ -85,6 +85,10 @@ def register_layer(kind: Any, handler: Any = None, *, mixes_channels: bool | Non
     """
     if not isinstance(kind, type) or not issubclass(kind, nn.Module):
         raise TypeError(f"register_layer takes a type of layers, a subclass of nn.Module, got {kind!r}")
+    if kind is nn.Module:
+        raise TypeError("register_layer takes the type of your layer, got nn.Module, the base of all layers")
+    if mixes_channels not in (None, True, False):
+        raise TypeError(f"mixes_channels must be True or False, got {mixes_channels!r}")
     if handler is None and mixes_channels is None:
         REGISTERED[kind] = Handler(_elementwise, elementwise=True, channels_last=True, registered=True)
         return kind

@@ -37,9 +37,10 @@ def _layer_step(node: fx.Node, layer: nn.Module, kept: bool, called_again: bool,
     handler = handler_of(layer)
     has_state = any(True for _ in layer.parameters())
     other = Step(Role.OTHER, refusal=_no_form(layer, axes_of(node)), handler=handler)
-    if called_again and (has_state or (handler is not None and handler.registered and handler.make)):
+    replaced = handler is None or handler.make is not None or not handler.elementwise  # or called on each part
+    if called_again and replaced and (has_state or (handler is not None and handler.registered and handler.make)):
         return replace(other, refusal="called more than once")
-    if shares:
+    if shares and replaced:
         return replace(other, refusal="shares its weights with another layer")
     step = None
     if len(node.args) == 1 and not node.kwargs and shape_of(node.args[0]) is not None and shape_of(node) is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .._modes import eval_mode
+from .._modes import eval_mode, explained
 from ..nn import Merge, OctMap, OctSqueezeExcite, Split
 from ..nn.conv import OctConvNd
 from .handlers import handler_of
@@ -95,14 +95,8 @@ def list_lengths(model: nn.Module, inputs: tuple[Any, ...]) -> dict[nn.Module, i
 
     hooks = [part.register_forward_hook(note) for part in model.modules()]
     try:
-        with eval_mode(model), torch.no_grad():
+        with explained(model, inputs), eval_mode(model), torch.no_grad():
             model(*inputs)
-    except Exception as error:  # its code may raise anything
-        given = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
-        reason = ": ".join(filter(None, (type(error).__name__, str(error).partition("\n")[0])))
-        raise ValueError(
-            f"{type(model).__name__} itself fails on inputs {given} ({reason}): give example_inputs that it accepts"
-        ) from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -29,7 +29,7 @@ from ..data.augment import STREAMS, generators_kept, seed_generators, train_tran
 from ..data.datasets import Images, Stream, open_dataset, preprocessing
 from ..errors import MissingExtra, Stopped, UsageError
 from .folder import RunFolder
-from .network import metadata_of, network, norms
+from .network import check, metadata_of, network, norms
 from .progress import progress
 from .recipe import Recipe
 
@@ -50,6 +50,7 @@ class Training:
         self.recipe, self.device = recipe, torch.device(device)
         if recipe.sync_bn and self.device.type == "cpu" and processes.world_size() > 1:
             raise UsageError("sync_bn needs GPUs: PyTorch's own norms, as in the stem, synchronize nowhere else")
+        check(recipe)  # at once; listing the images may take minutes
         self.train_set, self.val_set = _data(recipe)
         self.steps = len(self.train_set) // recipe.batch_size  # of an epoch
         _check_batch(recipe, len(self.train_set))
@@ -212,7 +213,7 @@ def train(training: Training, folder: RunFolder | None) -> dict[str, Any]:
         folder: on the first process where the run is kept, or None for nowhere; None on all others.
 
     Returns:
-        The last epoch's row of results.csv.
+        The last epoch's row of results.csv; nothing if the run was finished before.
 
     Raises:
         Stopped: by Ctrl-C or SIGTERM, after saving.

@@ -6,10 +6,15 @@ import json
 from typing import Any
 
 import torch
+from timm.optim import list_optimizers
 from torch import nn
+from torch.func import functional_call
 
 from .. import processes
+from .._modes import eval_mode
+from .._text import did_you_mean, one_line
 from ..errors import UsageError
+from ..models.create import check as check_network
 from ..models.create import create
 from ..nn import OctBatchNorm2d
 from .recipe import Recipe
@@ -36,6 +41,7 @@ def network(recipe: Recipe, num_classes: int | None) -> Any:
     model = create(
         recipe.model, recipe.alpha, recipe.checkpoint or None, num_classes, model_args=arguments, new_head=True
     )
+    _check_classifier(model, recipe)
     if recipe.grad_checkpointing:
         if getattr(model, "conversion", None) is not None:
             raise UsageError("an octavified network has no gradient checkpointing: omit grad_checkpointing")
@@ -46,6 +52,35 @@ def network(recipe: Recipe, num_classes: int | None) -> Any:
         for norm in norms(model):
             norm.requires_grad_(False)
     return model
+
+
+def check(recipe: Recipe) -> None:
+    """Raise what `network` and the optimizer would, as far as that is known without weights and images."""
+    model_args = dict(recipe.model_args, drop_rate=recipe.dropout)
+    check_network(recipe.model, recipe.alpha, recipe.checkpoint or None, recipe.num_classes or None, model_args)
+    known = [*list_optimizers(), *(f"lookahead_{name}" for name in list_optimizers())]
+    if recipe.opt.lower() not in known:
+        cure = did_you_mean(recipe.opt.lower(), known) or ": sgd, adamw and lamb are some of its"
+        raise UsageError(f"timm has no optimizer {recipe.opt!r}{cure}")
+
+
+def _check_classifier(model: nn.Module, recipe: Recipe) -> None:
+    """Raise UsageError unless the network turns images of the recipe's size into one number per class."""
+    images = torch.empty(2, 3, recipe.size, recipe.size, device="meta")
+    state = {key: tensor.to("meta") for key, tensor in (*model.named_parameters(), *model.named_buffers())}
+    try:
+        with eval_mode(model), torch.no_grad():
+            shape = tuple(functional_call(model, state, images).shape)
+    except Exception as error:  # its code may raise anything
+        raise UsageError(
+            f"{recipe.model} fails on color images of {recipe.size}x{recipe.size} pixels ({one_line(error)}): change "
+            f"size or model_args"
+        ) from error
+    if shape != (2, model.num_classes):
+        raise UsageError(
+            f"{recipe.model} turns 2 images into {list(shape)}, a classifier outputs [2, {model.num_classes}]: change "
+            f"model_args"
+        )
 
 
 def metadata_of(model: nn.Module, name: str) -> dict[str, str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
-from .._text import did_you_mean
+from .._text import did_you_mean, reason
 from ..errors import UsageError
 
 
@@ -44,7 +44,9 @@ class Recipe:
     accumulate: int = _field(1, "parts of a step that are computed one after the other", least=1)
     lr: float = _field(0.4, "peak learning rate, for the whole batch", above=0, main=True)
     lr_batch_size: int = _field(0, "batch that lr is meant for: lr is scaled by batch_size over it (0: not scaled)")
-    warmup_epochs: float = _field(5, "epochs of linear warm-up before the cosine", least=0)
+    warmup_epochs: float = _field(
+        5, "epochs of linear warm-up before the cosine; without it, at most a quarter of the epochs", least=0
+    )
     opt: str = _field("sgd", "optimizer, by timm's name (sgd has Nesterov momentum)")
     momentum: float = _field(0.9, "the optimizer's momentum", least=0)
     weight_decay: float = _field(1e-4, "weight decay", least=0)
@@ -97,7 +99,19 @@ class Recipe:
                     cure = did_you_mean(str(name), known) or ": octaveconv train --fields lists them"
                     raise UsageError(f"a recipe has no field {name!r}{cure}")
             merged |= layer
-        return cls(**merged)
+        recipe = cls(**merged)
+        if "warmup_epochs" in merged or recipe.warmup_epochs <= recipe.epochs / 4:
+            return recipe
+        return replace(recipe, warmup_epochs=recipe.epochs / 4)
+
+    def checked(self) -> Recipe:
+        """Return this recipe; UsageError if its fields contradict each other, which a run that is resumed may keep."""
+        if self.warmup_epochs >= self.epochs:
+            raise UsageError(
+                f"warmup_epochs must be below epochs, got {self.warmup_epochs:g} of {self.epochs}: lower warmup_epochs "
+                f"(0: no warm-up), or train for more epochs"
+            )
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain data."""
@@ -117,7 +131,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"the recipe {path} cannot be read: {error}") from error
+        raise UsageError(f"the recipe {path} cannot be read: {reason(error)}") from error
     if not isinstance(found, dict):
         raise UsageError(f"the recipe {path} must map fields to values, as in 'epochs: 90'")
     return found

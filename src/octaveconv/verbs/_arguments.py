@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from ..errors import UsageError
 
 
 def positive(text: str) -> int:
@@ -12,6 +15,38 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got {text!r}")
     return int(text)
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 up."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 up, got {text!r}")
+    return int(text)
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Find out before the work whether what the options name can be written.
+
+    Raises:
+        UsageError: a folder stands where a file is to be written, or the other way round.
+        OSError: the place cannot be written to.
+    """
+    for name in ("json", "out", "plot", "results_file"):
+        path: Path | None = getattr(args, name, None)
+        if path is None or path.is_fifo() or path.is_char_device() or (name == "out" and getattr(args, "resume", None)):
+            continue
+        option = f"--{name.replace('_', '-')} {path}"
+        is_folder = name == "out" and args.verb in ("quickstart", "train")
+        if path.exists() and path.is_dir() != is_folder:
+            found, wanted = ("file", "folder") if is_folder else ("folder", "file")
+            raise UsageError(f"{option} is a {found}: name a {wanted}")
+        above = next(place for place in (path, *path.absolute().parents)[not is_folder :] if place.exists())
+        if not above.is_dir():
+            raise UsageError(f"{option} cannot be written, because {above} is a file: name another place")
+        try:
+            tempfile.TemporaryFile(dir=above).close()
+        except OSError as error:
+            raise OSError(f"{option} cannot be written: {error.strerror}: name another place") from error
 
 
 class _Misplaced(argparse.Action):
@@ -46,7 +81,9 @@ def add_alpha(parser: argparse.ArgumentParser) -> None:
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """``--checkpoint FILE``."""
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights (the published ones, or random)")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", type=Path, help="file of weights (the published ones, or random)"
+    )
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:

@@ -15,19 +15,33 @@ def add(parser: argparse.ArgumentParser) -> None:
     """
     parser.usage = "%(prog)s MODEL [options]"
     add_model(parser, "a network of `octaveconv models`")
-    parser.add_argument("--alpha", metavar="A", type=float, nargs="+", help="one or more (the network's own)")
+    parser.add_argument("--alpha", metavar="A", type=float, nargs="+", help="one or more shares (the network's own)")
     add_size(parser)
-    parser.add_argument("--batch-size", metavar="N", type=positive, nargs="+", default=[1], help="one or more (1)")
-    parser.add_argument("--device", metavar="D", choices=["cpu", "cuda"], default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--batch-size", metavar="N", type=positive, nargs="+", default=[1], help="images per call (1)")
     parser.add_argument(
-        "--dtype", metavar="D", choices=["fp32", "bf16", "fp16"], default="fp32", help="fp32, bf16 or fp16 (fp32)"
+        "--device", metavar="D", choices=["cpu", "cuda"], default="cpu", help="place: cpu or cuda (cpu)"
+    )
+    parser.add_argument(
+        "--dtype",
+        metavar="D",
+        choices=["fp32", "bf16", "fp16"],
+        default="fp32",
+        help="precision: fp32, bf16 or fp16 (fp32)",
     )
     add_threads(parser)
     parser.add_argument(
-        "--mode", metavar="M", choices=["infer", "train"], default="infer", help="infer, or train: a step (infer)"
+        "--mode",
+        metavar="M",
+        choices=["infer", "train"],
+        default="infer",
+        help="work: infer, or train: a step (infer)",
     )
     parser.add_argument(
-        "--runtimes", metavar="R", nargs="+", default=[], help="eager compiled deployed openvino onnxruntime (all)"
+        "--runtimes",
+        metavar="R",
+        nargs="+",
+        default=[],
+        help="of eager compiled deployed openvino onnxruntime (all)",
     )
     parser.add_argument("--rivals", metavar="R", nargs="+", default=[], help="runtimes for dense networks only")
     parser.add_argument("--dense", metavar="NAME", help="also beat torchvision's network, or any of timm's")

@@ -25,11 +25,12 @@ def run(args: argparse.Namespace) -> Any:
     import torch
 
     from ..errors import UsageError
-    from ..models.create import create
+    from ..models.create import check, create
     from ..weights import files as weights
 
     if args.out.suffix != ".safetensors":
         raise UsageError(f"--out {args.out} must end in .safetensors, by which timm recognizes the format")
+    check(args.model, args.alpha)
     read = weights.read(args.source)
     with torch.device("meta"):
         model = create(args.model, read.alpha if args.alpha is None else args.alpha, None, read.num_classes, False)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ._arguments import add_model, positive
+from ._arguments import add_model, positive, whole
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -17,14 +17,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s MODEL --data SRC [options]"
     add_model(parser)
     parser.add_argument("--alpha", type=float, help="low-frequency share of the channels")
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights (the published ones, or random)")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", type=Path, help="file of weights (the published ones, or random)"
+    )
     parser.add_argument("--data", metavar="SRC", required=True, help="a folder, .tar, .rec, or a name: hfds/NAME ...")
     parser.add_argument("--split", metavar="S", help="part of the data (val, validation or test)")
     parser.add_argument("--size", metavar="N", type=positive, help="height and width in pixels (the network's own)")
     parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="images per batch (%(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (cuda if there is one)")
-    parser.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="(%(default)s)")
-    parser.add_argument("--workers", metavar="N", type=int, default=2, help="loading processes (%(default)s)")
+    parser.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="precision (%(default)s)")
+    parser.add_argument("--workers", metavar="N", type=whole, default=2, help="loading processes (%(default)s)")
     parser.add_argument("--threads", metavar="N", type=positive, help="threads to compute with (PyTorch's choice)")
     parser.add_argument("--skip-corrupt", action="store_true", help="skip damaged images; count and name them")
     parser.add_argument("--results-file", metavar="FILE", type=Path, help="append a row to this CSV file")
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> Any:
     from .._text import text_table
     from ..data.datasets import open_dataset
     from ..models import published
-    from ..models.create import create
+    from ..models.create import check, create
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -48,6 +50,7 @@ def run(args: argparse.Namespace) -> Any:
             args.json = None
         elif args.results_file:
             _csv.open_table(args.results_file, evaluate.COLUMNS)
+        check(args.model, args.alpha, args.checkpoint)  # at once; listing the images may take minutes
         dataset = open_dataset(args.data, args.split)
         weights = str(args.checkpoint or ("published" if published(args.model) else "random weights, seed 0"))
         torch.manual_seed(0)  # random weights are the same on every process

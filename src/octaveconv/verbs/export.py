@@ -21,13 +21,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_alpha(parser)
     add_checkpoint(parser)
     add_size(parser)
-    parser.add_argument("--batch-size", metavar="N", type=positive, default=1, help="of the timing (%(default)s)")
+    parser.add_argument("--batch-size", metavar="N", type=positive, default=1, help="images per call (%(default)s)")
     add_threads(parser)
     parser.add_argument("--runs", metavar="N", type=positive, default=20, help="timed calls of each (%(default)s)")
-    parser.add_argument("--no-timing", action="store_true", help="export and check only")
-    parser.add_argument("--format", metavar="F", help="onnx, openvino, pt2 or aoti (that of FILE; .pt2 is pt2)")
+    parser.add_argument("--no-timing", action="store_true", help="only export and check")
+    parser.add_argument("--format", metavar="F", help="its format: onnx, openvino, pt2 or aoti (by its ending)")
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, required=True, help="to write: .onnx, .xml (OpenVINO) or .pt2"
+        "--out", metavar="FILE", type=Path, required=True, help="file to write: .onnx, .xml (OpenVINO) or .pt2"
     )
 
 
@@ -95,13 +95,14 @@ def verdict(figures: dict[str, Any]) -> str:
 
 def conditions(figures: dict[str, Any]) -> str:
     """What the times were measured with, in one line."""
+    from .._text import counted
     from ..bench.measure import protocol
 
     timing = protocol(figures["runs"], figures["pause_s"], figures["warm_s"])
     runtimes = ", ".join(f"{name} {version}" for name, version in figures["runtime"].items())
     return (
         f"Conditions: batch {figures['batch_size']}, {figures['size']}x{figures['size']} pixels, fp32, "
-        f"{figures['threads']} threads, {runtimes}, {figures['cpu']}; medians and quartiles of {timing}"
+        f"{counted(figures['threads'], 'thread')}, {runtimes}, {figures['cpu']}; medians and quartiles of {timing}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     """
     parser.usage = "%(prog)s MODEL --out FILE [options]"
     add_model(parser, "a network from timm")
-    parser.add_argument("--alpha", metavar="A", default="0.25", help="a number, or auto with --macs (%(default)s)")
+    parser.add_argument("--alpha", metavar="A", default="0.25", help="share, or auto with --macs (%(default)s)")
     parser.add_argument("--macs", metavar="S", type=float, help="budget for auto: share of the dense MACs")
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="its weights (random, seed 0)")
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="file of its weights (random, seed 0)")
     parser.add_argument("--pretrained", action="store_true", help="download timm's weights")
     parser.add_argument("--data", metavar="SRC", help="images to order channels and estimate norms with")
-    parser.add_argument("--images", metavar="N", type=positive, default=256, help="how many of them (%(default)s)")
-    parser.add_argument("--size", metavar="N", type=positive, help="pixels (the network's own)")
+    parser.add_argument("--images", metavar="N", type=positive, default=256, help="images to take (%(default)s)")
+    parser.add_argument("--size", metavar="N", type=positive, help="height and width of the images (the network's own)")
     parser.add_argument("--keep", metavar="P", nargs="+", default=[], help="patterns of layers that stay dense")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="safetensors file to write")
 
@@ -42,18 +43,25 @@ def run(args: argparse.Namespace) -> Any:
         raise UsageError(f"--out {args.out} must end in .safetensors: timm tells the format by it")
     if args.model.startswith("oct_"):
         raise UsageError(f"{args.model} is an octave network already: load dense weights into it with --checkpoint")
-    if args.pretrained and args.checkpoint:
-        raise UsageError("--pretrained and --checkpoint are two sources of weights: give one")
     alpha = _alpha(args)
     torch.manual_seed(0)
     model = create(args.model, None, args.checkpoint, pretrained=args.pretrained).eval()
+    if getattr(model, "conversion", None) is not None:
+        raise UsageError(
+            f"{args.checkpoint} holds an octavified network already: fine-tune it with octaveconv train {args.model} "
+            f"--checkpoint {args.checkpoint}, or octavify the dense weights that it was made from"
+        )
     size = preprocessing(model, args.size).size
     sample = _sample(model, args) if args.data else None
     try:
-        octave, plan = octavify(model, alpha, torch.zeros(1, 3, *size), args.keep, calibrate=sample, macs=args.macs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing becomes octave, which is an error here
+            octave, plan = octavify(model, alpha, torch.zeros(1, 3, *size), args.keep, calibrate=sample, macs=args.macs)
     except ValueError as error:
         raise UsageError(str(error)) from error
     print(plan)
+    if alpha and not octave.conversion["octave"]:
+        raise UsageError(f"nothing was written: {plan.nothing()}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     metadata = weights.write(args.out, octave.state_dict(), metadata_of(octave, args.model))
     print(f"\n{args.out}: fine-tune with octaveconv train {args.model} --checkpoint {args.out} --data SRC")

@@ -21,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--epochs", metavar="N", type=positive, default=8, help="passes over the data (%(default)s)")
     parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="images per step (%(default)s)")
-    parser.add_argument("--threads", metavar="N", type=positive, default=2, help="to compute with (%(default)s)")
+    parser.add_argument("--threads", metavar="N", type=positive, default=2, help="computing threads (%(default)s)")
     parser.add_argument(
         "--seed", metavar="N", type=int, default=0, help="decides split, weights and batches (%(default)s)"
     )

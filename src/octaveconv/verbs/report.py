@@ -18,9 +18,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Any:
     """Print the table, draw the plot; return the points."""
+    from .. import _figure
     from .._text import text_table
     from ..bench import report
 
+    if args.plot:
+        _figure.check(args.plot)
     result = report.read(args.file)
     print(text_table(report.table(result)))
     if rows := report.more(result):

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .._text import text_table
+from .._text import counted, text_table
 from ..errors import Stopped, UsageError
 from ..train.recipe import Recipe, read_yaml
 from ._arguments import add_model, positive
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> Any:
             held.enter_context(RunFolder.open(resumed).alone())
         resumed = processes.gather(resumed)[0]  # so none reads the checkpoint before the first has the lock
         state = RunFolder.open(resumed).load() if resumed else None
-        recipe = Recipe.of(state["recipe"]) if state else Recipe.of(_file(args), _options(args))
+        recipe = Recipe.of(state["recipe"]) if state else Recipe.of(_file(args), _options(args)).checked()
         training = Training(recipe, device)
         if state:
             training.restore(state)
@@ -125,6 +125,9 @@ def _folder(args: argparse.Namespace, recipe: Recipe, resumed: Path | None, trai
     if resumed:
         folder = RunFolder.open(resumed, args.tensorboard)
         folder.truncate(training.epoch + 1)
+        if training.epoch >= recipe.epochs:
+            print(f"{folder.path} is finished: it has trained its {counted(recipe.epochs, 'epoch')}")
+            return folder
         print(f"resuming {folder.path} in epoch {training.epoch + 1}, step {training.step} of {training.steps}")
     else:
         folder = RunFolder.new(args.out, _name(args, recipe), args.tensorboard)

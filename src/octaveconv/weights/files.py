@@ -43,12 +43,14 @@ class Weights(NamedTuple):
         tensors: by the names in it.
         mark: the alpha that it records, if it does.
         conversion: how the network was octavified, if it was (`Plan.conversion`).
+        model: the name of their network, if it is recorded.
     """
 
     file: Path
     tensors: dict[str, Tensor]
     mark: float | None = None
     conversion: dict[str, Any] | None = None
+    model: str | None = None
 
     @property
     def alpha(self) -> float | None:
@@ -73,7 +75,7 @@ class Weights(NamedTuple):
             ValueError: they belong to another network, or to another alpha; the message lists what does not fit.
         """
         if self.conversion is not None and not rebuilt:
-            raise _is_octavified(self.file)
+            raise _is_octavified(self.file, self.model or architecture(model))
         keymap = keymaps.keymap_for(self.tensors, model)
         if keymap is not None:
             try:
@@ -98,8 +100,7 @@ def read(path: str | os.PathLike[str]) -> Weights:
         OSError: there is no such file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+    check_file(path)
     with open(path, "rb") as file:
         head = file.read(HEAD)
     if kind_of(head):
@@ -109,13 +110,29 @@ def read(path: str | os.PathLike[str]) -> Weights:
     return _read_torch(path)
 
 
+def check_file(path: Path) -> None:
+    """Raise FileNotFoundError if there is nothing at ``path``, IsADirectoryError if a folder is there."""
+    if path.is_dir():
+        found = next((file for name in ("model.safetensors", "best.pth") if (file := path / name).is_file()), None)
+        raise IsADirectoryError(f"{path} is a folder: name a file of weights" + (f", such as {found}" if found else ""))
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+
+
+def architecture(model: nn.Module) -> str:
+    """The name of one of timm's networks; a network of the user's own may have none."""
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    return str(config.get("architecture", "..."))
+
+
 def _read_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             mark = metadata.get("alpha")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-            return Weights(path, tensors, None if mark is None else float(mark), _conversion(path, metadata))
+            alpha = None if mark is None else float(mark)
+            return Weights(path, tensors, alpha, _conversion(path, metadata), metadata.get("model"))
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
@@ -136,6 +153,8 @@ def _read_torch(path: Path) -> Weights:
             f"{path} is not an MXNet or safetensors file, and PyTorch cannot read it with weights_only=True: it is "
             f"damaged, or holds more than tensors (then save its state_dict alone)"
         ) from error
+    recipe = state.get("recipe") if isinstance(state, Mapping) else None
+    model = recipe.get("model") if isinstance(recipe, Mapping) else None  # of a run of octaveconv train
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):  # timm's order
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -148,7 +167,7 @@ def _read_torch(path: Path) -> Weights:
         {},
     )
     mark = next(iter(root.get("alpha", ())), None)
-    return Weights(path, clean_state_dict(dict(state)), mark, _conversion(path, root))
+    return Weights(path, clean_state_dict(dict(state)), mark, _conversion(path, root), model)
 
 
 def load(model: nn.Module, path: str | os.PathLike[str], strict: bool = True) -> Any:
