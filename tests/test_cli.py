@@ -173,7 +173,7 @@ def test_without_matplotlib_the_figures_are_not_lost(capsys, monkeypatch, tmp_pa
         (["train", "oct_resnet81", "--data", "x"], "there is no network 'oct_resnet81': did you mean oct_resnet18?"),
         (["train", "--data", "x", "--opt", "sgdd"], "timm has no optimizer 'sgdd': did you mean sgd?"),
         (
-            ["train", "--data", "x", "--epochs", "5"],
+            ["train", "--data", "x", "--epochs", "5", "--warmup-epochs", "5"],
             "warmup_epochs must be below epochs, got 5 of 5: lower",
         ),
         (["bench", "oct_resnet18", "--dense", "foo"], "neither timm nor torchvision has a network 'foo'"),

@@ -44,9 +44,7 @@ class Recipe:
     accumulate: int = _field(1, "parts of a step that are computed one after the other", least=1)
     lr: float = _field(0.4, "peak learning rate, for the whole batch", above=0, main=True)
     lr_batch_size: int = _field(0, "batch that lr is meant for: lr is scaled by batch_size over it (0: not scaled)")
-    warmup_epochs: float = _field(
-        5, "epochs of linear warm-up before the cosine; without it, at most a quarter of the epochs", least=0
-    )
+    warmup_epochs: float = _field(5, "epochs of linear warm-up; if not given, at most a quarter of the epochs", least=0)
     opt: str = _field("sgd", "optimizer, by timm's name (sgd has Nesterov momentum)")
     momentum: float = _field(0.9, "the optimizer's momentum", least=0)
     weight_decay: float = _field(1e-4, "weight decay", least=0)
