@@ -173,5 +173,7 @@ class Lowered:
 def number(size: Any, sizes: Mapping[Any, int]) -> int:
     """A size as a number, given the values of its symbols."""
     if isinstance(size, torch.SymInt):
-        return int(sympy_interp(PythonReferenceAnalysis, dict(sizes), size.node.expr))  # ten times as fast as SymPy's subs
+        return int(
+            sympy_interp(PythonReferenceAnalysis, dict(sizes), size.node.expr)
+        )  # ten times as fast as SymPy's subs
     return int(size)

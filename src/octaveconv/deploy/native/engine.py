@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..._text import one_line
 from ...errors import BackendUnavailable
 from ..cache import Table
 from ..capture import Captured, Captures
@@ -180,18 +181,21 @@ class NativeNetwork(nn.Module):
 
     def _eagerly(self, x: Tensor) -> Any:
         """Run the model as it is, in float32."""
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                outputs = self._captures.model(x.detach().float())
+        except Exception as error:
+            raise ValueError(f"this deployed network cannot take {list(x.shape)}: {one_line(error)}") from error
         if not self._warned:
             self._warned = True
             with self._lock:
-                error = self._shapes.get(x.shape)
+                reason = self._shapes.get(x.shape)
             warnings.warn(
-                f"the native engine cannot run {list(x.shape)}, so it runs in eager PyTorch, as do others like it: "
-                f"{error}",
+                f"the native engine cannot run {list(x.shape)}, which therefore runs in eager PyTorch, as may other "
+                f"shapes: {reason}",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-        with torch.no_grad():
-            outputs = self._captures.model(x.detach().float())
         return pytree.tree_map_only(Tensor, lambda y: y.to(self.dtype) if y.is_floating_point() else y, outputs)
 
 

@@ -29,23 +29,10 @@ class Place(NamedTuple):
     halo: int
     stride: int
     images: int
-    channel: int  # the first one of the map
+    row: int  # numbers from one row to the next
+    image: int  # numbers from one image to the next
+    channel: int = 0  # the first one of the map
     first: int = 0  # the image that a pass over single images has reached
-
-    @property
-    def row(self) -> int:
-        """Numbers from one row to the next."""
-        return (self.width + 2 * self.halo) * self.stride
-
-    @property
-    def image(self) -> int:
-        """Numbers from one image to the next."""
-        return (self.height + 2 * self.halo) * self.row
-
-    @property
-    def numbers(self) -> int:
-        """How many there are in all images."""
-        return self.images * self.image
 
     @property
     def origin(self) -> int:
@@ -116,6 +103,8 @@ class Memory:
         tables: where windows and pixels are; each is made once.
     """
 
+    LIMIT = 2**31  # numbers in a map, whose places are counted in 32 bits
+
     def __init__(self, outline: Outline, symbols: Mapping[Any, int], images: int) -> None:
         self.outline, self.images = outline, images
         self.sizes = outline.sizes(symbols)
@@ -143,7 +132,7 @@ class Memory:
         numbers = scratch.view({2: np.uint16, 4: np.uint32}[self.outline.dtype.itemsize])
         whole = self.places[self.outline.network.input].start
         for start, place in self.owners.items():
-            block = numbers[start : start + place.numbers]
+            block = numbers[start : start + place.images * place.image]
             halo = place.halo
             if start == whole:
                 block[:] = 0
@@ -206,22 +195,23 @@ class Memory:
         return places
 
     def _place(self, height: int, width: int, halo: int, stride: int, images: int) -> Place:
-        place = Place(self.count, height, width, halo, stride, images, 0)
-        if place.numbers >= 2**31:
+        row = (width + 2 * halo) * stride
+        image = (height + 2 * halo) * row
+        if images * image >= self.LIMIT:
             raise BackendUnavailable(
                 f"a map of {images} images, {height}x{width} pixels and {stride} channels is too large for the native "
                 f"engine"
             )
+        place = Place(self.count, height, width, halo, stride, images, row, image)
         self.owners[place.start] = place
-        self.count += -(-(place.numbers + SLACK + GAP) // self._align) * self._align
+        self.count += -(-(images * image + SLACK + GAP) // self._align) * self._align
         return place
 
     def pixels(
         self, place: Place, images: int, grid: Pair, blocked: bool, step: Pair = (1, 1), shift: Pair = (0, 0)
     ) -> int:
         """The address of a table: where the window of each pixel of ``grid`` begins, at pixel * step - shift."""
-        row = place.row
-        key = (place.height, row, place.halo, place.stride, images, grid, blocked, step, shift)
+        key = (place.image, place.row, place.stride, images, grid, blocked, step, shift)
         return self._known.get(key) or self._keep(key, _pixels(place, images, grid, blocked, step, shift))
 
     def taps(self, place: Place, window: Pair, dilation: Pair) -> int:

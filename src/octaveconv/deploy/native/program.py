@@ -41,6 +41,7 @@ class Constants:
         self.packed = packed
         self.parts = [ref for refs in network.outputs for ref in refs]
         self.keep: list[Any] = []  # what the records point to
+        self.facts = [_Facts(layer, self) if layer.sum is not None else None for layer in network.layers]
         self.panels = [self._panels(layer, each) if each else 0 for layer, each in zip(network.layers, packed)]
         self.weights = np.array([sum(map(_bytes, each.panels)) if each else 0 for each in packed])
         self.panel_counts = np.array([len(each.panels) if each else 0 for each in packed])
@@ -58,12 +59,12 @@ class Constants:
                 [target and (maps.setdefault(target, len(maps)), target.channels, str(target.size)) for target in pair]
                 for pair in ((output.full, output.pooled) for output in layer.outputs)
             ]
-            total = layer.sum
-            terms = [(tuple(term.weight.shape), *term[2:]) for term in (*total.terms, *total.coarse)] if total else []
-            coarse = (len(total.coarse), [addend.coarse for addend in total.addends]) if total else layer.window and (
-                layer.window.kind, *layer.window[2:]
-            )  # fmt: skip
-            said.update(repr((refs, written, terms, coarse)).encode())
+            if (total := layer.sum) is not None:
+                facts: Any = [(tuple(term.weight.shape), *term[2:]) for term in (*total.terms, *total.coarse)]
+                facts += [len(total.coarse), *(addend.coarse for addend in total.addends)]
+            else:
+                facts = layer.window and (layer.window.kind, *layer.window[2:])
+            said.update(repr((refs, written, facts)).encode())
         return said.hexdigest()[:20]
 
     def row(self, term: Term) -> int:
@@ -108,6 +109,18 @@ def _bytes(panel: Panel) -> int:
     return sum(piece.weights.nbytes for piece in panel.slices)
 
 
+class _Facts:
+    """What a sum's records need, whatever the size."""
+
+    def __init__(self, layer: Layer, constants: Constants) -> None:
+        assert layer.sum is not None
+        terms = (*layer.sum.terms, *layer.sum.coarse)
+        self.blocked = layer.blocked
+        self.staged = bool(terms) and all(term.groups == 1 for term in terms)
+        self.windows = [(term.weight.shape[2], 1 if constants.row(term) else term.weight.shape[3]) for term in terms]
+        self.depthwise = [term.depthwise for term in terms]
+
+
 class Program:
     """What `images` images of one size need, wherever their scratch memory is: see `Frame`.
 
@@ -146,38 +159,48 @@ class Program:
         self.starts = np.array(starts, np.int32)
         self.nbytes = sum(table.nbytes for table in self.memory.tables)
         self.work = self._work()
-        del self._rows, self._numbers, self._places
+        del self._rows, self._numbers, self._places, self._addresses
 
     def _steps(self) -> Iterator[tuple[int, Iterable[tuple[int, Any]]]]:
         """The phases, each with its number, or -1 for copies from and to the tensors outside."""
         memory = self.memory
         phases, cut = memory.outline.phases, memory.cut
         for image in range(self.images if cut else 0):
-            self._together, self._places = 1, memory.at(image)
+            self._use(1, memory.at(image))
             yield -1, [self._read(image)]
             for i in range(cut):
                 yield i, map(self._layer, phases[i])
-        self._together, self._places = self.images, memory.places
+        self._use(self.images, memory.places)
         if not cut:
             yield -1, [self._read(0)]
         for i in range(cut, len(phases)):
             yield i, map(self._layer, phases[i])
         yield -1, [self._copy("write", ref, slot=slot) for slot, ref in enumerate(self.constants.parts, start=1)]
 
+    def _use(self, together: int, places: Mapping[Map, Place]) -> None:
+        """From here on so many images run together, and maps are there."""
+        self._together, self._places, size = together, places, self.constants.dtype.itemsize
+        self._addresses = {target: place.origin * size for target, place in places.items()}
+
     def _layer(self, layer: Layer) -> tuple[int, Any]:
         number = self.constants.numbers[id(layer)]
         return number, self._sum(layer, number) if layer.sum is not None else self._window(layer)
 
     def _sum(self, layer: Layer, number: int) -> Any:
-        total, packed = layer.sum, self.constants.packed[number]
+        total, packed, facts = layer.sum, self.constants.packed[number], self.constants.facts[number]
         assert total is not None
         assert packed is not None
-        grid = self.memory.sizes[id(layer)]
+        assert facts is not None
+        grid, blocked = self.memory.sizes[id(layer)], facts.blocked
         coarse_grid = (-(-grid[0] // 2), -(-grid[1] // 2))
-        blocked = layer.blocked
         unit_grid = coarse_grid if blocked else grid
-        terms = [self._term(term, grid, blocked) for term in total.terms]
-        terms += [self._term(term, coarse_grid, False) for term in total.coarse]
+        fine = len(total.terms)
+        terms = [
+            self._term(term, window, depthwise, *((grid, blocked) if i < fine else (coarse_grid, False)))
+            for i, (term, window, depthwise) in enumerate(
+                zip((*total.terms, *total.coarse), facts.windows, facts.depthwise)
+            )
+        ]
         addends = [
             self._addend(addend, coarse_grid if addend.coarse else grid, blocked and not addend.coarse)
             for addend in total.addends
@@ -191,12 +214,12 @@ class Program:
             kind=GEMM,
             units=self._together * unit_grid[0] * unit_grid[1],
             blocks=blocked,
-            term_count=len(total.terms),
+            term_count=fine,
             coarse_count=len(total.coarse),
             panel_count=len(packed.panels),
             addend_count=len(addends),
             output_count=len(outputs),
-            staged=bool(terms) and all(term.groups == 1 for term in (*total.terms, *total.coarse)),
+            staged=facts.staged,
             channel_split=1,
             terms=self._kept("terms", terms),
             panels=self.constants.panels[number],
@@ -204,48 +227,37 @@ class Program:
             outputs=self._kept("outputs", outputs),
         )
 
-    def _term(self, term: Term, grid: Pair, blocked: bool) -> Any:
+    # These are made hundreds of times: their fields stand in the order of the records.
+    def _term(self, term: Term, window: Pair, depthwise: bool, grid: Pair, blocked: bool) -> Any:
         place = self._places[term.source.map]
-        kh, kw = term.weight.shape[2:]
-        window = (kh, 1 if self.constants.row(term) else kw)
-        return _row(
-            records.TERM,
-            source=self._source(term.source),
-            taps=self.memory.taps(place, window, term.dilation),
-            pixels=self._table(place, grid, blocked, term.stride, term.padding),
-            tap_count=window[0] * window[1],
-            depthwise=term.depthwise,
-        )
+        pixels = self._table(place, grid, blocked, term.stride, term.padding)
+        taps = self.memory.taps(place, window, term.dilation)
+        return self._source(term.source), pixels, taps, window[0] * window[1], depthwise
 
     def _addend(self, addend: Addend, grid: Pair, blocked: bool) -> Any:
-        gate = {}
+        gate = gate_pixels = 0
         if addend.gate is not None:  # the same for all pixels of an image
-            pixels = self._table(self._places[addend.gate.map], grid, blocked, step=(0, 0))
-            gate = dict(gate=self._source(addend.gate), gate_pixels=pixels)
-        return _row(
-            records.ADDEND,
-            source=self._source(addend.source),
-            per_block=addend.coarse,
-            pixels=self._table(self._places[addend.source.map], grid, blocked),
-            **gate,
-        )
+            gate = self._source(addend.gate)
+            gate_pixels = self._table(self._places[addend.gate.map], grid, blocked, (0, 0))
+        pixels = self._table(self._places[addend.source.map], grid, blocked)
+        return self._source(addend.source), pixels, gate, gate_pixels, addend.coarse
 
     def _output(
         self, output: Output, finish: tuple[Tensor, Tensor] | None, grid: Pair, coarse_grid: Pair, blocked: bool
     ) -> Any:
-        fields: dict[str, Any] = {}
-        for name, table, target, shape, order in (
-            ("full", "pixels", output.full, grid, blocked),
-            ("pooled", "blocks", output.pooled, coarse_grid, False),
-        ):
-            if target is not None:
-                fields[name] = self._source(Ref(target, 0, target.channels))
-                fields[table] = self._table(self._places[target], shape, order)
-                fields[f"{name}_channels"] = target.channels if target.home else 2**30
-        if finish is not None:
-            fields.update(scale=finish[0].data_ptr(), shift=finish[1].data_ptr())
+        full, pixels, channels = self._target(output.full, grid, blocked)
+        pooled, blocks, pooled_channels = self._target(output.pooled, coarse_grid, False)
+        scale, shift = (0, 0) if finish is None else (finish[0].data_ptr(), finish[1].data_ptr())
         activation = records.ACTIVATIONS.index(output.finish.activation)
-        return _row(records.OUTPUT, activation=activation, low=output.finish.low, high=output.finish.high, **fields)
+        counts = channels, pooled_channels
+        return full, pixels, pooled, blocks, scale, shift, *counts, activation, output.finish.low, output.finish.high
+
+    def _target(self, target: Map | None, grid: Pair, blocked: bool) -> tuple[int, int, int]:
+        """Where it is, which pixels, and how many channels may be written."""
+        if target is None:
+            return 0, 0, 0
+        table = self._table(self._places[target], grid, blocked)
+        return self._addresses[target], table, target.channels if target.home else 2**30
 
     def _window(self, layer: Layer) -> Any:
         window, target = layer.window, layer.outputs[0].full
@@ -296,12 +308,12 @@ class Program:
             f"{name}_stride": place.stride,
         }
 
-    def _table(self, place: Place, *arguments: Any, **options: Any) -> int:
-        return self.memory.pixels(place, self._together, *arguments, **options)
+    def _table(self, place: Place, *arguments: Any) -> int:
+        return self.memory.pixels(place, self._together, *arguments)
 
     def _source(self, ref: Ref) -> int:
         """How many bytes from the beginning of the scratch memory the first pixel is."""
-        return (self._places[ref.map].origin + ref.first) * self.constants.dtype.itemsize
+        return self._addresses[ref.map] + ref.first * self.constants.dtype.itemsize
 
     def _kept(self, name: str, rows: list[Any]) -> int:
         """How many bytes from the beginning of the records of this kind the first of some new ones is."""

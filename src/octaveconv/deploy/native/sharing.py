@@ -90,7 +90,7 @@ class Programs:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._programs = Recent(KEPT, lambda programs: sum(each.nbytes for each in programs) <= KEPT_BYTES)
+        self._programs = Recent(KEPT, lambda kept: sum(each.nbytes for each in kept) <= KEPT_BYTES)
         self._idle: list[Frame] = []  # the least recently used first
         self._largest = 0
 
