@@ -2,9 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -310,3 +314,54 @@ def test_a_negative_view_is_resolved(captured, deploy):
     assert x.is_neg()
     assert difference(captured[0], deployed, x) < LIMIT
     assert torch.equal(deployed(x), deployed(-image(1, 3, 64, 64)))
+
+
+RACE = """
+#include <cstdio>
+#include <cstdlib>
+#include "threads.h"
+
+// Callers with teams of several sizes; each phase reads what other threads wrote in the phase before.
+void call(int threads) {
+    constexpr int PHASES = 300;
+    auto seen = std::make_shared<std::vector<long>>(2 * threads, 1);
+    long* at = seen->data();
+    thread_pool().run(threads, [=](int thread, Team& team) {
+        for (int phase = 0; phase < PHASES; phase++) {
+            long sum = 0;
+            for (int i = 0; i < team.threads; i++) sum += at[phase % 2 * team.threads + i];
+            at[(phase + 1) % 2 * team.threads + thread] = sum % 1000003;
+            team.barrier.wait();
+        }
+    });
+    long sum = 1;
+    for (int i = 0; i < PHASES; i++) sum = sum * threads % 1000003;
+    for (int i = 0; i < threads; i++)
+        if (at[i] != sum) std::exit(1);
+}
+
+int main() {
+    std::vector<std::thread> callers;
+    for (int c = 0; c < 3; c++)
+        callers.emplace_back([c] {
+            for (int i = 0; i < 20; i++) call(1 + (c + i) % 4);
+        });
+    for (auto& caller : callers) caller.join();
+    std::puts("clean");
+    std::fflush(stdout);
+    std::_Exit(0);  // workers still wait
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ and its thread sanitizer")
+def test_threads_do_not_race(tmp_path):
+    """The pool and its barrier alone: Python and PyTorch are not built for the thread sanitizer."""
+    (tmp_path / "race.cpp").write_text(RACE)
+    folder = Path(engine.__file__).parent
+    options = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", f"-I{folder}", "-pthread"]
+    subprocess.run(["g++", *options, tmp_path / "race.cpp", "-o", tmp_path / "race"], check=True)
+    run = ["env", "TSAN_OPTIONS=halt_on_error=1", "setarch", "-R", tmp_path / "race"]  # at addresses that it expects
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.returncode) == ("clean\n", 0), done.stderr[-4000:]
