@@ -371,7 +371,7 @@ def test_no_sanitizer_reports(tmp_path):
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",
         "OCTAVECONV_CACHE": str(tmp_path),
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(oc.__file__).parents[1])]),
         "CXX": "g++",
     }
     done = subprocess.run([sys.executable, "-c", SANITIZED], capture_output=True, text=True, env=environment)

@@ -276,6 +276,27 @@ def test_tables_are_bounded_in_bytes(deploy, monkeypatch):
 
 
 @pytest.mark.usefixtures("quickly")
+def test_forms_of_captures_are_bounded_too(monkeypatch):
+    """A network that is captured for each size anew packs its weights each time."""
+    monkeypatch.setattr(engine, "FORMS", 2)
+    model = nn.Conv2d(3, 4, 3)
+    captures = Captures(model)
+    for size in (8, 9, 10, 11):
+        one = Captures(model)
+        monkeypatch.setattr(captures, f"_of_{size}", one, raising=False)
+    monkeypatch.setattr(captures, "of", lambda shape: getattr(captures, f"_of_{shape[-1]}").of(shape))
+    monkeypatch.setattr(engine, "Captures", lambda model: captures)
+    deployed = NativeNetwork(model.eval(), image(1, 3, 8, 8))
+    for size in (8, 9, 10, 11, 8, 10):
+        assert difference(model, deployed, image(1, 3, size, size)) < LIMIT
+        forms = deployed._forms.values()
+        assert len(forms) <= 2
+        assert {shape.form for shape in deployed._shapes.values()} <= set(forms)
+        constants = [form.constants for form in forms]
+        assert all(each.constants in constants for each in deployed._programs._programs.values())
+
+
+@pytest.mark.usefixtures("quickly")
 def test_a_size_that_cannot_be_captured_runs_eagerly_with_one_warning(captured, deploy, monkeypatch):
     model, captures = captured
     deployed = deploy()
@@ -308,8 +329,11 @@ def test_maps_that_are_too_large_for_several_images_run_one_by_one(deploy, monke
 
 
 @pytest.mark.usefixtures("quickly")
-def test_a_negative_view_is_resolved(captured, deploy):
+def test_numbers_that_are_not_in_memory(captured, deploy):
+    """Negative views, and the zeros of gradients that were not computed."""
     deployed = deploy()
+    zeros = torch._efficientzerotensor((1, 3, 64, 64))
+    assert torch.equal(deployed(zeros), deployed(torch.zeros(1, 3, 64, 64)))
     x = torch.complex(image(1, 3, 64, 64), image(1, 3, 64, 64)).conj().imag
     assert x.is_neg()
     assert difference(captured[0], deployed, x) < LIMIT

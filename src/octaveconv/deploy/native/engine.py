@@ -25,6 +25,7 @@ from .sharing import THREADS, Lock, Programs, Recent, measuring, new_scratch
 from .tune import kept, restored
 
 SHAPES = 256  # whose form is remembered: those used last
+FORMS = 8  # each with weights of its own; most networks have one for a single image and one for several
 PASS = 8  # images that run together, at most
 
 
@@ -65,7 +66,7 @@ class NativeNetwork(nn.Module):
             )
         self.library = load(target or default_target(), self.dtype)
         self._captures = Captures(model)
-        self._forms: dict[Captured, _Form] = {}
+        self._forms = Recent(FORMS)
         self._lock = Lock()
         self._shapes = Recent(SHAPES)
         self._programs = Programs()
@@ -82,7 +83,7 @@ class NativeNetwork(nn.Module):
         limit = torch.get_num_threads()
         threads = THREADS.take(self.threads or limit, 2**30 if self.threads else limit)
         try:
-            return self._run(x.detach().resolve_neg(), shape, threads)
+            return self._run(_in_memory(x.detach()), shape, threads)
         finally:
             THREADS.give_back(threads)
 
@@ -121,24 +122,35 @@ class NativeNetwork(nn.Module):
     def _shape(self, size: torch.Size) -> _Shape | None:
         """What is known of a shape, or None if the engine cannot run it."""
         with self._lock:
-            shape: _Shape | BackendUnavailable | None = self._shapes.get(size)
+            shape: _Shape | str | None = self._shapes.get(size)
+            first = not self._forms.values()
         if shape is None:
-            first = not self._forms
             try:
                 shape = self._new_shape(size)
             except BackendUnavailable as error:
                 if first:
                     raise
-                shape = error
+                shape = str(error)
             with self._lock:
                 shape = self._shapes.put(size, shape)
         return shape if isinstance(shape, _Shape) else None
 
+    def _form(self, captured: Captured) -> _Form:
+        """The form for a capture. One that is evicted takes the shapes and programs that need it along."""
+        with self._lock:
+            form: _Form | None = self._forms.get(captured)
+        if form is None:
+            made = _Form(captured, self.library, self.dtype)
+            with self._lock:
+                form = self._forms.put(captured, made)
+                forms = self._forms.values()
+                self._shapes.keep(lambda shape: not isinstance(shape, _Shape) or shape.form in forms)
+            self._programs.keep(lambda program: any(program.constants is each.constants for each in forms))
+        return form
+
     def _new_shape(self, size: torch.Size) -> _Shape:
         captured, symbols = self._captures.of(size)
-        if captured not in self._forms:
-            self._forms[captured] = _Form(captured, self.library, self.dtype)
-        form = self._forms[captured]
+        form = self._form(captured)
         outputs = [torch.Size(number(each, symbols) for each in output) for output in form.constants.network.shapes]
         together = min(size[0], PASS)
         while True:
@@ -166,14 +178,15 @@ class NativeNetwork(nn.Module):
                 self._tune(program, shape)
             return program
 
-        return self._programs.get((id(shape.form), shape.size[1:], images), make)
+        return self._programs.get((shape.form, shape.size[1:], images), make)
 
     def _tune(self, program: Program, shape: _Shape) -> None:
         threads = self.threads or torch.get_num_threads()
         with measuring:
             if threads not in program.tuned:
                 program.tune(threads, new_scratch(program.scratch))
-                self._tuning.put(self._key(program, shape), kept({n: program.choices[n] for n in program.tuned}))
+                key, found = self._key(program, shape), kept({threads: program.choices[threads]})
+                self._tuning.put(key, self._tuning.get(key) | found)
 
     def _key(self, program: Program, shape: _Shape) -> str:
         sizes = "x".join(map(str, (program.images, *shape.size[1:])))
@@ -197,6 +210,11 @@ class NativeNetwork(nn.Module):
                 stacklevel=4,
             )
         return pytree.tree_map_only(Tensor, lambda y: y.to(self.dtype) if y.is_floating_point() else y, outputs)
+
+
+def _in_memory(x: Tensor) -> Tensor:
+    """The tensor with its numbers in memory as they are: neither negative ones nor zeros by agreement alone."""
+    return torch.zeros(x.shape, dtype=x.dtype) if x._is_zerotensor() else x.resolve_neg()
 
 
 class _Form:

@@ -76,6 +76,11 @@ class Recent:
             self._values.popitem(last=False)
         return value
 
+    def keep(self, wanted: Callable[[Any], bool]) -> None:
+        """Forget the other values."""
+        for key in [key for key, value in self._values.items() if not wanted(value)]:
+            del self._values[key]
+
     def values(self) -> list[Any]:
         """All of them, the least recently used first."""
         return list(self._values.values())
@@ -102,9 +107,19 @@ class Programs:
             made = make()
             with self._lock:
                 program = self._programs.put(key, made)
-                self._largest = max(each.scratch for each in self._programs.values())
-                self._idle = [frame for frame in self._idle if frame.scratch.nbytes <= self._largest]
+                self._shrink()
         return program
+
+    def keep(self, wanted: Callable[[Program], bool]) -> None:
+        """Forget the other programs."""
+        with self._lock:
+            self._programs.keep(wanted)
+            self._idle = [frame for frame in self._idle if wanted(frame.program)]
+            self._shrink()
+
+    def _shrink(self) -> None:
+        self._largest = max((each.scratch for each in self._programs.values()), default=0)
+        self._idle = [frame for frame in self._idle if frame.scratch.nbytes <= self._largest]
 
     def take(self, program: Program) -> Frame:
         """A frame of this program that no other call uses."""
