@@ -18,9 +18,10 @@ from ..capture import Captured, Captures
 from ..ir import number
 from ..lower import lower
 from . import records
+from .constants import Constants
 from .library import DTYPES, default_target, load
 from .pack import Format, pack
-from .program import Constants, Program
+from .program import Program
 from .sharing import THREADS, Lock, Programs, Recent, measuring, new_scratch
 from .tune import kept, restored
 
