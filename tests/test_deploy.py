@@ -66,8 +66,7 @@ def test_threads_and_passes_do_not_change_a_bit(threads):
         threads(count)
         deployed(x)
         for chunk in (1, 4, 5):
-            form, sizes = deployed._by_shape[x.shape]
-            outputs.append(form(x, sizes, chunk, count))
+            outputs.append(deployed._run(x, deployed._shape(x.shape)._replace(together=chunk), count))
     assert all(torch.equal(outputs[0], y) for y in outputs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -13,7 +14,9 @@ from .capture import only_input
 __all__ = ["deploy"]
 
 
-def deploy(model: nn.Module, example_inputs: Tensor | tuple[Tensor], engine: str | None = None) -> nn.Module:
+def deploy(
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor], engine: str | None = None, tune: bool = False
+) -> nn.Module:
     """Make the inference form of a network: the same answers, faster.
 
     On the CPU that is the native engine: C++, compiled on first use, with folded norms, packed weights and fused
@@ -29,10 +32,13 @@ def deploy(model: nn.Module, example_inputs: Tensor | tuple[Tensor], engine: str
             image sizes may come later. The native engine runs float32 and bfloat16.
         engine: ``"native"``, ``"cuda"`` or ``"inductor"`` to get that engine or an error.
 
+        tune: measure at each new size, too, how the native engine runs it fastest. It is measured for the example's
+            shape in any case (seconds, kept on disk), and for others by ``deployed.tune(x)``; without it rules choose.
+
     Returns:
         A module that takes what the model takes and returns what it returns in evaluation mode, without gradients. The
-        number of threads is ``torch.get_num_threads()`` at each call. The first call with a new size takes longer:
-        memory is laid out and layers are tuned for it (on a GPU for each batch size too).
+        number of threads is ``torch.get_num_threads()`` at each call, shared by calls at the same time. The first call
+        with a new size takes a little longer (on a GPU much longer, and for each batch size too).
 
     Raises:
         BackendUnavailable: the engine asked for cannot run; the message says why.
@@ -48,7 +54,7 @@ def deploy(model: nn.Module, example_inputs: Tensor | tuple[Tensor], engine: str
         True
     """
     engines: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
-        "native": _native,
+        "native": partial(_native, tune=tune),
         "cuda": _cuda,
         "inductor": _inductor,
     }
@@ -74,10 +80,10 @@ def deploy(model: nn.Module, example_inputs: Tensor | tuple[Tensor], engine: str
             return deployed
 
 
-def _native(model: nn.Module, example: Tensor) -> nn.Module:
+def _native(model: nn.Module, example: Tensor, tune: bool) -> nn.Module:
     from .native.engine import NativeNetwork
 
-    return NativeNetwork(model, example)
+    return NativeNetwork(model, example, tune=tune)
 
 
 def _cuda(model: nn.Module, example: Tensor) -> nn.Module:

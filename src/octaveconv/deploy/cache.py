@@ -1,9 +1,57 @@
-"""The folder for what was built or measured for this machine."""
+"""The folder for what was built or measured for this machine, and the tables in it."""
 
+from __future__ import annotations
+
+import json
 import os
+import warnings
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from .._atomic import replacing
+
+ROWS = 2000  # of a table: the oldest are dropped
 
 
 def cache_folder() -> Path:
     """``OCTAVECONV_CACHE``, or ``~/.cache/octaveconv``. It may not exist yet."""
     return Path(os.environ.get("OCTAVECONV_CACHE") or Path.home() / ".cache" / "octaveconv")
+
+
+class Table:
+    """Measurements by key in one file, which several processes may use at once; one that is damaged is written anew.
+
+    Args:
+        name: the file's, in the folder.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.path = cache_folder() / name
+        self.known = self._read()
+
+    def get(self, key: str) -> dict[str, Any]:
+        """What is known, or nothing."""
+        found: dict[str, Any] = self.known.get(key, {})
+        return found
+
+    def put(self, key: str, row: dict[str, Any]) -> None:
+        """Keep a row, with those that other processes found meanwhile."""
+        self.known[key] = row
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with FileLock(self.path.with_suffix(".lock"), timeout=10):
+                rows = self._read() | self.known
+                self.known = dict(list(rows.items())[-ROWS:])
+                with replacing(self.path) as file:
+                    file.write(json.dumps(self.known, indent=1).encode())
+        except OSError as error:
+            warnings.warn(f"deploy cannot store its measurements: {error}", RuntimeWarning, stacklevel=2)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            known = json.loads(self.path.read_text())
+        except (OSError, ValueError):  # there is none yet, or it is damaged: measure again
+            return {}
+        return known if isinstance(known, dict) and all(isinstance(row, dict) for row in known.values()) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ... import env
-from ..._atomic import replacing
 from ..._text import one_line
-from ..cache import cache_folder
+from ..cache import Table
 from .graphs import Graph
 
 Call = Callable[[], Any]
@@ -39,8 +36,8 @@ class Choices:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        self.path = cache_folder() / f"choices-{name.replace(' ', '-').replace('/', '-')}-{_version()}.json"
-        self.known = self._read()
+        self.table = Table(f"choices-{name.replace(' ', '-').replace('/', '-')}-{_version()}.json")
+        self.path = self.table.path
 
     def fastest(self, key: str, makers: Mapping[str, Callable[[], Call]]) -> tuple[str, Call]:
         """The name of the fastest way, and its call.
@@ -54,32 +51,15 @@ class Choices:
             [(name, make)] = makers.items()
             return name, make()
         digest = hashlib.sha256(key.encode()).hexdigest()[:20]
-        name = str(self.known.get(digest, {}).get("fastest"))
+        name = str(self.table.get(digest).get("fastest"))
         if name in makers:
             return name, makers[name]()
         calls = _checked(makers)
         times = seconds(calls, self.device)
         name = min(times, key=lambda way: times[way])
-        self._write(digest, {"fastest": name, "microseconds": {way: round(s * 1e6, 2) for way, s in times.items()}})
+        times_of = {way: round(s * 1e6, 2) for way, s in times.items()}
+        self.table.put(digest, {"fastest": name, "microseconds": times_of})
         return name, calls[name]
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            known = json.loads(self.path.read_text())
-        except (OSError, ValueError):  # there is none yet, or it is broken: measure again
-            return {}
-        return known if isinstance(known, dict) and all(isinstance(row, dict) for row in known.values()) else {}
-
-    def _write(self, digest: str, row: dict[str, Any]) -> None:
-        self.known[digest] = row
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path.with_suffix(".lock")):
-                self.known = self._read() | self.known  # with what other processes found meanwhile
-                with replacing(self.path) as file:
-                    file.write(json.dumps(self.known, indent=1).encode())
-        except OSError as error:
-            warnings.warn(f"deploy cannot store its measurements: {error}", RuntimeWarning, stacklevel=2)
 
 
 def seconds(calls: Mapping[str, Call], device: torch.device) -> dict[str, float]:

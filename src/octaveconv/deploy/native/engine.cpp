@@ -89,13 +89,6 @@ Ahead first_weights(const Program& program, int layer, int thread, int threads) 
                                                   : Ahead{};
 }
 
-ThreadPool& thread_pool() {
-    static ThreadPool* pool = new ThreadPool;  // never destroyed: its threads may outlive main
-    return *pool;
-}
-
-Barrier barrier;
-
 using Clock = std::chrono::steady_clock;
 
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -116,15 +109,16 @@ const char* records() {
 // Run the program `passes` times, each on the next part of the outside tensors. `seconds`, if given, receives the time
 // of each phase in the last pass.
 void run(const Program* program, const Outside* outside, int passes, int threads, double* seconds) {
-    thread_pool().run(threads, [=](int thread) {
+    const int phases = program->phase_count;  // a copy: after the last barrier the program may be gone
+    thread_pool().run(threads, [=](int thread, Team& team) {
         [[maybe_unused]] MatrixUnit unit;
         for (int pass = 0; pass < passes; pass++)
-            for (int phase = 0; phase < program->phase_count; phase++) {
+            for (int phase = 0; phase < phases; phase++) {
                 auto start = Clock::now();
                 for (int i = program->phases[phase]; i < program->phases[phase + 1]; i++)
-                    run_layer(program->layers[i], outside, pass, part_of(i, thread, threads), threads,
-                              first_weights(*program, i + 1, thread, threads));
-                barrier.wait(threads);
+                    run_layer(program->layers[i], outside, pass, part_of(i, thread, team.threads), team.threads,
+                              first_weights(*program, i + 1, thread, team.threads));
+                team.barrier.wait();
                 if (seconds && thread == 0) seconds[phase] = since(start);
             }
     });

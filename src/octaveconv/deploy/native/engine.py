@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Any
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..._text import one_line
 from ...errors import BackendUnavailable
+from ..cache import Table
 from ..capture import Captured, Captures
 from ..ir import number
 from ..lower import lower
 from . import records
+from .constants import Constants
 from .library import DTYPES, default_target, load
 from .pack import Format, pack
 from .program import Program
+from .sharing import THREADS, Lock, Programs, Recent, measuring, new_scratch
+from .tune import kept, restored
 
-PROGRAMS = 16  # kept in memory: those used last
+SHAPES = 256  # whose form is remembered: those used last
+FORMS = 8  # each with weights of its own; most networks have one for a single image and one for several
 PASS = 8  # images that run together, at most
 
 
 class NativeNetwork(nn.Module):
     """A network that the native engine runs.
 
-    It is a snapshot of the model: later changes of the model's weights do not reach it.
+    It is a snapshot of the model: later changes of the model's weights do not reach it. Several threads may call it at
+    once; a process that is forked from this one may, too.
 
     Args:
         model: in evaluation mode.
-        example: an input ``[N, C, H, W]``; other batch and image sizes work too. A size that no capture covers yet is
-            captured when it comes.
+        example: an input ``[N, C, H, W]``, for which the network is tuned; other batch and image sizes work too. A size
+            that no capture covers yet is captured when it comes, or runs in eager PyTorch if that fails.
         target: the instruction set, one of `library.TARGETS`; by default the best one that PyTorch may use as well.
+        tune: tune each new size when it comes, too.
+
+    Attributes:
+        threads: how many threads a call uses. If it is None, ``torch.get_num_threads()``, which calls at the same time
+            share: each takes those that are free, but at least one.
 
     Raises:
         BackendUnavailable: there is no compiler, the model is not float32 or bfloat16 on the CPU, torch.export cannot
@@ -41,8 +54,10 @@ class NativeNetwork(nn.Module):
 
     engine = "native"
     reason = ""
+    threads: int | None = None
+    _warned = False
 
-    def __init__(self, model: nn.Module, example: Tensor, target: str | None = None) -> None:
+    def __init__(self, model: nn.Module, example: Tensor, target: str | None = None, tune: bool = False) -> None:
         super().__init__()
         parameter = next(model.parameters(), example)
         self.dtype = parameter.dtype
@@ -52,60 +67,172 @@ class NativeNetwork(nn.Module):
             )
         self.library = load(target or default_target(), self.dtype)
         self._captures = Captures(model)
-        self._forms: dict[Captured, _Form] = {}
-        self._by_shape: dict[torch.Size, tuple[_Form, dict[Any, int]]] = {}
-        self._form(example.shape)
+        self._forms = Recent(FORMS)
+        self._lock = Lock()
+        self._shapes = Recent(SHAPES)
+        self._programs = Programs()
+        self._tunes_all = tune
+        self._tuning = Table(f"{Path(self.library._name).stem.replace('engine', 'tuning')}.json")
+        self._shape(example.shape)
+        self.tune(example)
 
     def forward(self, x: Tensor) -> Any:
         """The model's output for images ``[N, C, H, W]`` on the CPU, in the model's dtype."""
+        shape = self._checked(x)
+        if shape is None:
+            return self._eagerly(x)
+        limit = torch.get_num_threads()
+        threads = THREADS.take(self.threads or limit, 2**30 if self.threads else limit)
+        try:
+            return self._run(_in_memory(x.detach()), shape, threads)
+        finally:
+            THREADS.give_back(threads)
+
+    def _run(self, x: Tensor, shape: _Shape, threads: int) -> Any:
+        outputs = [torch.empty(size, dtype=self.dtype) for size in shape.outputs]
+        for start, end, images, program in self._chunks(shape):
+            frame = self._programs.take(program)
+            frame.choose(threads)
+            outside = shape.form.outside(x[start:end], [output[start:end] for output in outputs], images)
+            frame.run(outside, (end - start) // images, threads)
+            self._programs.give_back(frame)
+        return pytree.tree_unflatten(outputs, shape.form.captured.out_spec)
+
+    def tune(self, x: Tensor) -> None:
+        """Measure how threads share the layers best for images like these, unless that is known from before.
+
+        It takes seconds. What was found is kept in ``OCTAVECONV_CACHE`` (``~/.cache/octaveconv``) by CPU, network,
+        shape and number of threads.
+
+        Args:
+            x: images of the size and number that will come.
+        """
+        shape = self._checked(x)
+        if shape is not None:
+            for *_, program in self._chunks(shape):
+                self._tune(program, shape)
+
+    def _checked(self, x: Tensor) -> _Shape | None:
         if x.device.type != "cpu" or x.dtype != self.dtype or x.dim() != 4:
             raise ValueError(
                 f"this deployed network takes {self.dtype} images [N, C, H, W] on the CPU, got {x.dtype} "
                 f"{list(x.shape)} on {x.device}"
             )
-        if x.shape not in self._by_shape:
-            try:
-                self._by_shape[x.shape] = self._form(x.shape)
-            except BackendUnavailable as error:
-                raise ValueError(f"this deployed network cannot take {list(x.shape)}: {error}") from error
-        form, sizes = self._by_shape[x.shape]
-        return form(x, sizes, min(len(x), PASS), torch.get_num_threads())
+        return self._shape(x.shape)
 
-    def _form(self, shape: torch.Size) -> tuple[_Form, dict[Any, int]]:
-        """A form of the network that covers a shape, and what its symbols stand for then."""
-        captured, sizes = self._captures.of(shape)
-        if captured not in self._forms:
-            self._forms[captured] = _Form(captured, self.library, self.dtype)
-        return self._forms[captured], sizes
+    def _shape(self, size: torch.Size) -> _Shape | None:
+        """What is known of a shape, or None if the engine cannot run it."""
+        with self._lock:
+            shape: _Shape | str | None = self._shapes.get(size)
+            first = not self._forms.values()
+        if shape is None:
+            try:
+                shape = self._new_shape(size)
+            except BackendUnavailable as error:
+                if first:
+                    raise
+                shape = str(error)
+            with self._lock:
+                shape = self._shapes.put(size, shape)
+        return shape if isinstance(shape, _Shape) else None
+
+    def _form(self, captured: Captured) -> _Form:
+        """The form for a capture. One that is evicted takes the shapes and programs that need it along."""
+        with self._lock:
+            form: _Form | None = self._forms.get(captured)
+        if form is None:
+            made = _Form(captured, self.library, self.dtype)
+            with self._lock:
+                form = self._forms.put(captured, made)
+                forms = self._forms.values()
+                self._shapes.keep(lambda shape: not isinstance(shape, _Shape) or shape.form in forms)
+            self._programs.keep(lambda program: any(program.constants is each.constants for each in forms))
+        return form
+
+    def _new_shape(self, size: torch.Size) -> _Shape:
+        captured, symbols = self._captures.of(size)
+        form = self._form(captured)
+        outputs = [torch.Size(number(each, symbols) for each in output) for output in form.constants.network.shapes]
+        together = min(size[0], PASS)
+        while True:
+            shape = _Shape(form, symbols, size, outputs, together)
+            try:
+                self._chunks(shape)
+                return shape
+            except BackendUnavailable:
+                if together <= 1:
+                    raise
+                together //= 2
+
+    def _chunks(self, shape: _Shape) -> list[tuple[int, int, int, Program]]:
+        """The images from ... to ..., of which so many run together, and the program for these."""
+        count, together = shape.size[0], shape.together
+        whole = count // together * together if together else 0
+        cuts = [(0, whole, together), (whole, count, count - whole)]
+        return [(start, end, images, self._program(shape, images)) for start, end, images in cuts if start < end]
+
+    def _program(self, shape: _Shape, images: int) -> Program:
+        def make() -> Program:
+            program = Program(shape.form.constants, shape.symbols, images)
+            program.remember(restored(self._tuning.get(self._key(program, shape)), program.work))
+            if self._tunes_all:
+                self._tune(program, shape)
+            return program
+
+        return self._programs.get((shape.form, shape.size[1:], images), make)
+
+    def _tune(self, program: Program, shape: _Shape) -> None:
+        threads = self.threads or torch.get_num_threads()
+        with measuring:
+            if threads not in program.tuned:
+                program.tune(threads, new_scratch(program.scratch))
+                key, found = self._key(program, shape), kept({threads: program.choices[threads]})
+                self._tuning.put(key, self._tuning.get(key) | found)
+
+    def _key(self, program: Program, shape: _Shape) -> str:
+        sizes = "x".join(map(str, (program.images, *shape.size[1:])))
+        return f"{shape.form.digest} {sizes}"
+
+    def _eagerly(self, x: Tensor) -> Any:
+        """Run the model as it is, in float32."""
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                outputs = self._captures.model(x.detach().float())
+        except Exception as error:
+            raise ValueError(f"this deployed network cannot take {list(x.shape)}: {one_line(error)}") from error
+        if not self._warned:
+            self._warned = True
+            with self._lock:
+                reason = self._shapes.get(x.shape)
+            warnings.warn(
+                f"the native engine cannot run {list(x.shape)}, which therefore runs in eager PyTorch, as may other "
+                f"shapes: {reason}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return pytree.tree_map_only(Tensor, lambda y: y.to(self.dtype) if y.is_floating_point() else y, outputs)
+
+
+def _in_memory(x: Tensor) -> Tensor:
+    """The tensor with its numbers in memory as they are: neither negative ones nor zeros by agreement alone."""
+    return torch.zeros(x.shape, dtype=x.dtype) if x._is_zerotensor() else x.resolve_neg()
 
 
 class _Form:
-    """The network for a range of sizes: layers, constants, and a program for each size that came."""
+    """The network for a range of sizes: layers and constants."""
 
     def __init__(self, captured: Captured, library: Any, dtype: torch.dtype) -> None:
-        self.captured, self.library, self.dtype = captured, library, dtype
-        self.network = lower(captured)
+        self.captured = captured
+        network = lower(captured)
         form = Format(library.lanes(), library.panel_vectors(), dtype)
-        self.packed = {id(layer): pack(layer, form) for layer in self.network.layers if layer.sum is not None}
-        self.programs: OrderedDict[Any, Program] = OrderedDict()
-
-    def __call__(self, x: Tensor, sizes: dict[Any, int], together: int, threads: int) -> Any:
-        """Run all images, ``together`` at a time."""
-        x = x.detach()
-        outputs = [
-            torch.empty([number(size, sizes) for size in shape], dtype=self.dtype) for shape in self.network.shapes
-        ]
-        whole = len(x) // together * together if together else 0
-        for start, end, images in ((0, whole, together), (whole, len(x), len(x) - whole)):
-            if start < end:
-                outside = self.outside(x[start:end], [output[start:end] for output in outputs], images)
-                self.program(sizes, x.shape, images, threads).run(outside, (end - start) // images)
-        return pytree.tree_unflatten(outputs, self.captured.out_spec)
+        packed = [pack(layer, form) if layer.sum is not None else None for layer in network.layers]
+        self.constants = Constants(network, packed, library, dtype)
+        self.digest = self.constants.digest()
 
     def outside(self, x: Tensor, outputs: list[Tensor], images: int) -> Any:
         """Where the input and the parts of the outputs are in memory."""
         ends = [(x.data_ptr(), x.stride())]
-        for output, refs in zip(outputs, self.network.outputs):
+        for output, refs in zip(outputs, self.constants.network.outputs):
             strides = (*output.stride(), 0, 0)[:4]
             first = 0
             for ref in refs:
@@ -113,12 +240,12 @@ class _Form:
                 first += ref.channels
         return np.array([(data, strides, images * strides[0]) for data, strides in ends], records.OUTSIDE)
 
-    def program(self, sizes: dict[Any, int], shape: torch.Size, images: int, threads: int) -> Program:
-        """The program for images of this shape, ``images`` at a time."""
-        key = (shape[1:], images, threads)
-        if key not in self.programs:
-            self.programs[key] = Program(self.network, self.packed, sizes, images, threads, self.library, self.dtype)
-            if len(self.programs) > PROGRAMS:
-                self.programs.popitem(last=False)
-        self.programs.move_to_end(key)
-        return self.programs[key]
+
+class _Shape(NamedTuple):
+    """A shape of the input: the form that covers it, its symbols' values, and the outputs' shapes."""
+
+    form: _Form
+    symbols: dict[Any, int]
+    size: torch.Size
+    outputs: list[torch.Size]
+    together: int  # images
