@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .sizes import Size
+
 Pair = tuple[int, int]
 Activation = Literal["clamp", "sigmoid", "hardswish", "hardsigmoid", "silu"]
 INFINITY = float("inf")
@@ -170,4 +172,6 @@ class Lowered:
 
 def number(size: Any, sizes: Mapping[Any, int]) -> int:
     """A size as a number, given the values of its symbols."""
+    if isinstance(size, Size):
+        return size.value(sizes)
     return int(size.node.expr.subs(sizes)) if isinstance(size, torch.SymInt) else int(size)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..._atomic import replacing
 from ...errors import BackendUnavailable
 from ..capture import Captured, Captures
-from ..ir import number
+from ..ir import Lowered, number
 from ..lower import lower
 from . import records
+from .file import Saved, SavedForms, dumps, loads
 from .library import DTYPES, default_target, load
 from .pack import Format, pack
 from .program import Program
@@ -45,16 +49,71 @@ class NativeNetwork(nn.Module):
     def __init__(self, model: nn.Module, example: Tensor, target: str | None = None) -> None:
         super().__init__()
         parameter = next(model.parameters(), example)
-        self.dtype = parameter.dtype
-        if parameter.device.type != "cpu" or self.dtype not in DTYPES:
+        if parameter.device.type != "cpu" or parameter.dtype not in DTYPES:
             raise BackendUnavailable(
-                f"the native engine runs float32 and bfloat16 on the CPU, not {self.dtype} on {parameter.device}"
+                f"the native engine runs float32 and bfloat16 on the CPU, not {parameter.dtype} on {parameter.device}"
             )
-        self.library = load(target or default_target(), self.dtype)
-        self._captures = Captures(model)
-        self._forms: dict[Captured, _Form] = {}
-        self._by_shape: dict[torch.Size, tuple[_Form, dict[Any, int]]] = {}
+        self._start(parameter.dtype, load(target or default_target(), parameter.dtype))
+        self._captures: Captures | SavedForms = Captures(model)
         self._form(example.shape)
+
+    def _start(self, dtype: torch.dtype, library: Any) -> None:
+        self.dtype, self.library = dtype, library
+        self._forms: dict[Captured | Saved, _Form] = {}
+        self._by_shape: dict[torch.Size, tuple[_Form, dict[Any, int]]] = {}
+
+    @classmethod
+    def _of(cls, captures: Captures | SavedForms, dtype: torch.dtype, library: Any) -> NativeNetwork:
+        network = cls.__new__(cls)
+        nn.Module.__init__(network)
+        network._start(dtype, library)
+        network._captures = captures
+        return network
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview, name: str = "the pickled network") -> NativeNetwork:
+        """The network in the bytes of a file, whose ``name`` is for messages; raises what `load_deployed` raises."""
+        forms, dtype = loads(data, name)
+        return cls._of(forms, dtype, load(default_target(), dtype))
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
+        return dumps(self._lowered(), self.dtype)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the deployed network as one file, which `octaveconv.load_deployed` reads.
+
+        It holds the layers and their weights for the sizes of images that this network covers now: those of the example
+        and of all calls so far, and usually most others. It appears complete or not at all.
+
+        Raises:
+            UsageError: a file cannot hold the network, because an output is in a container that is not Python's own, or
+                a size follows from the input's in a way that the file has no words for.
+            OSError: the file cannot be written.
+        """
+        data = self.to_bytes()
+        with replacing(Path(path)) as file:
+            file.write(data)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeNetwork:
+        """A network that shares nothing which changes: it packs its weights itself, at its first call."""
+        twin = self._of(self._captures, self.dtype, self.library)
+        twin.training = self.training
+        return twin
+
+    def __reduce__(self) -> Any:
+        return NativeNetwork.from_bytes, (self.to_bytes(),)
+
+    def _lowered(self) -> list[tuple[Captured | Saved, Lowered]]:
+        """Every form of the network, with its layers."""
+        found = []
+        for captured in self._captures:
+            try:
+                form = self._forms.get(captured)
+                found.append((captured, form.network if form else _layers(captured)))
+            except BackendUnavailable:
+                continue  # a size that was refused when it came
+        return found
 
     def forward(self, x: Tensor) -> Any:
         """The model's output for images ``[N, C, H, W]`` on the CPU, in the model's dtype."""
@@ -79,12 +138,16 @@ class NativeNetwork(nn.Module):
         return self._forms[captured], sizes
 
 
+def _layers(captured: Captured | Saved) -> Lowered:
+    return captured.network if isinstance(captured, Saved) else lower(captured)
+
+
 class _Form:
     """The network for a range of sizes: layers, constants, and a program for each size that came."""
 
-    def __init__(self, captured: Captured, library: Any, dtype: torch.dtype) -> None:
+    def __init__(self, captured: Captured | Saved, library: Any, dtype: torch.dtype) -> None:
         self.captured, self.library, self.dtype = captured, library, dtype
-        self.network = lower(captured)
+        self.network = _layers(captured)
         form = Format(library.lanes(), library.panel_vectors(), dtype)
         self.packed = {id(layer): pack(layer, form) for layer in self.network.layers if layer.sum is not None}
         self.programs: OrderedDict[Any, Program] = OrderedDict()
