@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import random
+import re
 
 import torch
 from networks import image
@@ -24,7 +25,9 @@ def taken_apart(data):
 
 def put_together(header, record, tensors, text=None):
     """A file with the right checksum; ``text`` in place of the record's JSON."""
-    metadata = {"deployed": json.dumps(record) if text is None else text, "sha256": "0" * 64}
+    if text is None:
+        text = json.dumps({"sha256": "0" * 64} | record | {"sha256": "0" * 64})
+    metadata = {"deployed": text}
     encoded = json.dumps({"__metadata__": metadata, **header}).encode()
     encoded += b" " * (-len(encoded) % 8)
     data = len(encoded).to_bytes(8, "little") + encoded + tensors
@@ -93,13 +96,15 @@ def mutated(parts, seed):
 
 
 def fate(data, shapes):
-    """What becomes of a file: "refused", "not run" (for no shape), or "run". Other errors than the promised ones come out."""
+    """What becomes of a file: "refused", "not run" (for no shape) or "run".
+
+    An error that was not promised comes out.
+    """
     try:
         forms, dtype = file.loads(data, "net.octave")
     except ValueError as error:
-        assert str(error).startswith("net.octave "), error
-        assert len(str(error)) < 1000
-        assert "\n" not in str(error)
+        if not re.fullmatch(r"net\.octave .{1,1000}", str(error)):
+            raise RuntimeError("an error that misleads") from error
         return "refused"
     network = engine.NativeNetwork._of(forms, dtype, engine.load(engine.default_target(), dtype))
     network.to_bytes()
@@ -109,7 +114,8 @@ def fate(data, shapes):
             network(image(*shape).to(dtype))
             run = True
         except ValueError as error:
-            assert "net.octave" in str(error) or "too large for the native engine" in str(error), error
+            if "net.octave" not in str(error) and "too large for the native engine" not in str(error):
+                raise RuntimeError("an error that misleads") from error
     return "run" if run else "not run"
 
 
@@ -127,15 +133,16 @@ class Everything(nn.Module):
         self.e = nn.Conv2d(20, 12, 1)
         self.g = nn.Conv2d(12, 12, 1)
         self.s = nn.Conv2d(12, 9, 3, stride=2, padding=2, dilation=2)
+        self.h = nn.Conv2d(20, 20, 3, padding=1, groups=5)
         self.fc = nn.Linear(9, 5)
 
     def forward(self, x):
         from octaveconv.octave import pool, upsample
 
         y = self.n(self.a(x)).relu()
-        y = y + self.b(y)
+        y = self.n(y + self.b(y)).relu()
         z = self.c(y) + upsample(self.d(pool(y)), (2, 2), y.shape[-2:])
-        z = self.e(torch.cat([y, z.relu()], 1))
+        z = self.e(self.h(torch.cat([y, z.relu()], 1)))
         z = z * self.g(z.mean((2, 3), keepdim=True)).sigmoid() + y
         z = nn.functional.silu(self.s(nn.functional.max_pool2d(z, 3, 1, 1)))
         return {"logits": self.fc(nn.functional.adaptive_avg_pool2d(z, 1).flatten(1)), "maps": (z, [pool(y)])}

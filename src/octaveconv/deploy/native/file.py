@@ -140,6 +140,7 @@ def dumps(forms: Iterable[tuple[Captured | Saved, Lowered]], dtype: torch.dtype)
 
     written_forms = [_write_form(form, network, writer) for form, network in forms]
     record = {
+        "sha256": _NO_DIGEST,
         "version": VERSION,
         "octaveconv": __version__,
         "torch": str(torch.__version__),
@@ -147,7 +148,7 @@ def dumps(forms: Iterable[tuple[Captured | Saved, Lowered]], dtype: torch.dtype)
         "forms": written_forms,
     }
     text = json.dumps(record, allow_nan=False, separators=(",", ":"))
-    data = bytearray(save(writer.tensors, {"deployed": text, "sha256": _NO_DIGEST}))
+    data = bytearray(save(writer.tensors, {"deployed": text}))
     if (length := int.from_bytes(data[:8], "little")) > HEADER or len(written_forms) > FORMS:
         raise UsageError(
             f"the network has {length:,} bytes of layers in {len(written_forms)} forms, and a file holds {HEADER:,} "
@@ -182,9 +183,10 @@ def loads(data: bytes | memoryview, name: str) -> tuple[SavedForms, torch.dtype]
         metadata = header.pop("__metadata__", None) if type(header) is dict else None
         if type(metadata) is not dict or "deployed" not in metadata:
             raise _Foreign
-        _check_digest(data, length, metadata.get("sha256"))
         record = _json(metadata["deployed"])
-        found = record.get("version") if isinstance(record, dict) else None
+        require(type(record) is dict, "its layers are not an object")
+        _check_digest(data, length, record.get("sha256"))
+        found = record.get("version")
         if type(found) is int and found > VERSION:
             raise _Newer(str(record.get("octaveconv"))[:20])
         forms = _read_forms(record, _tensors(header, data, 8 + length))
@@ -274,10 +276,10 @@ def _stated(captured: Captured) -> tuple[dict[Any, str], dict[str, Any]]:
     dimensions: list[int | str] = []
     ranges: dict[str, list[int | None]] = {}
     for dimension, size in zip(DIMENSIONS, captured.input.meta["val"].shape):
-        if not isinstance(size, torch.SymInt):
-            dimensions.append(int(size))
+        symbol = size.node.expr if isinstance(size, torch.SymInt) else size
+        if isinstance(symbol, int) or symbol.is_Integer:
+            dimensions.append(int(symbol))
             continue
-        symbol = size.node.expr
         if not symbol.is_Symbol:
             raise UsageError(f"a file cannot hold a network whose input has the size {symbol}")
         dimensions.append(names.setdefault(symbol, dimension))
@@ -329,7 +331,7 @@ def _unpacked(data: Any, depth: int = 0) -> Any:
 
 
 def _read_forms(record: Any, tensors: Mapping[str, Tensor]) -> list[Saved]:
-    version, _, _, dtype, forms = fields(record, "version", "octaveconv", "torch", "dtype", "forms")
+    _, version, _, _, dtype, forms = fields(record, "sha256", "version", "octaveconv", "torch", "dtype", "forms")
     integer(version, VERSION, VERSION)
     require(type(dtype) is str and dtype in _DTYPES, "there is no such dtype")
     require(0 < len(items(forms)) <= FORMS, "it has no forms, or too many")
