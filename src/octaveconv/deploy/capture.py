@@ -68,7 +68,7 @@ class Captured:
         self.guard = getattr(program.module(), "_guards_fn", None)
         symbols: list[Any] = [size.node for size in self.input.meta["val"].shape if isinstance(size, torch.SymInt)]
         self.environment: Any = symbols[0].shape_env if symbols else None  # of the input's symbols
-        self.conditions = [guard.expr for guard in self.environment.guards] if symbols else []
+        self.conditions = [guard.expr for symbol in symbols[:1] for guard in symbol.shape_env.guards]
         self.ranges: dict[Any, Any] = dict(program.range_constraints)
 
     def value(self, arguments: Any) -> Any:

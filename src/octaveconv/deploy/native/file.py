@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..._text import one_line
+from ...env import version
 from ...errors import BackendUnavailable, UsageError
 from ..capture import Captured
 from ..ir import Lowered
@@ -136,14 +137,12 @@ def dumps(forms: Iterable[tuple[Captured | Saved, Lowered]], dtype: torch.dtype)
     """
     writer = Writer(dtype)
     name = next(name for name, known in _DTYPES.items() if known == dtype)
-    from ... import __version__
-
     written_forms = [_write_form(form, network, writer) for form, network in forms]
     record = {
         "sha256": _NO_DIGEST,
         "version": VERSION,
-        "octaveconv": __version__,
-        "torch": str(torch.__version__),
+        "octaveconv": version("octaveconv"),
+        "torch": version("torch"),
         "dtype": name,
         "forms": written_forms,
     }
@@ -331,8 +330,8 @@ def _unpacked(data: Any, depth: int = 0) -> Any:
 
 
 def _read_forms(record: Any, tensors: Mapping[str, Tensor]) -> list[Saved]:
-    _, version, _, _, dtype, forms = fields(record, "sha256", "version", "octaveconv", "torch", "dtype", "forms")
-    integer(version, VERSION, VERSION)
+    _, number, _, _, dtype, forms = fields(record, "sha256", "version", "octaveconv", "torch", "dtype", "forms")
+    integer(number, VERSION, VERSION)
     require(type(dtype) is str and dtype in _DTYPES, "there is no such dtype")
     require(0 < len(items(forms)) <= FORMS, "it has no forms, or too many")
     reader = Reader(tensors, _DTYPES[dtype])
