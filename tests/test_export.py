@@ -66,6 +66,13 @@ def test_families(name, format, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [f"model{FORMATS[format]}"]
 
 
+def test_a_file_for_our_own_engine(tmp_path, quickly):
+    path = exported(block(), tmp_path, "octave")
+    assert oc.load_deployed(path)(image(2, 3, 12, 9)).shape == (2, 8, 12, 9)
+    with pytest.raises(RuntimeError, match=r"octave cannot express this network: .*aten\.gelu\.default in module 1"):
+        export(nn.Sequential(block(), nn.GELU()), image(1, 3, 8, 8), tmp_path / "gelu.octave")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["oct_resnet18", "oct_seresnetv2_50"])
 def test_openvino(name, tmp_path):

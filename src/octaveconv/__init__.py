@@ -3,7 +3,7 @@
 from . import functional
 from .backends import backend, explain
 from .cost import cost
-from .deploy import deploy
+from .deploy import deploy, load_deployed
 from .errors import BackendUnavailable, MissingExtra, MXNetFormatError, UsageError
 from .export import export
 from .mxnet.params import load_mxnet
@@ -54,6 +54,7 @@ __all__ = [
     "explain",
     "export",
     "functional",
+    "load_deployed",
     "load_mxnet",
     "octave_cat",
     "octave_map",

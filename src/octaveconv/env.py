@@ -16,7 +16,7 @@ DIRTY = "-dirty"  # the end of a commit in a working tree with uncommitted chang
 def facts() -> dict[str, str]:
     """Versions of the packages that matter, the processor and its cores, the chosen backend, and the GPU if any."""
     packages = ("octaveconv", "torch", "timm", "torchvision", "triton")
-    found = {name: _version(name) for name in packages}
+    found = {name: version(name) for name in packages}
     found["python"] = platform.python_version()
     found["system"] = f"{platform.system()} {platform.machine()}"
     found["cpu"] = f"{_cpu_name()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
@@ -37,7 +37,8 @@ def commit() -> str:
         return "unknown"
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """The version of an installed package."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

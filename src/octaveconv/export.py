@@ -18,17 +18,19 @@ from torch.export import Dim
 from ._atomic import flush, link, sync
 from ._modes import check_call, check_network, eval_mode
 from ._text import did_you_mean
+from .deploy import deploy, load_deployed
 from .deploy.capture import exported, only_input
 from .deploy.fold import folded
 from .errors import UsageError, require
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "aoti": ".pt2"}  # and the endings of their files
+# The formats, and the endings of their files.
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "aoti": ".pt2", "octave": ".octave"}
 TOLERANCE = 1e-4  # of the output's standard deviation; another order of summing changes about 1e-6 of it, but
 ROUNDINGS = 4  # a very deep network may amplify that: this many times its own distance from float64 is allowed
 BATCH_SIZES = (1, 3)  # compared after writing
-RUNTIMES = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "pt2": ("torch",), "aoti": ("torch",)}
-PRECISIONS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16"), "pt2": ("fp32",), "aoti": ("fp32",)}  # of the runtimes
-_WRITERS = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript"), "pt2": (), "aoti": ()}
+RUNTIMES = {"onnx": ("onnxruntime",), "openvino": ("openvino",)} | dict.fromkeys(("pt2", "aoti", "octave"), ("torch",))
+PRECISIONS = {format: ("fp32", "bf16") if format == "openvino" else ("fp32",) for format in FORMATS}  # of the runtimes
+_WRITERS = dict.fromkeys(("onnx", "openvino"), ("onnx", "onnxscript"))
 
 Run = Callable[[Tensor], Tensor]
 Loader = Callable[[Path, int | None], Run]
@@ -51,9 +53,10 @@ def export(
             changed.
         example_inputs: images ``[N, C, H, W]``, or a tuple of this one tensor; the values do not matter.
         path: the file to write. OpenVINO's weights go to a second one beside it, which ends in ``.bin``.
-        format: ``"onnx"``; ``"openvino"`` (its IR, in float32); ``"pt2"``, an archive of ``torch.export.save``; or
-            ``"aoti"``, a package of ``torch._inductor.aoti_compile_and_package``, compiled for this machine. By default
-            the ending of ``path`` decides: ``.onnx``, ``.xml`` or ``.pt2``.
+        format: ``"onnx"``; ``"openvino"`` (its IR, in float32); ``"pt2"``, an archive of ``torch.export.save``;
+            ``"aoti"``, a package of ``torch._inductor.aoti_compile_and_package``, compiled for this machine; or
+            ``"octave"``, a file for `load_deployed`, for other sizes of images, too. By default the ending of ``path``
+            decides: ``.onnx``, ``.xml``, ``.pt2`` or ``.octave``.
 
     Returns:
         For each batch size that was compared, the largest difference over the output's standard deviation.
@@ -83,7 +86,10 @@ def export(
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the exporters' own deprecations
-                _write(format, folded(exported(model, example, (0,), "reference")), example, part)
+                if format == "octave":
+                    _write_octave(model, example, part)
+                else:
+                    _write(format, folded(exported(model, example, (0,), "reference")), example, part)
         except Exception as error:
             raise RuntimeError(f"{format} cannot express this network: {_reason(error)}") from error
         differences = _compare(model, load(part, format=format), example, format)
@@ -99,7 +105,7 @@ def load(
     Args:
         path: a file that `export` wrote.
         format: its format; by default its ending decides, as in `export`.
-        threads: threads of OpenVINO or ONNX Runtime, by default their choice; the other two formats compute with
+        threads: threads of OpenVINO or ONNX Runtime, by default their choice; the other formats compute with
             PyTorch's threads (``torch.set_num_threads``).
         precision: in which OpenVINO computes, ``"fp32"`` or ``"bf16"``; the others compute in that of the file.
 
@@ -121,7 +127,9 @@ def load(
     if precision not in PRECISIONS[format]:
         raise UsageError(f"{format} does not compute in {precision}: use {' or '.join(PRECISIONS[format])}")
     openvino: Loader = functools.partial(_load_openvino, precision=precision)
-    loaders: dict[str, Loader] = {"onnx": _load_onnx, "openvino": openvino, "pt2": _load_pt2, "aoti": _load_aoti}
+    loaders: dict[str, Loader] = {
+        "onnx": _load_onnx, "openvino": openvino, "pt2": _load_pt2, "aoti": _load_aoti, "octave": _load_octave,
+    }  # fmt: skip
     try:
         return loaders[format](path, threads)
     except Exception as error:  # each runtime raises its own kinds
@@ -139,7 +147,7 @@ def check(format: str | None, path: Path, writing: bool = True) -> str:
         raise UsageError(f"there is no export format {format!r}{hint}")
     if writing and path.suffix != FORMATS[format]:
         raise UsageError(f"{path} must end in {FORMATS[format]}, as files of the format {format} do")
-    for package in (*RUNTIMES[format], *(_WRITERS[format] if writing else ())):
+    for package in (*RUNTIMES[format], *(_WRITERS.get(format, ()) if writing else ())):
         require(package, "export")
     return format
 
@@ -223,6 +231,13 @@ def _write(format: str, graph: fx.GraphModule, example: Tensor, path: Path) -> N
             )
 
 
+def _write_octave(model: nn.Module, example: Tensor, path: Path) -> None:
+    deployed: Any = deploy(model, example, engine="native")
+    for batch in BATCH_SIZES:  # so that a network that treats one image otherwise is captured for both
+        deployed(example[:1].expand(batch, -1, -1, -1))
+    deployed.save(path)
+
+
 def _write_onnx(graph: fx.GraphModule, example: Tensor, path: Path) -> None:
     _crop_after_upsampling(graph)
     torch.onnx.export(
@@ -298,6 +313,10 @@ def _load_pt2(path: Path, threads: int | None) -> Run:
             return network(x)  # type: ignore[no-any-return]
 
     return run
+
+
+def _load_octave(path: Path, threads: int | None) -> Run:
+    return load_deployed(path)
 
 
 def _load_aoti(path: Path, threads: int | None) -> Run:

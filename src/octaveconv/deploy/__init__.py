@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 
 from .._modes import check_call, check_network, eval_mode
 from ..errors import BackendUnavailable, UsageError
 from .capture import only_input
 
-__all__ = ["deploy"]
+__all__ = ["deploy", "load_deployed"]
 
 
 def deploy(
@@ -31,12 +34,12 @@ def deploy(
         example_inputs: one tensor ``[N, C, H, W]`` of the model's dtype and device, or a tuple of one; other batch and
             image sizes may come later. The native engine runs float32 and bfloat16.
         engine: ``"native"``, ``"cuda"`` or ``"inductor"`` to get that engine or an error.
-
         tune: measure at each new size, too, how the native engine runs it fastest. It is measured for the example's
             shape in any case (seconds, kept on disk), and for others by ``deployed.tune(x)``; without it rules choose.
 
     Returns:
-        A module that takes what the model takes and returns what it returns in evaluation mode, without gradients. The
+        A module that takes what the model takes and returns what it returns in evaluation mode, without gradients. Its
+        ``save(path)`` writes the native engine's network for `load_deployed`; it can be pickled and deep-copied. The
         number of threads is ``torch.get_num_threads()`` at each call, shared by calls at the same time. The first call
         with a new size takes a little longer (on a GPU much longer, and for each batch size too).
 
@@ -78,6 +81,45 @@ def deploy(
             deployed = _inductor(model, example)
             deployed.reason = f"not the {first} engine: {error}"  # type: ignore[assignment]
             return deployed
+
+
+def load_deployed(path: str | os.PathLike[str]) -> nn.Module:
+    """Read a network that ``save(path)`` of a deployed one has written, for the native engine.
+
+    Nothing is captured, and nothing in the file is executed: it holds weights and a description of layers, all of which
+    is checked. The file works on any CPU, and with later versions of this package and of PyTorch.
+
+    Args:
+        path: the file.
+
+    Returns:
+        What `deploy` returned, for the sizes of images that it had met or that follow from them. For any other size a
+        call raises ValueError, which says what the file covers.
+
+    Raises:
+        ValueError: it is not such a file, it is damaged, or a newer version has written it.
+        BackendUnavailable: there is no C++ compiler for the engine.
+        OSError: there is no such file.
+
+    Example:
+        >>> import tempfile, torch, octaveconv as oc
+        >>> model = nn.Sequential(oc.OctConv2d(3, 8, 3, padding=1, alpha_out=0.5), oc.Merge()).eval()
+        >>> deployed = oc.deploy(model, torch.randn(1, 3, 16, 16), engine="native")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     deployed.save(f"{folder}/net.octave")
+        ...     loaded = oc.load_deployed(f"{folder}/net.octave")
+        >>> x = torch.randn(2, 3, 21, 30)
+        >>> torch.equal(loaded(x), deployed(x))
+        True
+    """
+    from .native.engine import NativeNetwork
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    return NativeNetwork.from_bytes(np.fromfile(path, np.uint8).data, str(path))
 
 
 def _native(model: nn.Module, example: Tensor, tune: bool) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ class Captured:
         constants: the values of the nodes that do not.
         input: the node of the input, whose ``meta["val"]`` has its shape.
         outputs: the nodes returned.
+        guard: asserts that the graph covers an input.
+        ranges, conditions: what the guard asserts, of each symbol and of several.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
@@ -64,6 +66,10 @@ class Captured:
         self.out_spec = program.call_spec.out_spec
         self.alone = False  # whether the graph is that of a single image, too; torch.export assumes two or more
         self.guard = getattr(program.module(), "_guards_fn", None)
+        symbols: list[Any] = [size.node for size in self.input.meta["val"].shape if isinstance(size, torch.SymInt)]
+        self.environment: Any = symbols[0].shape_env if symbols else None  # of the input's symbols
+        self.conditions = [guard.expr for symbol in symbols[:1] for guard in symbol.shape_env.guards]
+        self.ranges: dict[Any, Any] = dict(program.range_constraints)
 
     def value(self, arguments: Any) -> Any:
         """The arguments with constants in place of their nodes."""
@@ -201,6 +207,9 @@ class Captures:
         self.model = model.cpu().float() if like is None else model
         self.like, self.form = torch.empty(0) if like is None else like, form
         self._all: list[Captured] = []
+
+    def __iter__(self) -> Iterator[Captured]:
+        return iter(list(self._all))
 
     def of(self, shape: torch.Size) -> tuple[Captured, dict[Any, int]]:
         """The capture that covers an input's shape, and the values of its symbols there.

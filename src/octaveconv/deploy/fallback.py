@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import os
+from typing import Any, NoReturn, cast
 
 import torch
 import torch._inductor.config
 from torch import Tensor, nn
 
 from .._text import one_line
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, UsageError
 from .capture import Captured, Captures, only_input
 from .fold import folded
 
@@ -48,6 +49,26 @@ class Fallback(nn.Module):
             with _inductor.patch(freezing=True):  # weights become constants, packed as the kernels read them
                 return graph.compiled(x)
 
+    def save(self, path: str | os.PathLike[str]) -> NoReturn:
+        """Refuse: what Inductor compiles cannot be taken to a file.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            f"only a network of the native engine can be saved, and this one runs with {self.engine}"
+            f"{self.reason and f' ({self.reason})'}: write it with octaveconv.export, as .pt2 or .onnx"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fallback:
+        """A network with a copy of the model, which compiles it again at its first call."""
+        twin: Fallback = _restore(self._captures.model, self._captures.like, self.engine, self.reason)
+        twin.training = self.training
+        return twin
+
+    def __reduce__(self) -> Any:
+        return _restore, (self._captures.model, self._captures.like, self.engine, self.reason)
+
     def _graph_for(self, x: Tensor) -> Any:
         """A folded graph that covers the shape of ``x``: usually the first, made for every batch and image size."""
         try:
@@ -62,6 +83,15 @@ class Fallback(nn.Module):
             self._graphs[captured] = graph
         self._by_shape[x.shape] = self._graphs[captured]
         return self._graphs[captured]
+
+
+def _restore(model: nn.Module, like: Tensor, engine: str, reason: str) -> Fallback:
+    """A `Fallback` that has not compiled anything yet."""
+    found = Fallback.__new__(Fallback)
+    nn.Module.__init__(found)
+    found._captures, found._graphs, found._by_shape = Captures(model, like, "merged"), {}, {}
+    found.engine, found.reason = engine, reason
+    return found
 
 
 def fallback(model: nn.Module, example_inputs: Tensor | tuple[Tensor]) -> Fallback:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
+from .sizes import Size
+
 Pair = tuple[int, int]
 Activation = Literal["clamp", "sigmoid", "hardswish", "hardsigmoid", "silu"]
 INFINITY = float("inf")
@@ -172,8 +174,8 @@ class Lowered:
 
 def number(size: Any, sizes: Mapping[Any, int]) -> int:
     """A size as a number, given the values of its symbols."""
-    if isinstance(size, torch.SymInt):
-        return int(
-            sympy_interp(PythonReferenceAnalysis, dict(sizes), size.node.expr)
-        )  # ten times as fast as SymPy's subs
+    if isinstance(size, Size):
+        return size.value(sizes)
+    if isinstance(size, torch.SymInt):  # ten times as fast as SymPy's subs
+        return int(sympy_interp(PythonReferenceAnalysis, dict(sizes), size.node.expr))
     return int(size)

@@ -24,10 +24,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", metavar="N", type=positive, default=1, help="images per call (%(default)s)")
     add_threads(parser)
     parser.add_argument("--runs", metavar="N", type=positive, default=20, help="timed calls of each (%(default)s)")
-    parser.add_argument("--no-timing", action="store_true", help="only export and check")
-    parser.add_argument("--format", metavar="F", help="its format: onnx, openvino, pt2 or aoti (by its ending)")
+    parser.add_argument("--no-timing", action="store_true", help="export and check only")
+    parser.add_argument("--format", metavar="F", help="onnx, openvino, pt2, aoti or octave (that of FILE; .pt2 is pt2)")
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, required=True, help="file to write: .onnx, .xml (OpenVINO) or .pt2"
+        "--out", metavar="FILE", type=Path, required=True, help="to write: .onnx, .xml (OpenVINO), .pt2 or .octave"
     )
 
 

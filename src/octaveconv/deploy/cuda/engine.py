@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch._dynamo.config
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...backends import _triton_choice
-from ...errors import BackendUnavailable
+from ...errors import BackendUnavailable, UsageError
 from ...octave import Octave
 from ..capture import Captured, Captures, exported
 from ..fold import folded
@@ -91,6 +92,20 @@ class CudaNetwork(nn.Module):
             )
         with self._turn():
             return self._for(x)(x)
+
+    def save(self, path: str | os.PathLike[str]) -> NoReturn:
+        """Refuse: what was recorded for one GPU cannot be taken to a file.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "only a network of the native engine can be saved: deploy the model on the CPU and save that, or deploy "
+            "the model again where it is needed (the forms that were chosen are kept in OCTAVECONV_CACHE)"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a network of the CUDA engine cannot be copied or pickled: deploy the model again instead")
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,14 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..._atomic import replacing
 from ..._text import one_line
 from ...errors import BackendUnavailable
 from ..cache import Table
 from ..capture import Captured, Captures
-from ..ir import number
+from ..ir import Lowered, number
 from ..lower import lower
 from . import records
 from .constants import Constants
+from .file import Saved, SavedForms, dumps, loads
 from .library import DTYPES, default_target, load
 from .pack import Format, pack
 from .program import Program
@@ -60,21 +63,75 @@ class NativeNetwork(nn.Module):
     def __init__(self, model: nn.Module, example: Tensor, target: str | None = None, tune: bool = False) -> None:
         super().__init__()
         parameter = next(model.parameters(), example)
-        self.dtype = parameter.dtype
-        if parameter.device.type != "cpu" or self.dtype not in DTYPES:
+        if parameter.device.type != "cpu" or parameter.dtype not in DTYPES:
             raise BackendUnavailable(
-                f"the native engine runs float32 and bfloat16 on the CPU, not {self.dtype} on {parameter.device}"
+                f"the native engine runs float32 and bfloat16 on the CPU, not {parameter.dtype} on {parameter.device}"
             )
-        self.library = load(target or default_target(), self.dtype)
-        self._captures = Captures(model)
+        self._start(Captures(model), parameter.dtype, load(target or default_target(), parameter.dtype))
+        self._tunes_all = tune
+        self._new_shape(example.shape)
+        self.tune(example)
+
+    def _start(self, captures: Captures | SavedForms, dtype: torch.dtype, library: Any) -> None:
+        self._captures, self.dtype, self.library = captures, dtype, library
         self._forms = Recent(FORMS)
         self._lock = Lock()
         self._shapes = Recent(SHAPES)
         self._programs = Programs()
-        self._tunes_all = tune
+        self._tunes_all = False
         self._tuning = Table(f"{Path(self.library._name).stem.replace('engine', 'tuning')}.json")
-        self._shape(example.shape)
-        self.tune(example)
+
+    @classmethod
+    def _of(cls, captures: Captures | SavedForms, dtype: torch.dtype, library: Any) -> NativeNetwork:
+        network = cls.__new__(cls)
+        nn.Module.__init__(network)
+        network._start(captures, dtype, library)
+        return network
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview, name: str = "the pickled network") -> NativeNetwork:
+        """The network in the bytes of a file, whose ``name`` is for messages; raises what `load_deployed` raises."""
+        forms, dtype = loads(data, name)
+        return cls._of(forms, dtype, load(default_target(), dtype))
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
+        return dumps(self._lowered(), self.dtype)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the deployed network as one file, which `octaveconv.load_deployed` reads.
+
+        It holds the layers and their weights for the sizes of images that this network covers now: those of the example
+        and of all calls so far, and usually most others. It appears complete or not at all.
+
+        Raises:
+            UsageError: a file cannot hold the network, because an output is in a container that is not Python's own, or
+                a size follows from the input's in a way that the file has no words for.
+            OSError: the file cannot be written.
+        """
+        data = self.to_bytes()
+        with replacing(Path(path)) as file:
+            file.write(data)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeNetwork:
+        """A network that shares nothing which changes: it packs its weights itself, at its first call."""
+        twin = self._of(self._captures, self.dtype, self.library)
+        twin.training, twin.threads, twin._tunes_all = self.training, self.threads, self._tunes_all
+        return twin
+
+    def __reduce__(self) -> Any:
+        return NativeNetwork.from_bytes, (self.to_bytes(),)
+
+    def _lowered(self) -> list[tuple[Captured | Saved, Lowered]]:
+        """Every form of the network, with its layers."""
+        found = []
+        for captured in self._captures:
+            try:
+                form = self._forms.get(captured)
+                found.append((captured, form.constants.network if form else _layers(captured)))
+            except BackendUnavailable:
+                continue  # a size that was refused when it came
+        return found
 
     def forward(self, x: Tensor) -> Any:
         """The model's output for images ``[N, C, H, W]`` on the CPU, in the model's dtype."""
@@ -124,19 +181,16 @@ class NativeNetwork(nn.Module):
         """What is known of a shape, or None if the engine cannot run it."""
         with self._lock:
             shape: _Shape | str | None = self._shapes.get(size)
-            first = not self._forms.values()
         if shape is None:
             try:
                 shape = self._new_shape(size)
             except BackendUnavailable as error:
-                if first:
-                    raise
                 shape = str(error)
             with self._lock:
                 shape = self._shapes.put(size, shape)
         return shape if isinstance(shape, _Shape) else None
 
-    def _form(self, captured: Captured) -> _Form:
+    def _form(self, captured: Captured | Saved) -> _Form:
         """The form for a capture. One that is evicted takes the shapes and programs that need it along."""
         with self._lock:
             form: _Form | None = self._forms.get(captured)
@@ -195,6 +249,10 @@ class NativeNetwork(nn.Module):
 
     def _eagerly(self, x: Tensor) -> Any:
         """Run the model as it is, in float32."""
+        with self._lock:
+            reason = self._shapes.get(x.shape)
+        if isinstance(self._captures, SavedForms):
+            raise ValueError(f"this deployed network cannot take {list(x.shape)}: {reason}")
         try:
             with torch.inference_mode(False), torch.no_grad():
                 outputs = self._captures.model(x.detach().float())
@@ -202,8 +260,6 @@ class NativeNetwork(nn.Module):
             raise ValueError(f"this deployed network cannot take {list(x.shape)}: {one_line(error)}") from error
         if not self._warned:
             self._warned = True
-            with self._lock:
-                reason = self._shapes.get(x.shape)
             warnings.warn(
                 f"the native engine cannot run {list(x.shape)}, which therefore runs in eager PyTorch, as may other "
                 f"shapes: {reason}",
@@ -218,12 +274,16 @@ def _in_memory(x: Tensor) -> Tensor:
     return torch.zeros(x.shape, dtype=x.dtype) if x._is_zerotensor() else x.resolve_neg()
 
 
+def _layers(captured: Captured | Saved) -> Lowered:
+    return captured.network if isinstance(captured, Saved) else lower(captured)
+
+
 class _Form:
     """The network for a range of sizes: layers and constants."""
 
-    def __init__(self, captured: Captured, library: Any, dtype: torch.dtype) -> None:
+    def __init__(self, captured: Captured | Saved, library: Any, dtype: torch.dtype) -> None:
         self.captured = captured
-        network = lower(captured)
+        network = _layers(captured)
         form = Format(library.lanes(), library.panel_vectors(), dtype)
         packed = [pack(layer, form) if layer.sum is not None else None for layer in network.layers]
         self.constants = Constants(network, packed, library, dtype)

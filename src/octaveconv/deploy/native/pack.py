@@ -76,10 +76,10 @@ def pack(layer: Layer, form: Format) -> Packed:
     finishes = [
         None
         if output.finish.scale is None or output.finish.shift is None
-        else (_padded(output.finish.scale, vectors * lanes), _padded(output.finish.shift, vectors * lanes))
+        else (_vector(output.finish.scale, vectors * lanes), _vector(output.finish.shift, vectors * lanes))
         for output in layer.outputs
     ]
-    return Packed(panels, _padded(bias, vectors * lanes), finishes)
+    return Packed(panels, _vector(bias, vectors * lanes), finishes)
 
 
 def panel_widths(vectors: int, widest: int) -> list[int]:
@@ -107,13 +107,17 @@ def _side_by_side(panels: list[Panel]) -> list[Panel]:
     pieces = [piece for panel in panels for piece in panel.slices]
     if not pieces:
         return panels
-    joined = iter(torch.cat([piece.weights.flatten() for piece in pieces]).split([p.weights.numel() for p in pieces]))
-    return [panel._replace(slices=[piece._replace(weights=next(joined)) for piece in panel.slices]) for panel in panels]
+    counts = [piece.weights.numel() for piece in pieces]
+    joined = torch.empty(sum(counts), dtype=pieces[0].weights.dtype).split(counts)
+    for part, piece in zip(joined, pieces):
+        part.view(piece.weights.shape).copy_(piece.weights)  # the only copy, which may change the order of axes
+    parts = iter(joined)
+    return [panel._replace(slices=[piece._replace(weights=next(parts)) for piece in panel.slices]) for panel in panels]
 
 
 def _slice(term: Term, first: int, last: int, form: Format) -> Slice:
     """The rows ``[first, last)`` of the weight as ``[kh, kw, in, out]``, zeros beyond its end."""
-    weight = term.weight.float()[first:last]  # [rows, in / groups, kh, kw]
+    weight = term.weight[first:last].float()  # [rows, in / groups, kh, kw]
     if term.depthwise:
         return Slice(_padded(weight.permute(2, 3, 1, 0), last - first).to(form.dtype), first, 0)
     if term.groups == 1:
@@ -129,10 +133,17 @@ def _slice(term: Term, first: int, last: int, form: Format) -> Slice:
 
 def _interleaved(weight: Tensor, form: Format) -> Tensor:
     """``[kh, kw, in, out]`` as ``[kh, kw, in / grain, out, grain]``, zeros beside an odd input channel."""
+    if form.grain == 1:
+        return weight.to(form.dtype)
     weight = F.pad(weight, (0, 0, 0, -weight.shape[2] % form.grain))
     kh, kw, inputs, outputs = weight.shape
-    return weight.view(kh, kw, inputs // form.grain, form.grain, outputs).transpose(3, 4).to(form.dtype).contiguous()
+    return weight.view(kh, kw, inputs // form.grain, form.grain, outputs).transpose(3, 4).to(form.dtype)
 
 
 def _padded(x: Tensor, width: int) -> Tensor:
-    return F.pad(x.float(), (0, width - x.shape[-1])).contiguous()
+    """Floats in the last axis, zeros after them up to ``width``."""
+    return F.pad(x.float(), (0, width - x.shape[-1])) if x.shape[-1] < width else x.float()
+
+
+def _vector(x: Tensor, width: int) -> Tensor:
+    return _padded(x, width).contiguous()
