@@ -500,7 +500,7 @@ def test_the_cuda_engine_says_what_runs_the_steps(world, monkeypatch):
         (["--alpha", "1.5"], "alpha must be above 0 and at most 1, got 1.5"),
         (["--runs", "1"], "runs must be at least 2, for quartiles, got 1"),
         (["--mode", "train", "--dtype", "fp16"], "a training step in fp16 needs its loss scaled: use bf16"),
-        (["--dense", "resnet5O"], "there is no network 'resnet5O'"),
+        (["--dense", "resnet5O"], "has a network 'resnet5O': did you mean resnet50?"),
         (["--dense", "oct_resnet50"], "oct_resnet50 is an octave network: name a dense one to beat"),
         (["--dense", "torchvision/resnet5O"], "torchvision has no classifier 'resnet5O': did you mean resnet50?"),
     ],

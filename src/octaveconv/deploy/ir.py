@@ -8,8 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from .sizes import Size
 
@@ -176,6 +174,9 @@ def number(size: Any, sizes: Mapping[Any, int]) -> int:
     """A size as a number, given the values of its symbols."""
     if isinstance(size, Size):
         return size.value(sizes)
-    if isinstance(size, torch.SymInt):  # ten times as fast as SymPy's subs
+    if isinstance(size, torch.SymInt):
+        from torch.utils._sympy.interp import sympy_interp  # ten times as fast as SymPy's subs
+        from torch.utils._sympy.reference import PythonReferenceAnalysis
+
         return int(sympy_interp(PythonReferenceAnalysis, dict(sizes), size.node.expr))
     return int(size)
