@@ -7,10 +7,13 @@ import torch
 import torch.nn.functional as F
 from fuzz_deploy import answer, difference, shapes
 from random_networks import RandomNetwork
+from timm.layers import Conv2dSame
 from torch import nn
 
 import octaveconv as oc
+from octaveconv.deploy.capture import Captures
 from octaveconv.deploy.fallback import Fallback
+from octaveconv.deploy.fold import folded
 from octaveconv.deploy.native.engine import NativeNetwork
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -145,3 +148,14 @@ def test_random_networks(seed):
         kept = x.clone()
         assert not difference(answer(network, x.clone()), answer(deployed, x)), shape
         assert torch.equal(x, kept)
+
+
+def test_sizes_that_grow_with_each_layer_are_taken_as_they_are():
+    """TensorFlow's padding: the capture of four such layers did not end."""
+    model = nn.Sequential(*(Conv2dSame(3, 3, 3, 2) for _ in range(4)))
+    captures = Captures(model)
+    for shape in ((1, 3, 40, 37), (2, 3, 33, 40)):
+        captured, _ = captures.of(torch.Size(shape))
+        graph, x = folded(captured), torch.randn(shape)
+        torch.testing.assert_close(graph(x), model(x).detach(), rtol=1e-4, atol=1e-5)
+    assert not any(module._forward_hooks for module in captures.model.modules())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ from ..backends import backend
 from ..errors import BackendUnavailable, UsageError
 from .functionalize import functionalized
 
+CAPTURES = 16  # of a network are kept: the last ones
+SECONDS = 120  # after which a network is captured for one size of image only
+LENGTH = 150  # in characters; those of ordinary networks have 20 to 60
 _exporting = threading.Lock()  # torch.export swaps the model's weights meanwhile, and sets flags of the whole process
 
 
@@ -64,6 +69,7 @@ class Captured:
             else:
                 self.nodes.append(node)
         self.out_spec = program.call_spec.out_spec
+        self.any_size = True  # whether other sizes of image are worth a try
         self.alone = False  # whether the graph is that of a single image, too; torch.export assumes two or more
         self.guard = getattr(program.module(), "_guards_fn", None)
         symbols: list[Any] = [size.node for size in self.input.meta["val"].shape if isinstance(size, torch.SymInt)]
@@ -136,19 +142,55 @@ def exported(model: nn.Module, example: Tensor, dynamic: Sequence[int], form: st
         return Captured(functionalized(program))
 
 
-def capture(model: nn.Module, example: Tensor, form: str = "reference") -> Captured:
+def capture(model: nn.Module, example: Tensor, form: str = "reference", any_size: bool = True) -> Captured:
     """Capture ``model`` for the shape of ``example``, and for as many other batch and image sizes as torch.export can.
+
+    Where that would take too long, or without ``any_size``, it is the size of the example's images alone.
 
     Raises:
         Exception: what `exported` raises.
     """
     alone = len(example) > 1 or _treats_one_image_alike(model, example)
     for dynamic in ((0, 2, 3), (0,), ()) if alone else ((2, 3), ()):
-        captured = exported(model, example, dynamic, form)
+        if 2 in dynamic and not any_size:
+            continue
+        try:
+            with _in_time(model) if 2 in dynamic else nullcontext():
+                captured = exported(model, example, dynamic, form)
+        except _TooLong:
+            any_size = False
+            continue
+        captured.any_size = any_size
         captured.alone = alone and len(example) == 1
         if captured.sizes(example.shape) is not None:
             break
     return captured
+
+
+class _TooLong(Exception):
+    """Sizes as symbols would take too long."""
+
+
+@contextmanager
+def _in_time(model: nn.Module) -> Iterator[None]:
+    """Raise `_TooLong` after a layer of ``model`` whose sizes are long expressions, or after `SECONDS`.
+
+    Where padding depends on the size, as TensorFlow's does, each layer more than doubles the expressions and the time.
+    """
+    deadline = time.monotonic() + SECONDS
+
+    def check(module: nn.Module, args: Any, output: Any) -> None:
+        sizes = output.shape if isinstance(output, Tensor) else ()
+        if time.monotonic() > deadline or any(len(str(size)) > LENGTH for size in sizes):
+            raise _TooLong
+
+    layers = [module for module in model.modules() if not list(module.children())]
+    hooks = [layer.register_forward_hook(check) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Calls(TorchDispatchMode):
@@ -224,7 +266,8 @@ class Captures:
             found.alone = True
             return self.of(shape)
         try:
-            captured = capture(self.model, self.like.new_zeros(shape), self.form)
+            any_size = all(captured.any_size for captured in self._all)
+            captured = capture(self.model, self.like.new_zeros(shape), self.form, any_size)
         except BackendUnavailable:
             raise
         except Exception as error:  # torch.export raises many kinds
@@ -233,6 +276,7 @@ class Captures:
         if sizes is None:
             raise BackendUnavailable(f"torch.export does not cover inputs of shape {list(shape)}")
         self._all.append(captured)
+        del self._all[:-CAPTURES]
         return captured, sizes
 
     def _of_several(self, shape: torch.Size) -> Captured | None:
