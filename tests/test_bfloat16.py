@@ -73,7 +73,7 @@ def errors(model, x, target="native"):
     return [((y.double() - exact).abs().max() / exact.abs().max()).item() for y in (got, eager)]
 
 
-@pytest.mark.parametrize("name", ["oct_mobilenetv2_100", "oct_seresnetv2_50"])
+@pytest.mark.parametrize("name", ["oct_seresnetv2_50"])
 def test_networks(name):
     model = settle(shallow(name, 0.25, tiny=True))
     got, eager = errors(model, image(2, 3, 65, 49))

@@ -28,7 +28,6 @@ def check(model, *xs, target="native"):
         ("oct_resnet50", 0),
         ("oct_resnet50", 1),
         ("oct_resnextv2_50_32x4d", 0.5),
-        ("oct_mobilenetv1_075", 0.3),
         ("oct_mobilenetv2_100", 0.5),
         ("oct_seresnetv2_50", 0.125),
         ("oct_densenet121", 0.25),

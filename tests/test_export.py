@@ -54,7 +54,6 @@ def exported(model, tmp_path, format, size=ODD):
         ("oct_resnext50_32x4d", "onnx"),
         ("oct_mobilenetv2_100", "onnx"),
         ("oct_densenet121", "onnx"),
-        ("oct_resnext50_32x4d", "pt2"),
     ],
 )
 def test_families(name, format, tmp_path):

@@ -176,7 +176,7 @@ def test_group_matcher_puts_every_parameter_somewhere(name):
         assert groups[first] == 1
 
 
-@pytest.mark.parametrize(("name", "alpha"), [(name, ALPHAS[name][0]) for name in CLASSES] + [("oct_resnet18", 1)])
+@pytest.mark.parametrize(("name", "alpha"), [(name, ALPHAS[name][0]) for name in CLASSES[:3]] + [("oct_resnet18", 1)])
 def test_compile_without_graph_breaks(name, alpha):
     torch._dynamo.reset()
     model = shallow(name, alpha, tiny=True).eval()
