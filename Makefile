@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint docs fuzz fault parity coverage clean
+.PHONY: help demo test lint docs fuzz fault sanitize parity coverage clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -28,6 +28,9 @@ fuzz: .venv/test  ## 1.5 million hostile files for each reader (minutes)
 
 fault: .venv/test  ## kill and continue 50 training runs (half an hour)
 	$(BIN)/python experiments/fault_train.py --json results/fault.json
+
+sanitize: .venv/test  ## the native engine under the sanitizers, in both dtypes (minutes)
+	OCTAVECONV_SANITIZE="float32 bfloat16" OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_native.py tests/test_serving.py -k "sanitizer or race"
 
 parity: .venv/test  ## our networks against the logits of the original (minutes)
 	$(BIN)/python experiments/parity.py --json results/parity.json
