@@ -28,7 +28,6 @@ def shapes_of(name):
 
 
 SHALLOW = list({shapes_of(name): name for name in reversed(NAMES)}.values())  # of networks that differ in depth, one
-TWICE = ("oct_densenet161", "oct_resnet152f", "oct_seresnet152e")  # other widths of what is there anyway
 
 
 def few_layers(alpha=0.25):

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .._text import one_line
 from ..backends import backend
 from ..errors import BackendUnavailable, UsageError
-from .functionalize import functionalized
+from .functionalize import arguments_of, functionalized
 
 CAPTURES = 16  # of a network are kept: the last ones
 SECONDS = 120  # after which a network is captured for one size of image only
@@ -30,7 +30,7 @@ class Captured:
     """What `capture` returns.
 
     Attributes:
-        nodes: the graph's nodes that depend on the input, in order; in-place operations are to be read as plain ones.
+        nodes: the graph's nodes that depend on the input, in order; none changes a tensor in place.
         constants: the values of the nodes that do not.
         input: the node of the input, whose ``meta["val"]`` has its shape.
         outputs: the nodes returned.
@@ -132,12 +132,14 @@ def exported(model: nn.Module, example: Tensor, dynamic: Sequence[int], form: st
 
     Raises:
         BackendUnavailable: the network draws random numbers, or changes its buffers or its input.
+        _TooLong: sizes of image as symbols would take too long.
         Exception: whatever torch.export raises for a module that it cannot capture.
     """
     if 0 in dynamic and len(example) == 1:
         example = torch.cat([example, example])
     sizes: dict[int, Any] = dict.fromkeys(dynamic, Dim.AUTO)
-    with _exporting, backend(form), torch.no_grad():
+    # in its turn: the time to wait is not the network's, and its hooks are not for another thread's capture
+    with _exporting, backend(form), torch.no_grad(), _in_time(model) if 2 in dynamic else nullcontext():
         program = torch.export.export(model, (example,), dynamic_shapes=(sizes,))
         return Captured(functionalized(program))
 
@@ -155,8 +157,7 @@ def capture(model: nn.Module, example: Tensor, form: str = "reference", any_size
         if 2 in dynamic and not any_size:
             continue
         try:
-            with _in_time(model) if 2 in dynamic else nullcontext():
-                captured = exported(model, example, dynamic, form)
+            captured = exported(model, example, dynamic, form)
         except _TooLong:
             any_size = False
             continue
@@ -229,7 +230,7 @@ def _is_random(node: fx.Node) -> bool:
     """Whether a node's result differs from call to call, as noise and dropout in training mode do."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    named = dict(zip((argument.name for argument in node.target._schema.arguments), node.args)) | node.kwargs  # type: ignore[union-attr]
+    named = arguments_of(node)
     return bool(named.get("train", named.get("training", True)) and named.get("p", named.get("dropout_p", 1.0)))
 
 

@@ -68,9 +68,15 @@ def _plain_forms(graph: fx.Graph) -> dict[fx.Node, Any] | None:
     return plain
 
 
+def arguments_of(node: fx.Node) -> dict[str, Any]:
+    """The arguments that are given to an operation, by their names."""
+    target: Any = node.target
+    return dict(zip((argument.name for argument in target._schema.arguments), node.args)) | node.kwargs
+
+
 def _trains(node: fx.Node) -> bool:
     """Whether a norm updates its statistics, which its schema does not tell."""
-    named = dict(zip((argument.name for argument in node.target._schema.arguments), node.args)) | node.kwargs  # type: ignore[union-attr]
+    named = arguments_of(node)
     return "running_mean" in named and bool(named.get("training") or named.get("use_input_stats"))
 
 
@@ -94,7 +100,7 @@ def _shared(node: fx.Node) -> Iterable[fx.Node]:
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
     if composite and target.overloadpacket not in _NEW_RESULTS:
         return node.all_input_nodes
-    given = dict(zip((argument.name for argument in target._schema.arguments), node.args)) | node.kwargs
+    given = arguments_of(node)
     aliased = [given.get(argument.name) for argument in target._schema.arguments if argument.alias_info]
     found: list[fx.Node] = []
     fx.node.map_arg(aliased, found.append)

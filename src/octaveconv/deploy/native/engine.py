@@ -127,7 +127,8 @@ class NativeNetwork(nn.Module):
         found = []
         for captured in self._captures:
             try:
-                form = self._forms.get(captured)
+                with self._lock:
+                    form = self._forms.get(captured)
                 found.append((captured, form.constants.network if form else _layers(captured)))
             except BackendUnavailable:
                 continue  # a size that was refused when it came
