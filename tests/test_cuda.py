@@ -27,7 +27,7 @@ from octaveconv.deploy.cuda import engine as cuda
 from octaveconv.deploy.cuda.choices import Choices
 from octaveconv.deploy.cuda.executor import Executor
 from octaveconv.deploy.cuda.groups import groups
-from octaveconv.deploy.lower import lower
+from octaveconv.deploy.stretches import lower
 from octaveconv.errors import BackendUnavailable
 from octaveconv.models import OctResNet, OctResNetV2
 from octaveconv.models._build import Layers

@@ -12,7 +12,10 @@ from torch import Tensor
 from .sizes import Size
 
 Pair = tuple[int, int]
-Activation = Literal["clamp", "sigmoid", "hardswish", "hardsigmoid", "silu"]
+Activation = Literal[
+    "clamp", "sigmoid", "hardswish", "hardsigmoid", "silu", "leaky", "elu", "tanh", "gelu", "gelu_tanh", "mish"
+]
+Padding = Literal["zeros", "reflect", "replicate", "circular"]
 INFINITY = float("inf")
 
 
@@ -67,7 +70,10 @@ class Addend(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """What is done to a sum: ``activation(sum * scale + shift)``; "clamp" is to ``[low, high]``."""
+    """What is done to a sum: ``activation(sum * scale + shift)``; "clamp" is to ``[low, high]``.
+
+    ``low`` is the slope of "leaky" below zero, and the ``alpha`` of "elu".
+    """
 
     scale: Tensor | None = None
     shift: Tensor | None = None
@@ -103,9 +109,9 @@ class Output:
 
 
 class Window(NamedTuple):
-    """A pooling over windows, or over the whole image (``mean``)."""
+    """A pooling over windows, or over the whole image ("mean"); or a padding, whose sizes at the top left are given."""
 
-    kind: Literal["mean", "max", "average"]
+    kind: Literal["mean", "max", "average"] | Padding
     source: Ref
     kernel: Pair = (1, 1)
     stride: Pair = (1, 1)
@@ -150,12 +156,18 @@ class Layer:
 
 @dataclass
 class Lowered:
-    """A lowered network: layers in an order in which they can run, from the input to the parts of each output."""
+    """A lowered network: layers in an order in which they can run, from the inputs to the parts of each output."""
 
-    input: Map
+    inputs: list[Map]
     layers: list[Layer]
     outputs: list[list[Ref]]
     shapes: list[tuple[Any, ...]]  # of the outputs
+
+    @property
+    def input(self) -> Map:
+        """The only input of a whole network; a stretch of one may have several."""
+        (only,) = self.inputs
+        return only
 
     def last_uses(self, parts: Sequence[Iterable[Layer]]) -> dict[Map, int]:
         """For each map in memory, which of the ``parts``, lists of layers that run in turn, uses it last.
@@ -170,13 +182,16 @@ class Lowered:
         return last | {ref.map.whole: len(parts) for refs in self.outputs for ref in refs}
 
 
-def number(size: Any, sizes: Mapping[Any, int]) -> int:
+_KINDS = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}
+
+
+def number(size: Any, sizes: Mapping[Any, int]) -> Any:
     """A size as a number, given the values of its symbols."""
     if isinstance(size, Size):
         return size.value(sizes)
-    if isinstance(size, torch.SymInt):
+    if (kind := _KINDS.get(type(size))) is not None:
         from torch.utils._sympy.interp import sympy_interp  # ten times as fast as SymPy's subs
         from torch.utils._sympy.reference import PythonReferenceAnalysis
 
-        return int(sympy_interp(PythonReferenceAnalysis, dict(sizes), size.node.expr))
-    return int(size)
+        return kind(sympy_interp(PythonReferenceAnalysis, dict(sizes), size.node.expr))
+    return size

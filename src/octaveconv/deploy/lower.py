@@ -1,9 +1,8 @@
-"""Lower: a captured graph becomes layers, with norms folded and everything fused that one layer can do."""
+"""Lower: operations of a captured graph become layers, with norms folded and everything fused that one layer can do."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,66 +11,85 @@ from torch.utils import _pytree as pytree
 
 from ..errors import BackendUnavailable
 from .capture import Captured
-from .ir import INFINITY, Activation, Addend, Finish, Lowered, Map, Pair, Ref, Sum, Term, Window
+from .ir import Addend, Finish, Lowered, Map, Pair, Ref, Sum
 from .operations import ACTIVATIONS, METHODS, READS_SIZES, SAME
-from .values import Cat, LayerBuilder, Value, mapped
+from .values import Cat, LayerBuilder, Value
 
 
 class Unsupported(BackendUnavailable):
     """The engines do not know an operation; the message says which one, and in what module."""
 
 
-def lower(captured: Captured) -> Lowered:
-    """Turn the graph into layers.
+def unsupported(node: fx.Node, why: str = "") -> Unsupported:
+    """The error for an operation that the engines do not know."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    path = stack[-1][0] if stack else ""
+    where = f" in module {path}" if path else ""
+    return Unsupported(f"{node.target}{where} is not supported{why and ': '}{why}")
 
-    Raises:
-        Unsupported: an operation that the engines do not know.
+
+class Lowering:
+    """Lowers the operations of one stretch of a graph, in order.
+
+    Attributes:
+        values: what each node has become.
+        inputs: the maps from outside that were read, by their nodes.
     """
-    return _Walk(captured).network()
-
-
-class _Walk:
-    """Walks through the graph once; ``values`` holds what each node has become."""
 
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
         self.out = LayerBuilder()
-        shape = captured.input.meta["val"].shape
-        if len(shape) != 4:
-            raise Unsupported(f"the input has {len(shape)} dimensions, not 4")
-        self.input = Map(shape[1], (shape[2], shape[3]))
-        self.values: dict[fx.Node, Any] = {captured.input: Ref(self.input, 0, shape[1])}
-        for node in captured.nodes:
-            self.node = node
-            self.values[node] = self.visit(node)
+        self.values: dict[fx.Node, Any] = {}
+        self.inputs: dict[fx.Node, Map] = {}
+        self.pads: dict[Value, tuple[Value, Pair]] = {}  # of maps with zeros around them, as many at both ends
 
-    def network(self) -> Lowered:
-        for node in self.captured.outputs:
-            if not isinstance(node, fx.Node) or not _is_value(self.values.get(node)):
-                raise Unsupported(f"the output {node} is not a map that depends on the input")
-        refs = [self.out.refs(self.values[node], node.name) for node in self.captured.outputs]
-        shapes = [tuple(node.meta["val"].shape) for node in self.captured.outputs]
-        return Lowered(self.input, self.out.live_layers(refs), refs, shapes)
+    def network(self, outputs: Iterable[fx.Node]) -> Lowered:
+        """The layers that make these nodes."""
+        nodes = list(outputs)
+        refs = [self.out.refs(self.values[node], node.name) for node in nodes]
+        layers = self.out.live_layers(refs)
+        read = {ref.map for layer in layers for ref in layer.sources} | {ref.map for each in refs for ref in each}
+        self.inputs = {node: given for node, given in self.inputs.items() if given in read}
+        shapes = [tuple(node.meta["val"].shape) for node in nodes]
+        return Lowered(list(self.inputs.values()), layers, refs, shapes)
 
-    def visit(self, node: fx.Node) -> Any:
-        if isinstance(node.meta.get("val"), (torch.SymInt, int)):
-            return None  # a size: maps know theirs
-        if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
-            raise self.unsupported("it changes its argument")
+    def visit(self, node: fx.Node) -> None:
+        """Lower an operation.
+
+        Raises:
+            Unsupported: the engines do not know it.
+        """
+        self.node = node
         if node.target in SAME:
-            return self.value(node.args[0])
+            self.values[node] = self.value(node.args[0])
+            return
         handler = self.handler(node.target)
-        if node.target not in READS_SIZES and any(map(_is_size, pytree.tree_leaves((node.args, node.kwargs)))):
+        if node.target not in READS_SIZES and any(map(is_size, pytree.tree_leaves((node.args, node.kwargs)))):
             raise self.unsupported("an argument depends on the size of the input")
         arguments, named = fx.node.map_arg((node.args, node.kwargs), self.value)
         value = handler(*arguments, **named)
         if isinstance(value, Sum) and len(node.users) > 1:
             value = self.ref(value)
-        return value
+        self.values[node] = value
 
-    def value(self, argument: Any) -> Any:
+    def value(self, argument: fx.Node) -> Any:
         """What a node has become: a value, a constant, or None for a size."""
-        return self.values[argument] if argument in self.values else self.captured.constants[argument]
+        if argument in self.captured.constants:
+            return self.captured.constants[argument]
+        if argument not in self.values and not is_size(argument):
+            self.values[argument] = self.given(argument)
+        return self.values.get(argument)
+
+    def given(self, argument: fx.Node) -> Ref:
+        """A map from outside of the stretch."""
+        val = argument.meta.get("val")
+        batch = self.captured.input.meta["val"].shape[0]
+        is_map = isinstance(val, Tensor) and val.dtype == torch.float32 and val.dim() in (2, 4)
+        if not is_map or not _alike(val.shape[0], batch) or not isinstance(val.shape[1], int):
+            raise self.unsupported(f"{argument.name}, which it reads, is not a float32 map [N, C, H, W] of all images")
+        size = tuple(val.shape[2:]) or (1, 1)
+        self.inputs[argument] = Map(val.shape[1], size)
+        return Ref(self.inputs[argument], 0, val.shape[1])
 
     def handler(self, operation: Any) -> Callable[..., Value]:
         if operation in ACTIVATIONS:
@@ -98,250 +116,21 @@ class _Walk:
         return (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
 
     def unsupported(self, why: str = "") -> Unsupported:
-        stack = list(self.node.meta.get("nn_module_stack", {}).values())
-        path = stack[-1][0] if stack else ""
-        where = f" in module {path}" if path else ""
-        return Unsupported(f"{self.node.target}{where} is not supported{why and ': '}{why}")
-
-    # The operations: each method takes the operation's arguments, with values in place of nodes.
-
-    def conv(
-        self,
-        x: Value,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = (1, 1),
-        padding: Any = (0, 0),
-        dilation: Any = (1, 1),
-        groups: int = 1,
-    ) -> Sum:
-        if not isinstance(weight, Tensor):
-            raise self.unsupported("its weight depends on the input")
-        parts = self.out.refs(x, self.node.name)
-        if groups > 1 and len(parts) > 1:
-            parts = [self.out.join(parts, self.node.name)]
-        terms, first = [], 0
-        for part in parts:
-            block = weight if groups > 1 else weight[:, first : first + part.channels]
-            first += part.channels
-            terms.append(Term(part, block, pair(stride), pair(padding), pair(dilation), groups))
-        return Sum(weight.shape[0], self.size, tuple(terms), bias=bias)
-
-    def linear(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Sum:
-        if self.node.meta["val"].dim() != 2:
-            raise self.unsupported("it reads the last axis of a map, not the channels")
-        return self.conv(x, weight[:, :, None, None], bias)
-
-    def norm(
-        self,
-        x: Value,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        momentum: float,
-        eps: float,
-    ) -> tuple[Value, None, None]:
-        scale = (var.double() + eps).rsqrt() * (1 if weight is None else weight.double())
-        shift = (0 if bias is None else bias.double()) - mean.double() * scale
-        return self.affine(x, scale, shift), None, None
-
-    def affine(self, x: Value, scale: Tensor, shift: Tensor | None = None) -> Value:
-        """``x * scale + shift``, folded into the weights of ``x`` if it is only convolutions."""
-        if isinstance(x, Cat):
-            x = self.out.join(self.out.refs(x, self.node.name), self.node.name)
-        total = self.sum(x)
-        if not total.addends:
-            return scaled(total, scale, shift)
-        shift = torch.zeros_like(scale) if shift is None else shift
-        return total._replace(finish=Finish(scale.float(), shift.float()), size=self.size)
-
-    def activate(self, x: Value, activation: Activation, low: float = -INFINITY, high: float = INFINITY) -> Value:
-        if isinstance(x, Cat):
-            return mapped(x, lambda part: self.ref(self.activate(part, activation, low, high)))
-        if not isinstance(x, Sum) or x.finish.activates:
-            x = self.sum(x)
-        return x._replace(finish=x.finish._replace(activation=activation, low=low, high=high))
-
-    def hardtanh(self, x: Value, low: float = -1.0, high: float = 1.0) -> Value:
-        return self.activate(x, "clamp", low, high)
-
-    def item(self, x: Any, index: int) -> Value:
-        return x[index]  # type: ignore[no-any-return]
-
-    def subtract(self, x: Value | Any, y: Value | Any, alpha: float = 1) -> Value:
-        return self.add(x, y, -alpha)
-
-    def add(self, x: Value | Any, y: Value | Any, alpha: float = 1) -> Value:
-        """``x + alpha * y``, one of which may be a constant."""
-        if not _is_value(y):
-            a = self.whole(0, x)
-            return self.affine(a, self.ones(a), self.constant(y, a.channels) * alpha)
-        if not _is_value(x):
-            b = self.whole(1, y)
-            return self.affine(b, self.ones(b) * alpha, self.constant(x, b.channels))
-        a, b = self.whole(0, x), self.whole(1, y)
-        if alpha != 1:
-            b = self.sum(self.affine(b, self.ones(b) * alpha))
-        bias = b.bias if a.bias is None else a.bias if b.bias is None else a.bias + b.bias
-        return Sum(a.channels, self.size, a.terms + b.terms, a.coarse + b.coarse, a.addends + b.addends, bias)
-
-    def subtract_from(self, x: Value, y: Any, alpha: float = 1) -> Value:
-        total = self.whole(0, x)
-        return self.affine(total, self.ones(total) * -alpha, self.constant(y, total.channels))
-
-    def whole(self, argument: int, value: Value) -> Sum:
-        """An operand as a sum; it must have the shape of the result."""
-        if not self.full_size(argument):
-            raise self.unsupported("its maps have different shapes")
-        return self.sum(value)
-
-    def ones(self, total: Sum) -> Tensor:
-        return torch.ones(total.channels, dtype=torch.float64)
-
-    def multiply(self, x: Value, y: Any) -> Value:
-        for number, (value, other) in enumerate(((x, y), (y, x))):
-            if not _is_value(other):
-                total = self.whole(number, value)
-                return self.affine(total, self.constant(other, total.channels))
-        if not self.full_size(0):
-            x, y = y, x
-        if isinstance(x, Cat) or (not self.full_size(0) and not self.full_size(1)):
-            raise self.unsupported("it multiplies a concatenation, or maps that are both smaller than their product")
-        source, gate = self.ref(x), self.ref(y)
-        if gate.map.size != (1, 1) or source.channels != gate.channels:
-            raise self.unsupported("of the two maps one must have a single pixel and all channels")
-        return Sum(source.channels, self.size, addends=(Addend(source, gate=gate),))
-
-    def constant(self, value: Any, channels: int) -> Tensor:
-        """A number, or a constant that has one for each channel, as ``[C]`` in float64."""
-        constant = torch.as_tensor(value, dtype=torch.float64)
-        dimensions = self.node.meta["val"].dim()
-        shape = (*[1] * (dimensions - constant.dim()), *constant.shape)
-        if len(shape) != dimensions or any(n != 1 for i, n in enumerate(shape) if i != 1):
-            raise self.unsupported(f"its constant of shape {list(constant.shape)} is not one value, or one per channel")
-        return constant.flatten().expand(channels).clone()
-
-    def full_size(self, argument: int) -> bool:
-        other = self.node.args[argument]
-        return isinstance(other, fx.Node) and other.meta["val"].shape == self.node.meta["val"].shape
-
-    def cat(self, xs: list[Value], dim: int = 0) -> Cat:
-        if dim not in (1, 1 - self.node.meta["val"].dim()):
-            raise self.unsupported(f"it concatenates along dimension {dim}, not along the channels")
-        return Cat(tuple(ref for x in xs for ref in self.out.refs(x, self.node.name)))
-
-    def narrow(self, x: Value, dim: int, start: int, length: int) -> Value:
-        if dim % self.node.meta["val"].dim() != 1:
-            raise self.unsupported(f"it slices dimension {dim}, not the channels")
-        if isinstance(x, Cat):
-            x = self.out.join(self.out.refs(x, self.node.name), self.node.name)
-        ref = self.ref(x)
-        return Ref(ref.map, ref.first + start, length)
-
-    def slice(self, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Value:
-        if not start and end in (None, sys.maxsize) and step == 1:
-            return x
-        if dim != 1 or step != 1:
-            raise self.unsupported(f"it slices dimension {dim}, not the channels")
-        channels = self.node.args[0].meta["val"].shape[1]  # type: ignore[union-attr]
-        first, last, _ = slice(start, end).indices(channels)
-        return self.narrow(x, dim, first, last - first)
-
-    def split(self, x: Value, sizes: Any, dim: int = 0) -> tuple[Ref, ...]:
-        parts = [val.shape[1] for val in self.node.meta["val"]]
-        if dim not in (1, 1 - self.node.meta["val"][0].dim()) or any(
-            val.dim() not in (2, 4) for val in self.node.meta["val"]
-        ):
-            raise self.unsupported(f"it splits dimension {dim}, not the channels")
-        ref = self.out.join(self.out.refs(x, self.node.name), self.node.name)
-        starts = [sum(parts[:i]) for i in range(len(parts))]
-        return tuple(Ref(ref.map, ref.first + start, part) for start, part in zip(starts, parts))
-
-    def avg_pool(
-        self,
-        x: Value,
-        kernel: Any,
-        stride: Any = (),
-        padding: Any = (0, 0),
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor: int | None = None,
-    ) -> Value:
-        if divisor is not None:
-            raise self.unsupported("it has a divisor of its own")
-        kernel, stride, padding = pair(kernel), pair(stride or kernel), pair(padding)
-        if (kernel, stride, padding, ceil_mode) == ((2, 2), (2, 2), (0, 0), True):
-            return mapped(x, lambda part: self.out.pooled(part, self.size, self.node.name))
-        return mapped(
-            x,
-            lambda part: self.window("average", part, kernel, stride, padding, count_include_pad and padding != (0, 0)),
-        )
-
-    def max_pool(
-        self,
-        x: Value,
-        kernel: Any,
-        stride: Any = (),
-        padding: Any = (0, 0),
-        dilation: Any = (1, 1),
-        ceil_mode: bool = False,
-    ) -> Value:
-        if pair(dilation) != (1, 1):
-            raise self.unsupported("it has a dilation")
-        return mapped(x, lambda part: self.window("max", part, pair(kernel), pair(stride or kernel), pair(padding)))
-
-    def window(self, kind: Any, x: Value, *arguments: Any) -> Ref:
-        return self.out.window(Window(kind, self.ref(x), *arguments), self.size, self.node.name)
-
-    def mean(self, x: Value, dim: Any, keepdim: bool = False) -> Value:
-        if self.node.args[0].meta["val"].dim() != 4 or dim is None or sorted(d % 4 for d in dim) != [2, 3]:  # type: ignore[union-attr]
-            raise self.unsupported("it is not the mean over height and width")
-        return mapped(x, lambda part: self.window("mean", part))
-
-    def adaptive_avg_pool(self, x: Value, size: Any) -> Value:
-        if pair(size) != (1, 1):
-            raise self.unsupported(f"it pools to {size}, not to one pixel")
-        return mapped(x, lambda part: self.window("mean", part))
-
-    def upsample(self, x: Value, size: Any, *scales: float | None) -> Sum:
-        if scales not in ((2.0, 2.0),):
-            raise self.unsupported("its factor is not 2")
-        if isinstance(x, Cat):
-            raise self.unsupported("its input is a concatenation")
-        if isinstance(x, Sum) and x.finish == Finish() and not x.coarse and not x.addends:
-            return Sum(x.channels, self.size, coarse=x.terms, bias=x.bias)
-        ref = self.ref(x)
-        return Sum(ref.channels, self.size, addends=(Addend(ref, coarse=True),))
-
-    def flatten(self, x: Value, *arguments: Any) -> Value:
-        before = self.node.args[0].meta["val"].shape  # type: ignore[union-attr]
-        if tuple(before[2:]) not in ((), (1, 1)) or self.node.meta["val"].shape[:2] != before[:2]:
-            raise self.unsupported("it changes the shape of maps of more than one pixel")
-        return x
+        return unsupported(self.node, why)
 
 
-def _is_value(argument: Any) -> bool:
+def is_value(argument: Any) -> bool:
+    """Whether it is a map, rather than a constant or a size."""
     return isinstance(argument, (Sum, Ref, Cat))
 
 
-def _is_size(argument: Any) -> bool:
-    """Whether it is a size that follows from the input's: a symbol in the graph."""
-    return isinstance(argument, fx.Node) and isinstance(argument.meta.get("val"), torch.SymInt)
+def is_size(argument: Any) -> bool:
+    """Whether it is a node of a number that follows from the input's sizes."""
+    numbers = (torch.SymInt, torch.SymFloat, torch.SymBool, int, float)
+    return isinstance(argument, fx.Node) and isinstance(argument.meta.get("val"), numbers)
 
 
-def pair(value: Any) -> Pair:
-    """A number for both axes, or one for each."""
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return (values[0], values[-1])
-
-
-def scaled(total: Sum, scale: Tensor, shift: Tensor | None) -> Sum:
-    """Fold ``* scale + shift`` into the weights of a sum that has no addends."""
-
-    def fold(term: Term) -> Term:
-        return term._replace(weight=(term.weight.double() * scale[:, None, None, None]).float())
-
-    bias = torch.zeros(total.channels, dtype=torch.float64) if total.bias is None else total.bias.double()
-    bias = bias * scale if shift is None else bias * scale + shift
-    return total._replace(terms=tuple(map(fold, total.terms)), coarse=tuple(map(fold, total.coarse)), bias=bias.float())
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two sizes are the same number or expression; comparing symbols would ask for the example's."""
+    one, other = (size.node.expr if isinstance(size, torch.SymInt) else size for size in (one, other))
+    return bool(one == other)

@@ -24,17 +24,31 @@ ACTIVATIONS: dict[Any, tuple[Activation, float, float]] = {
     aten.silu.default: ("silu", 0.0, 1.0),
     aten.hardswish.default: ("hardswish", 0.0, 1.0),
     aten.hardsigmoid.default: ("hardsigmoid", 0.0, 1.0),
+    aten.tanh.default: ("tanh", -1.0, 1.0),
+    aten.mish.default: ("mish", 0.0, 1.0),
 }
 
 METHODS: dict[Any, str] = {
     aten.conv2d.default: "conv",
+    aten.conv2d.padding: "conv_padded",
+    aten.pad.default: "pad",
     aten.linear.default: "linear",
     aten._native_batch_norm_legit_no_training.default: "norm",
     aten.hardtanh.default: "hardtanh",
+    aten.clamp.default: "clamp",
+    aten.clamp_min.default: "clamp",
+    aten.leaky_relu.default: "leaky_relu",
+    aten.elu.default: "elu",
+    aten.selu.default: "selu",
+    aten.celu.default: "celu",
+    aten.gelu.default: "gelu",
+    aten.prelu.default: "prelu",
+    aten.neg.default: "negate",
     aten.add.Tensor: "add",
     aten.sub.Tensor: "subtract",
     aten.rsub.Scalar: "subtract_from",
     aten.mul.Tensor: "multiply",
+    aten.div.Tensor: "divide",
     aten.cat.default: "cat",
     aten.narrow.default: "narrow",
     aten.slice.Tensor: "slice",
@@ -47,6 +61,7 @@ METHODS: dict[Any, str] = {
     aten.mean.dim: "mean",
     aten.adaptive_avg_pool2d.default: "adaptive_avg_pool",
     aten.upsample_nearest2d.default: "upsample",
+    aten.upsample_nearest2d.vec: "upsample_by",
     aten.view.default: "flatten",
     aten.reshape.default: "flatten",
     aten.flatten.using_ints: "flatten",
@@ -54,5 +69,6 @@ METHODS: dict[Any, str] = {
 
 # Where an argument may be a size that follows from the input's, since the result's shape says what it comes to.
 READS_SIZES: set[Any] = {
-    aten.upsample_nearest2d.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints,
+    aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec, aten.view.default, aten.reshape.default,
+    aten.flatten.using_ints,
 }  # fmt: skip

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..capture import Captured
 from ..ir import Map, Ref, number
-from ..lower import lower
+from ..stretches import lower
 from .groups import groups
 from .steps import Form, Sizes, Step
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ir import Layer, Lowered, Map, Term
+from ..ir import Layer, Lowered, Map, Ref, Term
 from . import records
 from .memory import Outline
 from .pack import Packed, Panel
@@ -33,7 +33,8 @@ class Constants:
         self.outline = Outline(network, dtype)
         self.numbers = {id(layer): i for i, layer in enumerate(network.layers)}
         self.packed = packed
-        self.parts = [ref for refs in network.outputs for ref in refs]
+        self.read = [Ref(given, 0, given.channels) for given in network.inputs]
+        self.written = [ref for refs in network.outputs for ref in refs]
         self.keep: list[Any] = []  # what the records point to
         self.facts = [Facts(layer, self) if layer.sum is not None else None for layer in network.layers]
         self.panels = [self._panels(layer, each) if each else 0 for layer, each in zip(network.layers, packed)]
@@ -64,7 +65,7 @@ class Constants:
     def row(self, term: Term) -> int:
         """How many numbers of a window's row are read at once: all, if they are contiguous, or else 0."""
         stride = self.outline.strides[term.source.map.whole]
-        whole_input = term.source == (self.network.input, 0, self.network.input.channels)  # may have zeros beside it
+        whole_input = term.source in self.read  # may have zeros beside it
         dense = stride == term.source.channels or whole_input
         return stride * term.weight.shape[3] if dense and term.groups == 1 and term.dilation[1] == 1 else 0
 

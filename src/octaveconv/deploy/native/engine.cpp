@@ -75,6 +75,7 @@ void run_layer(const Layer& layer, const Outside* outside, int64_t pass, int thr
         case AVG_POOL: return pool<false>(*w, thread, threads);
         case READ: return copy<true>(*w, outside[w->slot], pass, thread, threads);
         case WRITE: return copy<false>(*w, outside[w->slot], pass, thread, threads);
+        default: return pad(*w, layer.kind, thread, threads);
     }
 }
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -17,13 +17,12 @@ from ..._text import one_line
 from ...errors import BackendUnavailable
 from ..cache import Table
 from ..capture import Captured, Captures
-from ..ir import Lowered, number
-from ..lower import lower
-from . import records
-from .constants import Constants
+from ..ir import Lowered
+from ..report import Report
+from ..stretches import Eager
 from .file import Saved, SavedForms, dumps, loads
+from .form import Form, Native, layers
 from .library import DTYPES, default_target, load
-from .pack import Format, pack
 from .program import Program
 from .sharing import THREADS, Lock, Programs, Recent, measuring, new_scratch
 from .tune import kept, restored
@@ -31,6 +30,7 @@ from .tune import kept, restored
 SHAPES = 256  # whose form is remembered: those used last
 FORMS = 8  # each with weights of its own; most networks have one for a single image and one for several
 PASS = 8  # images that run together, at most
+_Chunk = tuple[int, int, int, Program]
 
 
 class NativeNetwork(nn.Module):
@@ -98,6 +98,13 @@ class NativeNetwork(nn.Module):
         """What `save` writes."""
         return dumps(self._lowered(), self.dtype)
 
+    @property
+    def report(self) -> Report:
+        """The parts of the network, those that the engine runs and those that PyTorch runs between them."""
+        with self._lock:
+            forms = self._forms.values()
+        return (forms[0] if forms else self._form(next(iter(self._captures)))).report
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the deployed network as one file, which `octaveconv.load_deployed` reads.
 
@@ -105,8 +112,8 @@ class NativeNetwork(nn.Module):
         and of all calls so far, and usually most others. It appears complete or not at all.
 
         Raises:
-            UsageError: a file cannot hold the network, because an output is in a container that is not Python's own, or
-                a size follows from the input's in a way that the file has no words for.
+            UsageError: a file cannot hold the network, because PyTorch runs a part of it, an output is in a container
+                that is not Python's own, or a size follows from the input's in a way that the file has no words for.
             OSError: the file cannot be written.
         """
         data = self.to_bytes()
@@ -129,7 +136,7 @@ class NativeNetwork(nn.Module):
             try:
                 with self._lock:
                     form = self._forms.get(captured)
-                found.append((captured, form.constants.network if form else _layers(captured)))
+                found.append((captured, layers(captured, form.parts if form else None)))
             except BackendUnavailable:
                 continue  # a size that was refused when it came
         return found
@@ -142,19 +149,32 @@ class NativeNetwork(nn.Module):
         limit = torch.get_num_threads()
         threads = THREADS.take(self.threads or limit, 2**30 if self.threads else limit)
         try:
-            return self._run(_in_memory(x.detach()), shape, threads)
+            return self._run(x.detach(), shape, threads)
         finally:
             THREADS.give_back(threads)
 
     def _run(self, x: Tensor, shape: _Shape, threads: int) -> Any:
-        outputs = [torch.empty(size, dtype=self.dtype) for size in shape.outputs]
-        for start, end, images, program in self._chunks(shape):
+        values = {shape.form.input: x}
+        for stretch, numbers, together in shape.parts:
+            inputs = [values[node] for node in stretch.inputs]
+            if isinstance(stretch, Native):
+                made = [torch.empty(size, dtype=self.dtype) for size in numbers]
+                inputs = [_in_memory(each.to(self.dtype)) for each in inputs]
+                self._run_native(stretch, inputs, made, self._chunks(stretch, shape, together), threads)
+            else:
+                made = stretch(inputs, numbers)
+            values |= zip(stretch.outputs, made)
+        return shape.form.answer(values, self.dtype)
+
+    def _run_native(
+        self, native: Native, inputs: list[Tensor], outputs: list[Tensor], chunks: Iterable[_Chunk], threads: int
+    ) -> None:
+        for start, end, images, program in chunks:
             frame = self._programs.take(program)
             frame.choose(threads)
-            outside = shape.form.outside(x[start:end], [output[start:end] for output in outputs], images)
-            frame.run(outside, (end - start) // images, threads)
+            some = ([tensor[start:end] for tensor in tensors] for tensors in (inputs, outputs))
+            frame.run(native.outside(*some, images), (end - start) // images, threads)
             self._programs.give_back(frame)
-        return pytree.tree_unflatten(outputs, shape.form.captured.out_spec)
 
     def tune(self, x: Tensor) -> None:
         """Measure how threads share the layers best for images like these, unless that is known from before.
@@ -167,8 +187,9 @@ class NativeNetwork(nn.Module):
         """
         shape = self._checked(x)
         if shape is not None:
-            for *_, program in self._chunks(shape):
-                self._tune(program, shape)
+            for native, _, together in shape.parts:
+                for *_, program in self._chunks(native, shape, together) if isinstance(native, Native) else ():
+                    self._tune(native, program, shape)
 
     def _checked(self, x: Tensor) -> _Shape | None:
         if x.device.type != "cpu" or x.dtype != self.dtype or x.dim() != 4:
@@ -191,62 +212,71 @@ class NativeNetwork(nn.Module):
                 shape = self._shapes.put(size, shape)
         return shape if isinstance(shape, _Shape) else None
 
-    def _form(self, captured: Captured | Saved) -> _Form:
+    def _form(self, captured: Captured | Saved) -> Form:
         """The form for a capture. One that is evicted takes the shapes and programs that need it along."""
         with self._lock:
-            form: _Form | None = self._forms.get(captured)
+            form: Form | None = self._forms.get(captured)
         if form is None:
-            made = _Form(captured, self.library, self.dtype)
+            made = Form(captured, self.library, self.dtype)
             with self._lock:
                 form = self._forms.put(captured, made)
                 forms = self._forms.values()
                 self._shapes.keep(lambda shape: not isinstance(shape, _Shape) or shape.form in forms)
-            self._programs.keep(lambda program: any(program.constants is each.constants for each in forms))
+            constants = [native.constants for each in forms for native in each.natives]
+            self._programs.keep(lambda program: any(program.constants is each for each in constants))
         return form
 
     def _new_shape(self, size: torch.Size) -> _Shape:
         captured, symbols = self._captures.of(size)
         form = self._form(captured)
-        outputs = [torch.Size(number(each, symbols) for each in output) for output in form.constants.network.shapes]
-        together = min(size[0], PASS)
+        shape = _Shape(form, symbols, size, [])
+        for stretch in form.stretches:
+            together = self._together(stretch, shape) if isinstance(stretch, Native) else 0
+            shape.parts.append(_Part(stretch, stretch.numbers(symbols), together))
+        return shape
+
+    def _together(self, native: Native, shape: _Shape) -> int:
+        """How many images run together: fewer where the maps of all would be too large."""
+        together = min(shape.size[0], PASS)
         while True:
-            shape = _Shape(form, symbols, size, outputs, together)
             try:
-                self._chunks(shape)
-                return shape
+                self._chunks(native, shape, together)
+                return together
             except BackendUnavailable:
                 if together <= 1:
                     raise
                 together //= 2
 
-    def _chunks(self, shape: _Shape) -> list[tuple[int, int, int, Program]]:
+    def _chunks(self, native: Native, shape: _Shape, together: int) -> list[_Chunk]:
         """The images from ... to ..., of which so many run together, and the program for these."""
-        count, together = shape.size[0], shape.together
+        count = shape.size[0]
         whole = count // together * together if together else 0
         cuts = [(0, whole, together), (whole, count, count - whole)]
-        return [(start, end, images, self._program(shape, images)) for start, end, images in cuts if start < end]
+        return [
+            (start, end, images, self._program(native, shape, images)) for start, end, images in cuts if start < end
+        ]
 
-    def _program(self, shape: _Shape, images: int) -> Program:
+    def _program(self, native: Native, shape: _Shape, images: int) -> Program:
         def make() -> Program:
-            program = Program(shape.form.constants, shape.symbols, images)
-            program.remember(restored(self._tuning.get(self._key(program, shape)), program.work))
+            program = Program(native.constants, shape.symbols, images)
+            program.remember(restored(self._tuning.get(self._key(native, program, shape)), program.work))
             if self._tunes_all:
-                self._tune(program, shape)
+                self._tune(native, program, shape)
             return program
 
-        return self._programs.get((shape.form, shape.size[1:], images), make)
+        return self._programs.get((native, shape.size[1:], images), make)
 
-    def _tune(self, program: Program, shape: _Shape) -> None:
+    def _tune(self, native: Native, program: Program, shape: _Shape) -> None:
         threads = self.threads or torch.get_num_threads()
         with measuring:
             if threads not in program.tuned:
                 program.tune(threads, new_scratch(program.scratch))
-                key, found = self._key(program, shape), kept({threads: program.choices[threads]})
+                key, found = self._key(native, program, shape), kept({threads: program.choices[threads]})
                 self._tuning.put(key, self._tuning.get(key) | found)
 
-    def _key(self, program: Program, shape: _Shape) -> str:
+    def _key(self, native: Native, program: Program, shape: _Shape) -> str:
         sizes = "x".join(map(str, (program.images, *shape.size[1:])))
-        return f"{shape.form.digest} {sizes}"
+        return f"{native.digest} {sizes}"
 
     def _eagerly(self, x: Tensor) -> Any:
         """Run the model as it is, in float32."""
@@ -275,38 +305,24 @@ def _in_memory(x: Tensor) -> Tensor:
     return torch.zeros(x.shape, dtype=x.dtype) if x._is_zerotensor() else x.resolve_neg()
 
 
-def _layers(captured: Captured | Saved) -> Lowered:
-    return captured.network if isinstance(captured, Saved) else lower(captured)
+class _Part(NamedTuple):
+    """What a stretch needs for a shape of the input.
 
+    Attributes:
+        stretch: itself.
+        numbers: what its method ``numbers`` returns.
+        together: how many images the engine runs together.
+    """
 
-class _Form:
-    """The network for a range of sizes: layers and constants."""
-
-    def __init__(self, captured: Captured | Saved, library: Any, dtype: torch.dtype) -> None:
-        self.captured = captured
-        network = _layers(captured)
-        form = Format(library.lanes(), library.panel_vectors(), dtype)
-        packed = [pack(layer, form) if layer.sum is not None else None for layer in network.layers]
-        self.constants = Constants(network, packed, library, dtype)
-        self.digest = self.constants.digest()
-
-    def outside(self, x: Tensor, outputs: list[Tensor], images: int) -> Any:
-        """Where the input and the parts of the outputs are in memory."""
-        ends = [(x.data_ptr(), x.stride())]
-        for output, refs in zip(outputs, self.constants.network.outputs):
-            strides = (*output.stride(), 0, 0)[:4]
-            first = 0
-            for ref in refs:
-                ends.append((output.data_ptr() + output.itemsize * first * strides[1], strides))
-                first += ref.channels
-        return np.array([(data, strides, images * strides[0]) for data, strides in ends], records.OUTSIDE)
+    stretch: Native | Eager
+    numbers: list[Any]
+    together: int
 
 
 class _Shape(NamedTuple):
-    """A shape of the input: the form that covers it, its symbols' values, and the outputs' shapes."""
+    """A shape of the input: the form that covers it, its symbols' values, and what each stretch needs for it."""
 
-    form: _Form
+    form: Form
     symbols: dict[Any, int]
     size: torch.Size
-    outputs: list[torch.Size]
-    together: int  # images
+    parts: list[_Part]

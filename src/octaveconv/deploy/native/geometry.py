@@ -6,12 +6,12 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from ...errors import BackendUnavailable
-from ..ir import Layer, Lowered, Map, Pair, Ref, Term, Window, number
+from ..ir import Layer, Lowered, Map, Padding, Pair, Ref, Term, Window, number
 from .stored import require
 
 PIXELS = 2**20  # of a map's side, at most
@@ -133,6 +133,8 @@ class _Check:
     def _window(self, window: Window, grid: Pair) -> None:
         if window.kind == "mean":
             return require(grid == (1, 1) and self.of(window.source.map) >= (1, 1), "a mean has more than one pixel")
+        if window.kind in get_args(Padding):
+            return None  # it reads only what is there
         for axis, (pixels, there) in enumerate(zip(grid, self.of(window.source.map))):
             last = (pixels - 1) * window.stride[axis] - window.padding[axis]
             require(last < there + window.padding[axis], "a pooling window begins beyond its map")

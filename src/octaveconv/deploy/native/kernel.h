@@ -126,6 +126,12 @@ INLINE Vec activate(Vec x, const Output& output) {
         case SILU: return x * sigmoid(x);
         case HARD_SIGMOID: return at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f);
         case HARD_SWISH: return x * at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f);
+        case LEAKY: return x > 0.0f ? x : x * output.low;
+        case ELU: return x > 0.0f ? x : (exponential(x) - 1.0f) * output.low;
+        case TANH: return hyperbolic_tangent(x);
+        case GELU: return gelu(x);
+        case GELU_TANH: return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
+        case MISH: return mish(x);
         default: return at_most(at_least(x, output.low), output.high);
     }
 }

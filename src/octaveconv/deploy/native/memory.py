@@ -48,8 +48,9 @@ class Outline:
         self.phases = phases_of(network)
         self.halos = _halos(network)
         self.last = network.last_uses(self.phases)
-        self.last[network.input] = len(self.phases)  # nothing else uses its place: zeros beside its channels must stay
-        homes = {network.input, *(target.whole for layer in network.layers for target in layer.targets)}
+        for given in network.inputs:
+            self.last[given] = len(self.phases)  # nothing else uses its place: zeros beside its channels must stay
+        homes = {*network.inputs, *(target.whole for layer in network.layers for target in layer.targets)}
         self.strides = {home: self._stride(home) for home in homes}
         self.maps = [
             {ref.map for layer in layers for ref in layer.sources}
@@ -59,7 +60,7 @@ class Outline:
         self._sizes: list[Any] = []  # every height and width, once
         self._known: dict[Any, int] = {}  # where in that list
         self._pairs: dict[Any, tuple[int, int]] = {}
-        for target in [network.input, *(each for maps in self.maps for each in maps)]:
+        for target in [*network.inputs, *(each for maps in self.maps for each in maps)]:
             for each in (target, target.whole):
                 self._pairs[each] = self._pair(each.size)
         for layer in network.layers:
@@ -84,7 +85,7 @@ class Outline:
 
     def _stride(self, home: Map) -> int:
         """Numbers per pixel: whole vectors, but not a multiple of 1 KiB, at which pixels would collide in the cache."""
-        if home is self.network.input:
+        if home in self.network.inputs:
             together = grain(self.dtype)
             return -(-home.channels // together) * together
         count = -(-home.channels // 16) * 16
@@ -124,17 +125,17 @@ class Memory:
         }
 
     def clear(self, scratch: Array) -> None:
-        """Set to zero what must be zero and is never written: borders, and the numbers beside the input's channels.
+        """Set to zero what must be zero and is never written: borders, and the numbers beside the inputs' channels.
 
         Args:
             scratch: bytes; other programs may have used them.
         """
         numbers = scratch.view({2: np.uint16, 4: np.uint32}[self.outline.dtype.itemsize])
-        whole = self.places[self.outline.network.input].start
+        whole = {self.places[given].start for given in self.outline.network.inputs}
         for start, place in self.owners.items():
             block = numbers[start : start + place.images * place.image]
             halo = place.halo
-            if start == whole:
+            if start in whole:
                 block[:] = 0
             elif halo:
                 rows = block.reshape(place.images, place.height + 2 * halo, place.width + 2 * halo, place.stride)
@@ -177,7 +178,8 @@ class Memory:
             if home is not target:
                 places[target] = places[home]._replace(channel=target.offset)
 
-        place(outline.network.input, 0)
+        for given in outline.network.inputs:
+            place(given, 0)
         ends: dict[int, list[Map]] = defaultdict(list)
         for home, end in last.items():
             ends[end].append(home)
@@ -267,7 +269,7 @@ def _halos(network: Lowered) -> dict[Map, int]:
 
 def phases_of(network: Lowered) -> list[list[Layer]]:
     """Layers by phase: each as early as possible, after everything that it reads."""
-    written: dict[Map, list[tuple[int, int, int]]] = {network.input.whole: [(0, network.input.channels, 0)]}
+    written: dict[Map, list[tuple[int, int, int]]] = {given: [(0, given.channels, 0)] for given in network.inputs}
     phases: list[list[Layer]] = []
     for layer in network.layers:
         level = 0

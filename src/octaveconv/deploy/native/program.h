@@ -11,8 +11,8 @@ typedef uint16_t Real;  // of maps and weights: the upper half of a float
 typedef float Real;
 #endif
 
-enum Kind : int32_t { GEMM, MEAN, MAX_POOL, AVG_POOL, READ, WRITE };
-enum Activation : int32_t { CLAMP, SIGMOID, HARD_SWISH, HARD_SIGMOID, SILU };
+enum Kind : int32_t { GEMM, MEAN, MAX_POOL, AVG_POOL, READ, WRITE, ZEROS, REFLECT, REPLICATE, CIRCULAR };
+enum Activation : int32_t { CLAMP, SIGMOID, HARD_SWISH, HARD_SIGMOID, SILU, LEAKY, ELU, TANH, GELU, GELU_TANH, MISH };
 
 // One map that a layer convolves.
 struct Term {

@@ -68,15 +68,16 @@ class Program:
         phases, cut = memory.outline.phases, memory.cut
         for image in range(self.images if cut else 0):
             self._use(1, memory.at(image))
-            yield -1, [self._read(image)]
+            yield -1, self._reads(image)
             for i in range(cut):
                 yield i, map(self._layer, phases[i])
         self._use(self.images, memory.places)
         if not cut:
-            yield -1, [self._read(0)]
+            yield -1, self._reads(0)
         for i in range(cut, len(phases)):
             yield i, map(self._layer, phases[i])
-        yield -1, [self._copy("write", ref, slot=slot) for slot, ref in enumerate(self.constants.parts, start=1)]
+        first = len(self.constants.read)
+        yield -1, [self._copy("write", ref, slot) for slot, ref in enumerate(self.constants.written, first)]
 
     def _use(self, together: int, places: Mapping[Map, Place]) -> None:
         """From here on so many images run together, and maps are there."""
@@ -182,11 +183,10 @@ class Program:
         )
         return _row(records.LAYER, kind=records.KINDS.index(window.kind), window=self._kept("windows", [record]))
 
-    def _read(self, image: int) -> tuple[int, Any]:
-        network_input = self.constants.network.input
-        return self._copy("read", Ref(network_input, 0, network_input.channels), first=image)
+    def _reads(self, image: int) -> list[tuple[int, Any]]:
+        return [self._copy("read", ref, slot, image) for slot, ref in enumerate(self.constants.read)]
 
-    def _copy(self, kind: str, ref: Ref, slot: int = 0, first: int = 0) -> tuple[int, Any]:
+    def _copy(self, kind: str, ref: Ref, slot: int, first: int = 0) -> tuple[int, Any]:
         place = self._places[ref.map]
         record = _row(
             records.WINDOW,
@@ -245,9 +245,8 @@ class Program:
     def tune(self, threads: int, scratch: Array) -> None:
         """Measure how the threads share each layer best, with an image of zeros."""
         frame = Frame(self, scratch)
-        network_input = self.constants.network.input
         ends = []
-        for ref in (Ref(network_input, 0, network_input.channels), *self.constants.parts):
+        for ref in (*self.constants.read, *self.constants.written):
             place = self.memory.places[ref.map]
             ends.append(
                 torch.zeros(self.images, ref.channels, place.height, place.width, dtype=self.constants.dtype)
@@ -299,7 +298,7 @@ class Frame:
         self._choice = choice
 
     def run(self, outside: Array, passes: int, threads: int, seconds: Array | None = None) -> None:
-        """Run on the tensors ``outside``, which are `records.OUTSIDE`: the input, then the parts of the outputs."""
+        """Run on the tensors ``outside``, which are `records.OUTSIDE`: the inputs, then the parts of the outputs."""
         clock = None if seconds is None else seconds.ctypes.data
         self.program.constants.library.run(self._at, outside.ctypes.data, passes, threads, clock)
 

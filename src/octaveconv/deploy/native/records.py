@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from typing import get_args
 
 import numpy as np
 
 from ...errors import BackendUnavailable
+from ..ir import Activation
 
 _POINTER, _INT, _LONG, _FLOAT = np.uintp, np.int32, np.int64, np.float32
 
@@ -40,8 +42,8 @@ RECORDS = {
     "Term": TERM, "Slice": SLICE, "Panel": PANEL, "Addend": ADDEND, "Output": OUTPUT, "Window": WINDOW,
     "Layer": LAYER, "Program": PROGRAM, "Outside": OUTSIDE,
 }  # fmt: skip
-KINDS = ("gemm", "mean", "max", "average", "read", "write")
-ACTIVATIONS = ("clamp", "sigmoid", "hardswish", "hardsigmoid", "silu")
+KINDS = ("gemm", "mean", "max", "average", "read", "write", "zeros", "reflect", "replicate", "circular")
+ACTIVATIONS = get_args(Activation)
 
 
 def check(engine: ctypes.CDLL) -> None:

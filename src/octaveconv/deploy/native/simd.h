@@ -97,3 +97,22 @@ INLINE Vec exponential(Vec x) {
 }
 
 INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
+
+INLINE Vec hyperbolic_tangent(Vec x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
+
+// x tanh(log(1 + e^x)); from 30 on it is x.
+INLINE Vec mish(Vec x) {
+    Vec e = exponential(at_most(x, 30.0f));
+    Vec n = e * (e + 2.0f);
+    return x * (n / (n + 2.0f));
+}
+
+// x (1 + erf(x / sqrt(2))) / 2 to 1e-7: Abramowitz and Stegun, 7.1.26.
+INLINE Vec gelu(Vec x) {
+    Vec z = (x < 0.0f ? -x : x) * 0.70710678119f;
+    Vec t = 1.0f / (1.0f + 0.3275911f * z);
+    Vec y = splat(1.061405429f);
+    for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) y = y * t + c;
+    Vec rest = 0.5f * x * y * t * exponential(-z * z);  // x times the probability beyond |x|
+    return x > 0.0f ? x - rest : rest;
+}

@@ -15,7 +15,22 @@ from typing import Any, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from ..ir import INFINITY, Activation, Addend, Finish, Layer, Lowered, Map, Output, Pair, Ref, Sum, Term, Window
+from ..ir import (
+    INFINITY,
+    Activation,
+    Addend,
+    Finish,
+    Layer,
+    Lowered,
+    Map,
+    Output,
+    Padding,
+    Pair,
+    Ref,
+    Sum,
+    Term,
+    Window,
+)
 from ..sizes import Size, checked, written
 
 CHANNELS = 2**20  # of a map, at most
@@ -154,7 +169,7 @@ class Reader:
         refs = [[self._read(ref) for ref in items(part)] for part in items(outputs)]
         sizes = [tuple(self._size(size) for size in items(shape)) for shape in items(shapes)]
         require(len(refs) == len(sizes), "there are more outputs than shapes, or fewer")
-        return Lowered(network_input, made, refs, sizes)
+        return Lowered([network_input], made, refs, sizes)
 
     def _map(self, data: Any) -> Map:
         channels, size, home, offset = fields(data, "channels", "size", "home", "offset")
@@ -265,7 +280,7 @@ class Reader:
 
     def _window(self, data: Any) -> Window:
         kind, source, kernel, stride, padding, count_padding = fields(data, *Window._fields)
-        require(kind in ("mean", "max", "average"), "there is no such pooling")
+        require(kind in ("mean", "max", "average", *get_args(Padding)), "there is no such pooling")
         return Window(kind, self._read(source), pair(kernel), pair(stride), pair(padding, 0), boolean(count_padding))
 
     def _output(self, data: Any, channels: int) -> Output:

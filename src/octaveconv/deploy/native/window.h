@@ -54,6 +54,33 @@ void pool(const Window& w, int thread, int threads) {
     }
 }
 
+// The pixel of a map of `size` pixels that one beyond its edge repeats, or -1 for a zero.
+INLINE int repeated(int at, int size, Kind kind) {
+    if (at >= 0 && at < size) return at;
+    switch (kind) {
+        case REFLECT: at = at < 0 ? -at : 2 * size - 2 - at; break;
+        case CIRCULAR: at = (at % size + size) % size; break;
+        case REPLICATE: break;
+        default: return -1;
+    }
+    return std::min(std::max(at, 0), size - 1);
+}
+
+inline void pad(const Window& w, Kind kind, int thread, int threads) {
+    Range share(w.images * w.out_height, thread, threads);
+    for (int i = share.first; i < share.last; i++) {
+        int image = i / w.out_height, y = i % w.out_height;
+        int row = repeated(y - w.padding[0], w.height, kind);
+        Real* to = w.target + int64_t(image) * w.target_image + y * w.target_row;
+        for (int x = 0; x < w.out_width; x++, to += w.target_stride) {
+            int column = repeated(x - w.padding[1], w.width, kind);
+            const Real* from = w.source + int64_t(image) * w.source_image + row * w.source_row + column * w.source_stride;
+            if (row < 0 || column < 0) std::memset(to, 0, w.channels * sizeof(Real));
+            else std::memcpy(to, from, w.channels * sizeof(Real));
+        }
+    }
+}
+
 // Copy between an outside tensor, of any strides, and a map.
 template <bool READS>
 void copy(const Window& w, const Outside& outside, int64_t pass, int thread, int threads) {

@@ -1,0 +1,114 @@
+"""Forms: a network for a range of sizes, its stretches ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ...errors import UsageError
+from ..capture import Captured
+from ..ir import Lowered, number
+from ..lower import Unsupported
+from ..report import Part, Report
+from ..stretches import Eager, Stretch, divided, joined, multiply_adds
+from . import records
+from .constants import Constants
+from .file import Saved
+from .pack import Format, pack
+
+SHARE = 0.5  # of the multiply-adds, at least, must be the engine's; Inductor runs the other networks
+
+
+class Native:
+    """A stretch that the engine runs."""
+
+    def __init__(self, stretch: Stretch, library: Any, dtype: torch.dtype) -> None:
+        assert stretch.network is not None
+        self.inputs, self.outputs = stretch.inputs, stretch.outputs
+        form = Format(library.lanes(), library.panel_vectors(), dtype)
+        packed = [pack(layer, form) if layer.sum is not None else None for layer in stretch.network.layers]
+        self.constants = Constants(stretch.network, packed, library, dtype)
+        self.digest = self.constants.digest()
+
+    def numbers(self, symbols: Mapping[Any, int]) -> list[torch.Size]:
+        """The shapes of the outputs, for the values of the input's symbols."""
+        return [torch.Size(number(each, symbols) for each in shape) for shape in self.constants.network.shapes]
+
+    def outside(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], images: int) -> Any:
+        """Where the inputs and the parts of the outputs are in memory."""
+        ends = [(x.data_ptr(), _strides(x)) for x in inputs]
+        for output, refs in zip(outputs, self.constants.network.outputs):
+            strides, first = _strides(output), 0
+            for ref in refs:
+                ends.append((output.data_ptr() + output.itemsize * first * strides[1], strides))
+                first += ref.channels
+        return np.array([(data, strides, images * strides[0]) for data, strides in ends], records.OUTSIDE)
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    return (*x.stride(), 0, 0)[:4]
+
+
+class Form:
+    """The network for a range of sizes.
+
+    Args:
+        captured: where it comes from.
+        library: the engine.
+        dtype: of maps and weights.
+
+    Raises:
+        Unsupported: PyTorch would do most of the work.
+    """
+
+    def __init__(self, captured: Captured | Saved, library: Any, dtype: torch.dtype) -> None:
+        self.captured = captured
+        if isinstance(captured, Saved):
+            constants: Mapping[Any, Any] = {}
+            self.input, self.outputs = captured.network.input, list(range(len(captured.network.outputs)))
+            self.parts = [Stretch([], [self.input], self.outputs, captured.network, [])]
+            self.report = Report([Part("native", len(captured.network.layers))])
+        else:
+            constants = captured.constants
+            self.input, self.outputs, self.parts = captured.input, captured.outputs, divided(captured)
+            self.report = self._report(captured)
+        self.stretches = [
+            Eager(part, constants) if part.network is None else Native(part, library, dtype) for part in self.parts
+        ]
+        self.natives = [stretch for stretch in self.stretches if isinstance(stretch, Native)]
+
+    def _report(self, captured: Captured) -> Report:
+        report = Report(
+            Part("eager" if part.network is None else "native", len(part.nodes), work, tuple(part.why))
+            for part, work in zip(self.parts, [multiply_adds(captured, part) for part in self.parts])
+        )
+        ours = sum(part.multiply_adds for part in report if part.engine == "native")
+        why = [reason for part in report for reason in part.why]
+        if why and ours <= SHARE * sum(part.multiply_adds for part in report):
+            raise Unsupported(f"{why[0]}; PyTorch would run most of the network's multiply-adds")
+        return report
+
+    def answer(self, values: Mapping[Any, Tensor], dtype: torch.dtype) -> Any:
+        """The network's output, given what the stretches have made."""
+        found = [values[output] for output in self.outputs]
+        found = [y.to(dtype) if y.dtype == torch.float32 else y for y in found]
+        return pytree.tree_unflatten(found, self.captured.out_spec)
+
+
+def layers(captured: Captured | Saved, parts: list[Stretch] | None = None) -> Lowered:
+    """The layers of a whole network.
+
+    Raises:
+        UsageError: PyTorch runs some of it.
+    """
+    if isinstance(captured, Saved):
+        return captured.network
+    try:
+        return joined(captured, divided(captured) if parts is None else parts)
+    except Unsupported as error:
+        raise UsageError(f"a file cannot hold this network, of which PyTorch runs a part: {error}") from error
