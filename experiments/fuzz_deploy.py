@@ -65,7 +65,8 @@ def difference(expected, found):
             continue
         if y.shape != z.shape or y.dtype != z.dtype:
             return f"{y.dtype} {list(y.shape)} for {z.dtype} {list(z.shape)}"
-        limit = LIMIT * max(1.0, z.abs().max().item()) if z.isfinite().all() else 0.0
+        largest = z.abs().max().item() if z.numel() else 0.0
+        limit = LIMIT * max(1.0, largest) if z.isfinite().all() else 0.0
         if not torch.allclose(y, z, rtol=LIMIT, atol=limit, equal_nan=True):
             return f"values differ by {(y - z).abs().max().item():.3g}"
     return ""

@@ -75,6 +75,21 @@ GRAPHS = {
     "in place": two(lambda m, x: (y := m.a(x)).relu_() + m.b(x) + y),
     "read, then in place": two(lambda m, x: m.c(y := m.a(x)) + m.c(y.relu_())),
     "every activation": two(lambda m, x: m.c(F.silu(m.a(x))) + F.hardswish(m.c(F.hardsigmoid(m.b(x))))),
+    "every other activation": two(
+        lambda m, x: (
+            m.c(F.gelu(m.a(x)) + F.gelu(m.b(x), approximate="tanh") + torch.tanh(m.a(x)) + F.mish(m.b(x)))
+            + m.c(F.leaky_relu(m.a(x), 0.3) + F.elu(m.b(x), 0.7) + F.selu(m.a(x)) + m.b(x).clamp(-1, 2))
+        )
+    ),
+    "paddings": Net(
+        lambda m, x: (
+            m.c(m.b(m.a(F.pad(x, (0, 1, 2, 0)))) + m.b(m.a(F.pad(x, (1, 0, 1, 1))))) - F.pad(m.d(x), (2, 3, 3, 3))
+        ),
+        a=conv(8, 9, 3, padding=1, padding_mode="reflect"),
+        b=nn.Sequential(*(conv(9, 9, 3, padding=2, padding_mode=mode) for mode in ("replicate", "circular"))),
+        c=conv(9, 9, 2, padding="same", padding_mode="zeros"),
+        d=conv(8, 9, 3, padding="same", dilation=2),
+    ),
     "activation of an activation": two(lambda m, x: F.relu6(torch.sigmoid(m.a(x)) * 9)),
     "concatenation": two(lambda m, x: torch.cat([m.a(x), x, m.b(x)], 1)),
     "concatenation, then all at once": Net(

@@ -1,6 +1,9 @@
 """`oc.deploy` computes what eager PyTorch computes, or says why not natively: one unusual operation each."""
 
+import copy
+import pickle
 import random
+import re
 
 import pytest
 import torch
@@ -51,6 +54,11 @@ def changes_input(m, x):
     return m.conv(x.relu_())
 
 
+def shuffled(m, x):
+    y = m.conv(x)
+    return m.mix(y.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)) + y
+
+
 NATIVE = {
     "constant - x": lambda m, x: m.scale - m.conv(x),
     "constant - 2 x": lambda m, x: torch.sub(m.scale, m.conv(x), alpha=2),
@@ -63,20 +71,33 @@ NATIVE = {
     "a vector and a vector": lambda m, x: m.conv(x).mean((2, 3)) * m.vector + m.vector,
     "a dict and a list": lambda m, x: {"a": m.conv(x), "b": [m.mix(m.conv(x)), x]},
 }
-REFUSED = {  # and the reason
+MIXED = {  # of native stretches and others, and what these have to do
     "a slice by size": (lambda m, x: m.conv(x)[:, :, : x.shape[2] // 2], "depends on the size of the input"),
     "a slice by size, pooled": (lambda m, x: m.conv(x)[:, :, : x.shape[2] // 2].mean((2, 3)), "depends on the size"),
-    "linear over the width": (lambda m, x: m.linear(m.conv(F.interpolate(x, (26, 26)))), "linear|upsample"),
+    "a product with a size": (lambda m, x: m.mix(m.conv(x) * (x.shape[2] / x.shape[3]) ** 0.5), "depends on the size"),
     "a constant along the width": (lambda m, x: m.conv(x[..., :24]) * m.linear.bias[:24], "constant of shape|slice"),
     "a piece in place": (piece_in_place, "slice_scatter"),
+    "one channel times a constant": (lambda m, x: m.mix(m.conv(x)[:, :1] * m.scale), "different shapes"),
+    "channel shuffle": (shuffled, "transpose"),
+    "batch and channels": (lambda m, x: m.conv(x.flatten(0, 1).unflatten(0, x.shape[:2])).softmax(1), "softmax"),
+    "maps that are both smaller": (lambda m, x: (y := m.conv(x)).amax(2, True) * y.amax(3, True), "amax"),
+    "a result that is its argument": (lambda m, x: {"a": (y := m.conv(x)).flip(3), "b": x, "c": [x[:, :1], y]}, "flip"),
+}
+REFUSED = {  # and the reason
+    "most of it in PyTorch": (
+        lambda m, x: m.linear(m.linear(m.conv(F.interpolate(x, (26, 26))))),
+        "PyTorch would run most",
+    ),
     "counts its calls": (counts_calls, "changes its own buffer 'calls'"),
     "changes its input": (changes_input, "changes its input"),
     "dropout in evaluation": (lambda m, x: F.dropout(m.conv(x), 0.5, training=True), "draws random numbers"),
     "noise": (lambda m, x: m.conv(x) + torch.randn(1), "draws random numbers"),
-    "one channel times a constant": (lambda m, x: m.conv(x)[:, :1] * m.scale, "different shapes"),
-    "channel shuffle": (lambda m, x: m.conv(x).unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2), "not supported"),
-    "a number among the outputs": (lambda m, x: (m.conv(x), x.shape[2]), "is not a map that depends on the input"),
-    "nothing among the outputs": (lambda m, x: (m.conv(x), None), "is not a map that depends on the input"),
+    "a number among the outputs": (lambda m, x: (m.conv(x), x.shape[2]), "is not a tensor that depends on the input"),
+    "nothing among the outputs": (lambda m, x: (m.conv(x), None), "is not a tensor that depends on the input"),
+    "a size by values": (
+        lambda m, x: m.conv(x)[(x.mean((1, 2, 3)) > 0).nonzero()[:, 0]],
+        "cannot capture|depends on the v",
+    ),
 }
 RANDOM_RESULT = ("dropout in evaluation", "noise", "counts its calls")
 
@@ -85,9 +106,57 @@ RANDOM_RESULT = ("dropout in evaluation", "noise", "counts its calls")
 def test_the_native_engine_answers_as_eager_pytorch_does(name):
     model = Wired(NATIVE[name]).eval()
     deployed = NativeNetwork(model, torch.randn(SHAPES[0]))
+    assert [part.engine for part in deployed.report] == ["native"]
     for shape in SHAPES:
         x = torch.randn(shape)
         assert not difference(answer(model, x.clone()), answer(deployed, x)), shape
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_pytorch_runs_what_the_engine_does_not_know(name):
+    wires, reason = MIXED[name]
+    model = Wired(wires).eval()
+    deployed = NativeNetwork(model, torch.randn(SHAPES[0]))
+    assert {part.engine for part in deployed.report} == {"native", "eager"}
+    assert re.search(reason, str(deployed.report))
+    for shape in SHAPES:
+        x = torch.randn(shape)
+        kept = x.clone()
+        assert not difference(answer(model, x.clone()), answer(deployed, x)), shape
+        assert torch.equal(x, kept)
+
+
+def test_a_network_of_both_kinds_in_bfloat16_keeps_its_dtypes():
+    model = Wired(lambda m, x: (y := m.conv(x), shuffled(m, x), y.argmax(1), y.softmax(1))).eval()
+    x = torch.randn(2, 3, 24, 26)
+    expected, found = model(x), NativeNetwork(model.bfloat16(), x.bfloat16())(x.bfloat16())
+    assert [y.dtype for y in found] == [torch.bfloat16, torch.bfloat16, torch.int64, torch.bfloat16]
+    for y, z in zip(found, expected):
+        if y.is_floating_point():
+            torch.testing.assert_close(y.float(), z, rtol=0.05, atol=0.02)
+
+
+def test_a_network_of_both_kinds_is_copied_and_pickled_but_not_saved(tmp_path):
+    model = Wired(shuffled).eval()
+    deployed, x = NativeNetwork(model, torch.randn(SHAPES[0])), torch.randn(SHAPES[-1])
+    for twin in (copy.deepcopy(deployed), pickle.loads(pickle.dumps(deployed))):
+        assert torch.equal(twin(x), deployed(x))
+        assert len(twin.report) == 3
+    with pytest.raises(oc.UsageError, match="PyTorch runs a part: aten.unflatten"):
+        deployed.save(tmp_path / "net.octave")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_infinity_stays_in_its_group(dtype):
+    """Between groups the engine has zeros, and zero times infinity is not zero."""
+    model = nn.Sequential(nn.Conv2d(20, 10, 3, groups=5), nn.ReLU(), nn.Conv2d(10, 10, 1, groups=2)).to(dtype).eval()
+    x = torch.randn(2, 20, 9, 9).to(dtype)
+    deployed = NativeNetwork(model, x)
+    for value in (torch.inf, -torch.inf, torch.nan):
+        x[1, 6, 4, 4] = value
+        expected, found = model(x), deployed(x)
+        assert 0 < (~expected.isfinite()).sum() < expected.numel() / 3
+        assert torch.equal(found.isfinite(), expected.isfinite())
 
 
 @pytest.mark.parametrize("name", REFUSED)

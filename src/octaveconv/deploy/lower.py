@@ -38,7 +38,7 @@ class Lowering:
 
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
-        self.out = LayerBuilder()
+        self.out, self.node = LayerBuilder(), captured.input
         self.values: dict[fx.Node, Any] = {}
         self.inputs: dict[fx.Node, Map] = {}
         self.pads: dict[Value, tuple[Value, Pair]] = {}  # of maps with zeros around them, as many at both ends
@@ -46,7 +46,7 @@ class Lowering:
     def network(self, outputs: Iterable[fx.Node]) -> Lowered:
         """The layers that make these nodes."""
         nodes = list(outputs)
-        refs = [self.out.refs(self.values[node], node.name) for node in nodes]
+        refs = [self.out.refs(self.value(node), node.name) for node in nodes]
         layers = self.out.live_layers(refs)
         read = {ref.map for layer in layers for ref in layer.sources} | {ref.map for each in refs for ref in each}
         self.inputs = {node: given for node, given in self.inputs.items() if given in read}

@@ -71,9 +71,10 @@ def divided(captured: Captured) -> list[Stretch]:
     while True:
         stretches = _Division(captured, left_out).stretches()
         idle = [stretch for stretch in stretches if stretch.network is not None and not _convolves(stretch.network)]
-        if len(stretches) == 1 or not idle:
+        nodes = [node for stretch in idle for node in stretch.nodes]
+        if len(stretches) == 1 or not nodes:
             return stretches
-        for node in [node for stretch in idle for node in stretch.nodes]:
+        for node in nodes:
             left_out[node] = f"{unsupported(node)}: it would be copied to the engine and back without a convolution"
 
 
@@ -94,7 +95,8 @@ class _Division:
         self.why: dict[int, list[str]] = defaultdict(list)
         self.symbols = {symbol for size in captured.input.meta["val"].shape for symbol in _symbols(size)}
         for output in captured.outputs:
-            if not isinstance(output, fx.Node) or output not in captured.nodes or is_size(output):
+            known = isinstance(output, fx.Node) and (output is captured.input or output in captured.nodes)
+            if not known or is_size(output):
                 raise Unsupported(f"the output {output} is not a tensor that depends on the input")
         for node in captured.nodes:
             self._check(node)
@@ -102,7 +104,8 @@ class _Division:
                 self._place(node)
 
     def stretches(self) -> list[Stretch]:
-        found = [self._stretch(level) for level in sorted(set(self.levels.values()))]
+        levels = set(self.levels.values()) | ({0} if self.captured.input in self.captured.outputs else set())
+        found = [self._stretch(level) for level in sorted(levels)]
         return [stretch for stretch in found if stretch.outputs]
 
     def _stretch(self, level: int) -> Stretch:
@@ -110,6 +113,8 @@ class _Division:
         read = {each for node, at in self.levels.items() if at != level for each in node.all_input_nodes}
         read.update(self.captured.outputs)
         outputs = [node for node in nodes if node in read]
+        if level == 0 and self.captured.input in self.captured.outputs:
+            outputs.append(self.captured.input)
         if level % 2:
             network = None
             inside = set(nodes)

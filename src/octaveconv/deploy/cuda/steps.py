@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, reduce
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,24 +13,13 @@ from torch import Tensor
 from ...octave import ChannelSplit, Octave
 from ...resolution import FACTORS, pool, upsample
 from ...spec import ConvSpec, Paths, conv_spec
-from ..ir import INFINITY, Layer, Output, Padding, Pair, Term
+from ..ir import INFINITY, Layer, Output, Pair, Term
+from ..plain import ACTIVATIONS, windowed
 from .groups import Group, Terms
 
 Maps = Sequence[Tensor]
 Sizes = tuple[Pair, ...]  # height and width of the outputs of each layer of the step
 
-ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {  # of a map and `ir.Finish.low`
-    "sigmoid": lambda x, low: torch.sigmoid(x),
-    "hardswish": lambda x, low: F.hardswish(x),
-    "hardsigmoid": lambda x, low: F.hardsigmoid(x),
-    "silu": lambda x, low: F.silu(x),
-    "leaky": F.leaky_relu,
-    "elu": F.elu,
-    "tanh": lambda x, low: torch.tanh(x),
-    "gelu": lambda x, low: F.gelu(x),
-    "gelu_tanh": lambda x, low: F.gelu(x, approximate="tanh"),
-    "mish": lambda x, low: F.mish(x),
-}
 RELU = ("clamp", 0.0, INFINITY)
 NOTHING = ("clamp", -INFINITY, INFINITY)
 
@@ -107,7 +96,7 @@ class Formula(NamedTuple):
 
     def __call__(self, maps: Maps, constants: Maps, size: Pair) -> list[Tensor]:
         if self.window is not None:
-            return [_windows(maps[self.window.source], self.window, size)]
+            return [windowed(maps[self.window.source], self.window, size)]
         parts = [conv(maps, constants) for conv in self.convs]
         if self.coarse:
             parts.append(upsample(reduce(torch.add, [conv(maps, constants) for conv in self.coarse]), FACTORS[2], size))
@@ -297,17 +286,3 @@ def _dense(group: Group, spec: ConvSpec) -> tuple[Tensor, Tensor | None]:
 
 def _beside(maps: Maps, numbers: tuple[int, ...]) -> Tensor:
     return maps[numbers[0]] if len(numbers) == 1 else torch.cat([maps[number] for number in numbers], 1)
-
-
-def _windows(x: Tensor, window: Any, size: Pair) -> Tensor:
-    if window.kind == "mean":
-        return x.mean((2, 3), keepdim=True)
-    if window.kind in get_args(Padding):
-        (top, left), (height, width) = window.padding, x.shape[2:]
-        beside = (left, size[1] - left - width, top, size[0] - top - height)
-        return F.pad(x, beside, "constant" if window.kind == "zeros" else window.kind)
-    shape = window.kernel, window.stride, window.padding
-    rounded_down = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in zip(x.shape[2:], *shape))
-    if window.kind == "max":
-        return F.max_pool2d(x, *shape, ceil_mode=rounded_down != size)
-    return F.avg_pool2d(x, *shape, ceil_mode=rounded_down != size, count_include_pad=window.count_padding)

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..._atomic import replacing
 from ..._text import one_line
-from ...errors import BackendUnavailable
+from ...errors import BackendUnavailable, UsageError
 from ..cache import Table
 from ..capture import Captured, Captures
 from ..ir import Lowered
@@ -94,6 +94,10 @@ class NativeNetwork(nn.Module):
         forms, dtype = loads(data, name)
         return cls._of(forms, dtype, load(default_target(), dtype))
 
+    @classmethod
+    def _of_model(cls, model: nn.Module, dtype: torch.dtype) -> NativeNetwork:
+        return cls._of(Captures(model), dtype, load(default_target(), dtype))
+
     def to_bytes(self) -> bytes:
         """What `save` writes."""
         return dumps(self._lowered(), self.dtype)
@@ -103,7 +107,8 @@ class NativeNetwork(nn.Module):
         """The parts of the network, those that the engine runs and those that PyTorch runs between them."""
         with self._lock:
             forms = self._forms.values()
-        return (forms[0] if forms else self._form(next(iter(self._captures)))).report
+        form = forms[0] if forms else self._form(next(iter(self._captures)))
+        return form.report  # type: ignore[no-any-return]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the deployed network as one file, which `octaveconv.load_deployed` reads.
@@ -127,7 +132,11 @@ class NativeNetwork(nn.Module):
         return twin
 
     def __reduce__(self) -> Any:
-        return NativeNetwork.from_bytes, (self.to_bytes(),)
+        try:
+            return NativeNetwork.from_bytes, (self.to_bytes(),)
+        except UsageError:  # a network that a file cannot hold is pickled as the model, and captured again
+            assert isinstance(self._captures, Captures)
+            return NativeNetwork._of_model, (self._captures.model, self.dtype)
 
     def _lowered(self) -> list[tuple[Captured | Saved, Lowered]]:
         """Every form of the network, with its layers."""
@@ -161,6 +170,7 @@ class NativeNetwork(nn.Module):
                 made = [torch.empty(size, dtype=self.dtype) for size in numbers]
                 inputs = [_in_memory(each.to(self.dtype)) for each in inputs]
                 self._run_native(stretch, inputs, made, self._chunks(stretch, shape, together), threads)
+                made = stretch.corrected(made, inputs, shape.symbols)
             else:
                 made = stretch(inputs, numbers)
             values |= zip(stretch.outputs, made)

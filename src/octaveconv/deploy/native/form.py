@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ...errors import UsageError
+from .. import plain
 from ..capture import Captured
 from ..ir import Lowered, number
 from ..lower import Unsupported
@@ -34,10 +35,17 @@ class Native:
         packed = [pack(layer, form) if layer.sum is not None else None for layer in stretch.network.layers]
         self.constants = Constants(stretch.network, packed, library, dtype)
         self.digest = self.constants.digest()
+        self._mixes_groups = plain.mixes_groups(stretch.network)
 
     def numbers(self, symbols: Mapping[Any, int]) -> list[torch.Size]:
         """The shapes of the outputs, for the values of the input's symbols."""
         return [torch.Size(number(each, symbols) for each in shape) for shape in self.constants.network.shapes]
+
+    def corrected(self, outputs: list[Tensor], inputs: Sequence[Tensor], symbols: Mapping[Any, int]) -> list[Tensor]:
+        """The outputs, computed again if a NaN may have come from another group of a convolution."""
+        if not self._mixes_groups or not any(bool(y.isnan().any()) for y in outputs):
+            return outputs
+        return [y.to(self.constants.dtype) for y in plain.run(self.constants.network, inputs, symbols)]
 
     def outside(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], images: int) -> Any:
         """Where the inputs and the parts of the outputs are in memory."""
