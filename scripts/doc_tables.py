@@ -1,7 +1,9 @@
 """The tables of the documents, made from the registry and from results/. `write_docs.py` puts them there."""
 
+import ast
 import json
 import re
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -9,6 +11,7 @@ from statistics import mean, stdev
 from octaveconv import evaluate, models, quickstart
 from octaveconv._text import counted
 from octaveconv.bench import report, speed_report
+from octaveconv.deploy import handlers, operations
 from octaveconv.verbs import models as verb
 from octaveconv.verbs import train as train_verb
 
@@ -276,7 +279,37 @@ def coverage_table():
     return f"{markdown(rows)}\n\n{note}"
 
 
+def operations_table():
+    """What the engines take, and what they leave to PyTorch: the reasons that `deploy/handlers.py` gives."""
+    tree = ast.parse(Path(handlers.__file__).read_text())
+    methods = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    names = defaultdict(list)
+    for operation, method in operations.METHODS.items():
+        names[method].append(f"`{str(operation) if hasattr(operation, 'overloadpacket') else operation.__name__}`")
+    names["activate"] = [f"`{operation}`" for operation in operations.ACTIVATIONS]
+    same = ", ".join(f"`{operation}`" for operation in sorted(operations.SAME, key=str))
+    rows = [f"| {', '.join(found)} | {'; '.join(_reasons(methods, name))} |" for name, found in names.items()]
+    return "\n".join(["| operation | is left to PyTorch if |", "| --- | --- |", *rows, f"| {same} | |"])
+
+
+def _reasons(methods, name):
+    """Those of a method, and of what it calls besides other operations' methods."""
+    found, left = {}, [name]
+    for each in left:  # which grows
+        for call in [node for node in ast.walk(methods[each]) if isinstance(node, ast.Call)]:
+            called = call.func.attr if getattr(getattr(call.func, "value", None), "id", "") == "self" else ""
+            if called == "unsupported" and call.args:
+                parts = getattr(call.args[0], "values", [call.args[0]])
+                found[
+                    "".join(str(getattr(part, "value", "")) if type(part) is ast.Constant else "..." for part in parts)
+                ] = 1
+            elif called in methods and called not in left and called not in operations.METHODS.values():
+                left.append(called)
+    return found
+
+
 TABLES = {
+    "operations": operations_table,
     "octavify": coverage_table,
     "finetune": finetune_table,
     "triton": triton_table,

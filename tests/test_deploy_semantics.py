@@ -142,7 +142,7 @@ def test_a_network_of_both_kinds_is_copied_and_pickled_but_not_saved(tmp_path):
     for twin in (copy.deepcopy(deployed), pickle.loads(pickle.dumps(deployed))):
         assert torch.equal(twin(x), deployed(x))
         assert len(twin.report) == 3
-    with pytest.raises(oc.UsageError, match="PyTorch runs a part: aten.unflatten"):
+    with pytest.raises(oc.UsageError, match=r"PyTorch runs a part: aten\.unflatten"):
         deployed.save(tmp_path / "net.octave")
 
 
