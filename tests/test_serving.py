@@ -120,6 +120,7 @@ def exit_code_of_a_fork(check):
     """0 if ``check()`` holds in a forked child, which has half a minute."""
     child = os.fork()
     if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(30)
         try:
             os._exit(0 if check() else 1)
@@ -152,6 +153,26 @@ def test_a_forked_child_can_call(deploy, threads):
 
     in_threads([call, call, fork])
     assert right()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.usefixtures("quickly")
+def test_a_forked_child_can_call_a_network_that_pytorch_runs_in_part(threads):
+    threads(2)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ChannelShuffle(2), nn.Conv2d(16, 16, 3), nn.Softmax(1)).eval()
+    x = image(4, 3, 64, 64)
+    deployed = NativeNetwork(model, x)
+    expected = deployed(x)  # with threads of PyTorch's, which a child does not have
+    assert len(deployed.report) == 4
+    with torch.autocast("cpu"):
+        assert torch.equal(deployed(x), expected)
+
+    def right():
+        found, count = deployed(x), torch.get_num_threads()
+        torch.set_num_threads(1)  # for the comparison, in a child
+        return torch.equal(found, expected) and count == 2
+
+    assert exit_code_of_a_fork(right) == 0
 
 
 @pytest.mark.usefixtures("table")

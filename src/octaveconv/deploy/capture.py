@@ -230,7 +230,9 @@ def _is_random(node: fx.Node) -> bool:
     """Whether a node's result differs from call to call, as noise and dropout in training mode do."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    named = arguments_of(node)
+    schema: Any = node.target._schema  # type: ignore[union-attr]
+    defaults = {each.name: each.default_value for each in schema.arguments if each.has_default_value()}
+    named = defaults | arguments_of(node)
     return bool(named.get("train", named.get("training", True)) and named.get("p", named.get("dropout_p", 1.0)))
 
 

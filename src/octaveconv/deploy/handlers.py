@@ -70,8 +70,6 @@ class Handlers(Lowering):
         return padded
 
     def linear(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Sum:
-        if self.node.meta["val"].dim() != 2:
-            raise self.unsupported("it reads the last axis of a map, not the channels")
         return self.conv(x, weight[:, :, None, None], bias)
 
     def norm(
@@ -195,14 +193,22 @@ class Handlers(Lowering):
         """A number, or a constant that has one for each channel, as ``[C]`` in float64."""
         constant = torch.as_tensor(value, dtype=torch.float64)
         dimensions = self.node.meta["val"].dim()
+        axis = dimensions - 1 if self.is_last else 1
         shape = (*[1] * (dimensions - constant.dim()), *constant.shape)
-        if len(shape) != dimensions or any(n != 1 for i, n in enumerate(shape) if i != 1):
+        if len(shape) != dimensions or any(n != 1 for i, n in enumerate(shape) if i != axis):
             raise self.unsupported(f"its constant of shape {list(constant.shape)} is not one value, or one per channel")
         return constant.flatten().expand(channels).clone()
 
     def full_size(self, argument: int) -> bool:
         other = self.node.args[argument]
         return isinstance(other, fx.Node) and other.meta["val"].shape == self.node.meta["val"].shape
+
+    def permute(self, x: Value, axes: list[int]) -> Value:
+        """Between ``[N, C, H, W]`` and ``[N, H, W, C]``, which are the same map."""
+        if [axis % 4 for axis in axes] != ([0, 3, 1, 2] if self.is_last else [0, 2, 3, 1]):
+            raise self.unsupported("it does not move the channels to the last axis, or back")
+        self.is_last = not self.is_last
+        return x
 
     def cat(self, xs: list[Value], dim: int = 0) -> Cat:
         if dim not in (1, 1 - self.node.meta["val"].dim()):

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from ..errors import BackendUnavailable
 from .capture import Captured
 from .ir import Addend, Finish, Lowered, Map, Pair, Ref, Sum
-from .operations import ACTIVATIONS, METHODS, READS_SIZES, SAME
+from .operations import ACTIVATIONS, EITHER_AXIS, METHODS, READS_LAST, READS_SIZES, SAME
 from .values import Cat, LayerBuilder, Value
 
 
@@ -31,25 +31,32 @@ def unsupported(node: fx.Node, why: str = "") -> Unsupported:
 class Lowering:
     """Lowers the operations of one stretch of a graph, in order.
 
+    The channels of a node are in its second axis, or in its last one: ``[N, H, W, C]`` or ``[N, pixels, C]``.
+
     Attributes:
         values: what each node has become.
-        inputs: the maps from outside that were read, by their nodes.
+        last: the nodes whose channels are in the last axis.
+        inputs: the maps from outside that were read, by their nodes and whether their channels are in the last axis.
     """
 
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
         self.out, self.node = LayerBuilder(), captured.input
         self.values: dict[fx.Node, Any] = {}
-        self.inputs: dict[fx.Node, Map] = {}
+        self.last: set[fx.Node] = set()
+        self.inputs: dict[tuple[fx.Node, bool], Map] = {}
+        self._given: dict[tuple[fx.Node, bool], Ref] = {}
         self.pads: dict[Value, tuple[Value, Pair]] = {}  # of maps with zeros around them, as many at both ends
 
     def network(self, outputs: Iterable[fx.Node]) -> Lowered:
         """The layers that make these nodes."""
-        nodes = list(outputs)
-        refs = [self.out.refs(self.value(node), node.name) for node in nodes]
+        nodes, refs = list(outputs), []
+        for node in nodes:
+            self.is_last = node in self.last
+            refs.append(self.out.refs(self.value(node), node.name))
         layers = self.out.live_layers(refs)
         read = {ref.map for layer in layers for ref in layer.sources} | {ref.map for each in refs for ref in each}
-        self.inputs = {node: given for node, given in self.inputs.items() if given in read}
+        self.inputs = {key: given for key, given in self.inputs.items() if given in read}
         shapes = [tuple(node.meta["val"].shape) for node in nodes]
         return Lowered(list(self.inputs.values()), layers, refs, shapes)
 
@@ -59,10 +66,11 @@ class Lowering:
         Raises:
             Unsupported: the engines do not know it.
         """
-        self.node = node
-        if node.target in SAME:
-            self.values[node] = self.value(node.args[0])
-            return
+        self.node, self.is_last = node, any(argument in self.last for argument in node.all_input_nodes)
+        if node.target in READS_LAST and node.meta["val"].dim() > 2:
+            self.is_last = True
+        if self.is_last and node.target not in EITHER_AXIS:
+            raise self.unsupported("it reads channels in the last axis")
         handler = self.handler(node.target)
         if node.target not in READS_SIZES and any(map(is_size, pytree.tree_leaves((node.args, node.kwargs)))):
             raise self.unsupported("an argument depends on the size of the input")
@@ -71,27 +79,40 @@ class Lowering:
         if isinstance(value, Sum) and len(node.users) > 1:
             value = self.ref(value)
         self.values[node] = value
+        if self.is_last:
+            self.last.add(node)
 
     def value(self, argument: fx.Node) -> Any:
         """What a node has become: a value, a constant, or None for a size."""
         if argument in self.captured.constants:
             return self.captured.constants[argument]
-        if argument not in self.values and not is_size(argument):
-            self.values[argument] = self.given(argument)
-        return self.values.get(argument)
+        if is_size(argument):
+            return None
+        if argument in self.values:
+            if (argument in self.last) != self.is_last:
+                raise self.unsupported("the channels of its maps are in different axes")
+            return self.values[argument]
+        if (argument, self.is_last) not in self._given:
+            self._given[argument, self.is_last] = self.given(argument)
+        return self._given[argument, self.is_last]
 
     def given(self, argument: fx.Node) -> Ref:
         """A map from outside of the stretch."""
         val = argument.meta.get("val")
         batch = self.captured.input.meta["val"].shape[0]
-        is_map = isinstance(val, Tensor) and val.dtype == torch.float32 and val.dim() in (2, 4)
-        if not is_map or not _alike(val.shape[0], batch) or not isinstance(val.shape[1], int):
-            raise self.unsupported(f"{argument.name}, which it reads, is not a float32 map [N, C, H, W] of all images")
-        size = tuple(val.shape[2:]) or (1, 1)
-        self.inputs[argument] = Map(val.shape[1], size)
-        return Ref(self.inputs[argument], 0, val.shape[1])
+        is_map = (
+            isinstance(val, Tensor) and val.dtype == torch.float32 and val.dim() in ((3, 4) if self.is_last else (2, 4))
+        )
+        if is_map and _alike(val.shape[0], batch):
+            channels, *size = (val.shape[-1], *val.shape[1:-1]) if self.is_last else val.shape[1:]
+            if isinstance(channels, int):
+                self.inputs[argument, self.is_last] = Map(channels, (*size, 1, 1)[:2])
+                return Ref(self.inputs[argument, self.is_last], 0, channels)
+        raise self.unsupported(f"{argument.name}, which it reads, is not a float32 map of all images")
 
     def handler(self, operation: Any) -> Callable[..., Value]:
+        if operation in SAME:
+            return lambda x, *others, **named: x
         if operation in ACTIVATIONS:
             return lambda x: self.activate(x, *ACTIVATIONS[operation])
         if operation in METHODS:
@@ -113,7 +134,8 @@ class Lowering:
     def size(self) -> tuple[Any, Any]:
         made = self.node.meta["val"]
         shape = made[0].shape if isinstance(made, tuple) else made.shape  # a norm also returns statistics
-        return (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
+        size = shape[1:-1] if self.is_last else shape[2:]
+        return (*size, 1, 1)[:2]
 
     def unsupported(self, why: str = "") -> Unsupported:
         return unsupported(self.node, why)

@@ -50,6 +50,7 @@ METHODS: dict[Any, str] = {
     aten.mul.Tensor: "multiply",
     aten.div.Tensor: "divide",
     aten.cat.default: "cat",
+    aten.permute.default: "permute",
     aten.narrow.default: "narrow",
     aten.slice.Tensor: "slice",
     aten.split.Tensor: "split",
@@ -66,6 +67,16 @@ METHODS: dict[Any, str] = {
     aten.reshape.default: "flatten",
     aten.flatten.using_ints: "flatten",
 }
+
+READS_LAST: set[Any] = {aten.linear.default}  # the last axis of any tensor
+
+# Where channels may be in the last axis.
+EITHER_AXIS: set[Any] = {
+    *SAME, *ACTIVATIONS, *READS_LAST, aten.permute.default, aten.hardtanh.default, aten.clamp.default,
+    aten.clamp_min.default, aten.leaky_relu.default, aten.elu.default, aten.selu.default, aten.celu.default,
+    aten.gelu.default, aten.neg.default, aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar, aten.mul.Tensor,
+    aten.div.Tensor,
+}  # fmt: skip
 
 # Where an argument may be a size that follows from the input's, since the result's shape says what it comes to.
 READS_SIZES: set[Any] = {

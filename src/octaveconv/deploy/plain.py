@@ -36,22 +36,35 @@ def mixes_groups(network: Lowered) -> bool:
     return any(term.groups > 1 and not term.depthwise for total in sums for term in (*total.terms, *total.coarse))
 
 
-def run(network: Lowered, inputs: Sequence[Tensor], symbols: Mapping[Any, int]) -> list[Tensor]:
-    """The outputs of a network, in float32."""
-    maps = {given: _as_map(x.float()) for given, x in zip(network.inputs, inputs)}
+def run(network: Lowered, inputs: Sequence[Tensor], last: Sequence[bool], symbols: Mapping[Any, int]) -> list[Tensor]:
+    """The outputs of a stretch, in float32.
+
+    Args:
+        network: its layers.
+        inputs: their maps.
+        last: see `Stretch`.
+        symbols: the values of the symbols in the maps' sizes.
+    """
+    last = last or [False] * (len(inputs) + len(network.outputs))
+    maps = {
+        given: _as_map(x.float().movedim(-1, 1) if is_last else x.float())
+        for given, x, is_last in zip(network.inputs, inputs, last)
+    }
     for layer in network.layers:
         for target, made in _made(layer, maps, symbols):
             maps[target] = made
             if target.home is not None:
                 _place(maps, target, made)
-    outputs = [torch.cat([_read(maps, ref) for ref in refs], 1) for refs in network.outputs]
-    return [
-        y.reshape(len(y), *(number(size, symbols) for size in shape[1:])) for y, shape in zip(outputs, network.shapes)
-    ]
+    outputs = []
+    for refs, shape, is_last in zip(network.outputs, network.shapes, last[len(inputs) :]):
+        y = torch.cat([_read(maps, ref) for ref in refs], 1)
+        y = y.movedim(1, -1) if is_last else y
+        outputs.append(y.reshape(len(y), *(number(size, symbols) for size in shape[1:])))
+    return outputs
 
 
 def _as_map(x: Tensor) -> Tensor:
-    return x[:, :, None, None] if x.dim() == 2 else x
+    return x[(...,) + (None,) * (4 - x.dim())]
 
 
 def _read(maps: Mapping[Map, Tensor], ref: Ref) -> Tensor:

@@ -27,6 +27,7 @@ class Stretch:
         inputs: the nodes of other stretches, or the graph's input, that it reads.
         outputs: its nodes that others read, or that the graph returns.
         network: its layers, from the maps of the inputs to those of the outputs; None if PyTorch runs it.
+        last: whether the channels are in the last axis, for each input and then for each output of the network.
         why: for each operation that the engines do not know, what they do not know.
     """
 
@@ -34,6 +35,7 @@ class Stretch:
     inputs: list[Any]
     outputs: list[Any]
     network: Lowered | None
+    last: list[bool]
     why: list[str]
 
 
@@ -53,6 +55,8 @@ def joined(captured: Captured, stretches: list[Stretch]) -> Lowered:
         Unsupported: there is one that PyTorch runs.
     """
     why = [reason for stretch in stretches for reason in stretch.why]
+    if any(each for stretch in stretches for each in stretch.last):
+        why.append("an input or output of the network has its channels in the last axis")
     if why:
         raise Unsupported(why[0])
     (only,) = stretches
@@ -116,14 +120,16 @@ class _Division:
         if level == 0 and self.captured.input in self.captured.outputs:
             outputs.append(self.captured.input)
         if level % 2:
-            network = None
+            network, last = None, []
             inside = set(nodes)
             inputs = [each for node in nodes for each in node.all_input_nodes if each not in inside]
             inputs = [each for each in dict.fromkeys(inputs) if each in self.levels or each is self.captured.input]
         else:
-            network = self.lowerings[level].network(outputs)
-            inputs = list(self.lowerings[level].inputs)
-        return Stretch(nodes, inputs, outputs, network, self.why[level])
+            lowering = self.lowerings[level]
+            network = lowering.network(outputs)
+            inputs, last = [node for node, _ in lowering.inputs], [last for _, last in lowering.inputs]
+            last += [node in lowering.last for node in outputs]
+        return Stretch(nodes, inputs, outputs, network, last, self.why[level])
 
     def _check(self, node: fx.Node) -> None:
         """Refuse what could not run outside of its place in the graph."""

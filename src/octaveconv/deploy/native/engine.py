@@ -24,7 +24,7 @@ from .file import Saved, SavedForms, dumps, loads
 from .form import Form, Native, layers
 from .library import DTYPES, default_target, load
 from .program import Program
-from .sharing import THREADS, Lock, Programs, Recent, measuring, new_scratch
+from .sharing import THREADS, Lock, Programs, Recent, in_pytorch, measuring, new_scratch
 from .tune import kept, restored
 
 SHAPES = 256  # whose form is remembered: those used last
@@ -172,7 +172,8 @@ class NativeNetwork(nn.Module):
                 self._run_native(stretch, inputs, made, self._chunks(stretch, shape, together), threads)
                 made = stretch.corrected(made, inputs, shape.symbols)
             else:
-                made = stretch(inputs, numbers)
+                with in_pytorch():
+                    made = stretch(inputs, numbers)
             values |= zip(stretch.outputs, made)
         return shape.form.answer(values, self.dtype)
 
@@ -295,7 +296,7 @@ class NativeNetwork(nn.Module):
         if isinstance(self._captures, SavedForms):
             raise ValueError(f"this deployed network cannot take {list(x.shape)}: {reason}")
         try:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), in_pytorch():
                 outputs = self._captures.model(x.detach().float())
         except Exception as error:
             raise ValueError(f"this deployed network cannot take {list(x.shape)}: {one_line(error)}") from error

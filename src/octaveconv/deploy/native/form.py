@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from . import records
 from .constants import Constants
 from .file import Saved
 from .pack import Format, pack
+from .sharing import in_pytorch
 
 SHARE = 0.5  # of the multiply-adds, at least, must be the engine's; Inductor runs the other networks
 
@@ -30,7 +32,7 @@ class Native:
 
     def __init__(self, stretch: Stretch, library: Any, dtype: torch.dtype) -> None:
         assert stretch.network is not None
-        self.inputs, self.outputs = stretch.inputs, stretch.outputs
+        self.inputs, self.outputs, self._last = stretch.inputs, stretch.outputs, stretch.last
         form = Format(library.lanes(), library.panel_vectors(), dtype)
         packed = [pack(layer, form) if layer.sum is not None else None for layer in stretch.network.layers]
         self.constants = Constants(stretch.network, packed, library, dtype)
@@ -45,21 +47,27 @@ class Native:
         """The outputs, computed again if a NaN may have come from another group of a convolution."""
         if not self._mixes_groups or not any(bool(y.isnan().any()) for y in outputs):
             return outputs
-        return [y.to(self.constants.dtype) for y in plain.run(self.constants.network, inputs, symbols)]
+        with in_pytorch():
+            made = plain.run(self.constants.network, inputs, self._last, symbols)
+        return [y.to(self.constants.dtype) for y in made]
 
     def outside(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], images: int) -> Any:
         """Where the inputs and the parts of the outputs are in memory."""
-        ends = [(x.data_ptr(), _strides(x)) for x in inputs]
-        for output, refs in zip(outputs, self.constants.network.outputs):
-            strides, first = _strides(output), 0
+        strides_of = [_strides(x, last) for x, last in zip((*inputs, *outputs), self._last or itertools.repeat(False))]
+        ends = [(x.data_ptr(), strides) for x, strides in zip(inputs, strides_of)]
+        for output, strides, refs in zip(outputs, strides_of[len(inputs) :], self.constants.network.outputs):
+            first = 0
             for ref in refs:
                 ends.append((output.data_ptr() + output.itemsize * first * strides[1], strides))
                 first += ref.channels
         return np.array([(data, strides, images * strides[0]) for data, strides in ends], records.OUTSIDE)
 
 
-def _strides(x: Tensor) -> tuple[int, ...]:
-    return (*x.stride(), 0, 0)[:4]
+def _strides(x: Tensor, last: bool) -> tuple[int, ...]:
+    """From an image, channel, row and column to the next."""
+    image, *others = x.stride()
+    channels_first = [others[-1], *others[:-1]] if last else others
+    return (image, *channels_first, 0, 0)[:4]
 
 
 class Form:
@@ -79,7 +87,7 @@ class Form:
         if isinstance(captured, Saved):
             constants: Mapping[Any, Any] = {}
             self.input, self.outputs = captured.network.input, list(range(len(captured.network.outputs)))
-            self.parts = [Stretch([], [self.input], self.outputs, captured.network, [])]
+            self.parts = [Stretch([], [self.input], self.outputs, captured.network, [], [])]
             self.report = Report([Part("native", len(captured.network.layers))])
         else:
             constants = captured.constants
