@@ -22,7 +22,7 @@ from ..lower import lower
 from . import records
 from .constants import Constants
 from .file import Saved, SavedForms, dumps, loads
-from .library import DTYPES, default_target, load
+from .library import DTYPES, default_target, load, table_of
 from .pack import Format, pack
 from .program import Program
 from .sharing import THREADS, Lock, Programs, Recent, measuring, new_scratch
@@ -79,7 +79,7 @@ class NativeNetwork(nn.Module):
         self._shapes = Recent(SHAPES)
         self._programs = Programs()
         self._tunes_all = False
-        self._tuning = Table(f"{Path(self.library._name).stem.replace('engine', 'tuning')}.json")
+        self._tuning = Table(table_of(self.library))
 
     @classmethod
     def _of(cls, captures: Captures | SavedForms, dtype: torch.dtype, library: Any) -> NativeNetwork:
