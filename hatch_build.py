@@ -1,7 +1,7 @@
 """Puts the native engine, built for every instruction set, into a wheel for x86-64 Linux.
 
-It runs only where ``HATCH_BUILD_HOOK_ENABLE_CUSTOM=1`` asks for it, as ``make wheel`` does. Without it the wheel is pure,
-and the engine is built from source where it is used.
+It runs only where ``HATCH_BUILD_HOOK_ENABLE_CUSTOM=1`` asks for it, as ``make wheel`` does. Without it the wheel is
+pure, and the engine is built from source where it is used.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Checks that a wheel needs no compiler: it is installed apart, and runs the native engine where no compiler is found."""
+"""Checks that a wheel needs no compiler: installed apart, it runs the native engine where no compiler is found."""
 
 import argparse
 import json

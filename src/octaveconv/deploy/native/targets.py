@@ -7,10 +7,10 @@ from pathlib import Path
 
 SOURCES = sorted(Path(__file__).parent.glob("*.h")) + sorted(Path(__file__).parent.glob("*.cpp"))
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"]
-_AVX512 = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"]
+_AVX512 = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mtune=skylake-avx512"]
 TARGETS = {  # what the compiler may use; "native" is what this CPU has
     "native": ["-march=native"],
-    "amx": [*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+    "amx": [*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mtune=sapphirerapids"],
     "avx512_bf16": [*_AVX512, "-mavx512bf16"],
     "avx512": _AVX512,
     "avx2": ["-mavx2", "-mfma"],
