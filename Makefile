@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint docs fuzz fault sanitize parity coverage clean
+.PHONY: help demo test lint docs fuzz fault sanitize parity coverage wheel dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -37,6 +37,17 @@ parity: .venv/test  ## our networks against the logits of the original (minutes)
 
 coverage: .venv/test  ## octavify every network of torchvision and timm (an hour)
 	$(BIN)/python experiments/coverage_octavify.py --json results/octavify_coverage.json
+
+# What is released. `wheel` alone also tells the size of each library and which of them this CPU has run.
+wheel: .venv/test  ## a wheel with the native engine for every instruction set, checked without a compiler (minutes)
+	rm -rf dist
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(BIN)/python scripts/check_wheel.py dist/*.whl
+
+dist: wheel  ## all that is released: that wheel, the sources, and a wheel for other machines, made of the sources
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
 
 # Each stamp says that the packages of its extras are installed, as pyproject.toml has them now.
 .venv/demo: EXTRAS := cli,plots,demo

@@ -6,7 +6,7 @@ from hypothesis import settings
 from triton_parts import DEVICE, triton
 
 from octaveconv.deploy import cache
-from octaveconv.deploy.native import tune
+from octaveconv.deploy.native import library, tune
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=150)
 settings.load_profile("default")
@@ -41,6 +41,15 @@ def quickly(monkeypatch):
     """The native engine's tuner tries each choice once, and keeps nothing."""
     monkeypatch.setattr(tune, "SECONDS", 0)
     monkeypatch.setattr(cache.Table, "put", lambda self, key, row: None)
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    """No library built yet, neither on disk nor in this process."""
+    monkeypatch.setenv("OCTAVECONV_CACHE", str(tmp_path / "cache"))
+    library.load.cache_clear()
+    yield tmp_path / "cache"
+    library.load.cache_clear()
 
 
 @pytest.fixture

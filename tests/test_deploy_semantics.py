@@ -32,7 +32,7 @@ class Wired(nn.Module):
         self.wires = wires
         self.conv, self.mix = nn.Conv2d(3, CHANNELS, 3, padding=1), nn.Conv2d(CHANNELS, CHANNELS, 1)
         self.scale, self.vector = nn.Parameter(torch.randn(CHANNELS, 1, 1)), nn.Parameter(torch.randn(CHANNELS))
-        self.linear = nn.Linear(26, 26)
+        self.linear, self.pixels = nn.Linear(26, 26), nn.Linear(CHANNELS, 5)
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x):
@@ -60,6 +60,9 @@ def shuffled(m, x):
 
 
 NATIVE = {
+    "a linear layer over pixels": (
+        lambda m, x: m.pixels(F.gelu(m.conv(x).permute(0, 2, 3, 1) * m.vector)).permute(0, 3, 1, 2) - m.scale[:5]
+    ),
     "constant - x": lambda m, x: m.scale - m.conv(x),
     "constant - 2 x": lambda m, x: torch.sub(m.scale, m.conv(x), alpha=2),
     "constant + 2 x": lambda m, x: torch.add(m.scale, m.conv(x), alpha=2),
@@ -79,8 +82,15 @@ MIXED = {  # of native stretches and others, and what these have to do
     "a piece in place": (piece_in_place, "slice_scatter"),
     "one channel times a constant": (lambda m, x: m.mix(m.conv(x)[:, :1] * m.scale), "different shapes"),
     "channel shuffle": (shuffled, "transpose"),
+    "a view": (lambda m, x: m.conv(x).permute(0, 2, 3, 1).reshape(-1, 8).view(-1, 2).softmax(1), "view|reshape"),
+    "a view of a map": (lambda m, x: m.conv(x).view(len(x), -1).flip(1), "view"),
     "batch and channels": (lambda m, x: m.conv(x.flatten(0, 1).unflatten(0, x.shape[:2])).softmax(1), "softmax"),
     "maps that are both smaller": (lambda m, x: (y := m.conv(x)).amax(2, True) * y.amax(3, True), "amax"),
+    "a linear layer over tokens": (
+        lambda m, x: m.pixels(F.layer_norm(m.conv(x).flatten(2).mT, (8,)).relu() + m.vector).mean(1),
+        "layer_norm",
+    ),
+    "attention": (lambda m, x: F.scaled_dot_product_attention(*[m.conv(x).flatten(2).mT[:, :9]] * 3), "dot_product"),
     "a result that is its argument": (lambda m, x: {"a": (y := m.conv(x)).flip(3), "b": x, "c": [x[:, :1], y]}, "flip"),
 }
 REFUSED = {  # and the reason

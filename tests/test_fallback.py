@@ -1,5 +1,7 @@
 """The inference form in PyTorch alone: what is folded, the same answer, what happens without a compiler."""
 
+import copy
+import pickle
 import re
 
 import pytest
@@ -12,7 +14,7 @@ from octaveconv.deploy import fallback as module
 from octaveconv.deploy.capture import capture, exported
 from octaveconv.deploy.fallback import fallback
 from octaveconv.deploy.fold import folded
-from octaveconv.errors import UsageError
+from octaveconv.errors import BackendUnavailable, UsageError
 
 LIMIT = 1e-5  # of the largest number in the answer
 SIZES = [(1, 64, 64), (3, 33, 57)]
@@ -343,3 +345,60 @@ def test_a_compiler_that_does_not_exist(monkeypatch, tmp_path):
     assert deployed.engine == "eager"
     assert "compiler" in deployed.reason
     assert_same(deployed(x), model(x).detach())
+
+
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda deployed: pickle.loads(pickle.dumps(deployed))])
+@pytest.mark.usefixtures("eager")
+def test_a_copy_runs_the_folded_graph_too(twin):
+    model = octave_block()
+    copied = twin(fallback(model, image(1, 3, 16, 16)))
+    assert_same(copied(image(2, 3, 16, 16)), model(image(2, 3, 16, 16)).detach())
+    assert (copied.engine, copied.reason, len(copied._graphs)) == ("eager", "no compiler here", 1)
+
+
+def strided(m, x):
+    y = m.a(x)
+    return y.as_strided(y.shape, (y[0].numel(), y[0, 0].numel(), y.shape[3], 1)) * y
+
+
+@pytest.mark.parametrize(
+    "wires",
+    [
+        lambda m, x: m.a(x).view(x.shape[0], -1),
+        lambda m, x: m.a(x).view(x.shape[0], -1, 2, x.shape[3]).transpose(1, 2),
+        strided,
+    ],
+)
+@pytest.mark.usefixtures("eager")
+def test_views_of_the_layout_that_was_captured(wires):
+    model = with_statistics(Wired(wires))
+    deployed = fallback(model, image(2, 3, 8, 10))
+    for shape in ((2, 3, 8, 10), (3, 3, 8, 6), (1, 3, 8, 10)):
+        assert_same(deployed(image(*shape)), model(image(*shape)).detach())
+    assert deployed.reason == "no compiler here"
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_size_that_cannot_be_captured_runs_as_it_is_and_is_tried_once(monkeypatch):
+    """In the layout that it is given, which the network may count on."""
+    model = with_statistics(Wired(lambda m, x: m.a(x).view(len(x), -1)))
+    deployed = fallback(model, image(2, 3, 8, 8))
+    tried = []
+
+    def refuse(shape):
+        tried.append(shape)
+        raise BackendUnavailable("not this one")
+
+    monkeypatch.setattr(deployed._captures, "of", refuse)
+    for _ in range(2):
+        assert_same(deployed(image(2, 3, 9, 9)), model(image(2, 3, 9, 9)).detach())
+    assert len(tried) == 1
+
+
+def test_without_any_compiler_nothing_is_left_to_inductor(monkeypatch):
+    monkeypatch.setattr(module, "get_cpp_compiler", lambda: (_ for _ in ()).throw(RuntimeError("no compiler here")))
+    monkeypatch.setattr(torch, "compile", lambda graph: pytest.fail)
+    model = octave_block()
+    deployed = fallback(model, image(1, 3, 16, 16))
+    assert (deployed.engine, deployed.reason) == ("eager", "no compiler here")
+    assert_same(deployed(image(2, 3, 9, 9)), model(image(2, 3, 9, 9)).detach())

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from graphs import GRAPHS
+from helpers import compiler
 from networks import difference, few_layers, image, settle
 from torch import nn
 
@@ -25,22 +26,6 @@ from octaveconv.deploy.native.engine import NativeNetwork
 from octaveconv.errors import BackendUnavailable, UsageError
 
 pytestmark = pytest.mark.usefixtures("quickly")
-
-
-@pytest.fixture
-def empty_cache(monkeypatch, tmp_path):
-    """No library built yet, neither on disk nor in this process."""
-    monkeypatch.setenv("OCTAVECONV_CACHE", str(tmp_path / "cache"))
-    library.load.cache_clear()
-    yield tmp_path / "cache"
-    library.load.cache_clear()
-
-
-def compiler(path, line):
-    """A stand-in for the compiler."""
-    path.write_text(f"#!/bin/sh\n{line}\n")
-    path.chmod(0o755)
-    return str(path)
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,12 @@ def deploy(
 ) -> nn.Module:
     """Make the inference form of a network: the same answers, faster.
 
-    On the CPU that is the native engine: C++, compiled on first use, with folded norms, packed weights and fused
-    layers. On an NVIDIA GPU it is the CUDA engine: the folded network as one CUDA graph, each layer run by cuDNN, our
-    Triton kernel or Inductor, whichever was measured to be fastest. Where the engine for the device cannot run (no
-    compiler, or an operation that it does not know), it is PyTorch's Inductor on the folded network. The result's
-    ``engine`` says which one was chosen, and ``reason`` why the one for the device was not.
+    On the CPU that is the native engine: C++, compiled on first use where no wheel brings it, with folded norms, packed
+    weights and fused layers. On an NVIDIA GPU it is the CUDA engine: the folded network as one CUDA graph, each layer
+    run by cuDNN, our Triton kernel or Inductor, whichever was measured to be fastest. Where the engine for the device
+    cannot run (no compiler, or an operation that it does not know), it is PyTorch's Inductor on the folded network, and
+    without a compiler for that the folded network, run eagerly. The result's ``engine`` says which one was chosen, and
+    ``reason`` why the one for the device was not.
 
     Args:
         model: any network of images, octave or dense. It is not changed, and the deployed network is a snapshot of it:
@@ -98,7 +99,7 @@ def load_deployed(path: str | os.PathLike[str]) -> nn.Module:
 
     Raises:
         ValueError: it is not such a file, it is damaged, or a newer version has written it.
-        BackendUnavailable: there is no C++ compiler for the engine.
+        BackendUnavailable: there is no C++ compiler for the engine, and no wheel has brought it.
         OSError: there is no such file.
 
     Example:

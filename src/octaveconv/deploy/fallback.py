@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any, NoReturn, cast
 
 import torch
 import torch._inductor.config
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._inductor.cpp_builder import get_cpp_compiler
 
 from .._text import one_line
 from ..errors import BackendUnavailable, UsageError
@@ -15,34 +17,56 @@ from .capture import Captured, Captures, only_input
 from .fold import folded
 
 _inductor = cast(Any, torch._inductor.config)
+_OPS = torch.ops.aten
+SHAPES = 256  # whose graph is remembered
 
 
 class Fallback(nn.Module):
     """What `fallback` returns: a network for inference, whatever PyTorch's mode.
 
     Attributes:
-        engine: ``"inductor"``, or ``"eager"`` where the network could not be captured or compiled.
+        engine: ``"inductor"``, or ``"eager"`` where the network could not be captured or compiled. In the latter case
+            the folded graph runs, and else the network as it is.
         reason: why it could not, or why `deploy` did not take another engine.
     """
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         super().__init__()
-        self._captures = Captures(model, example[:0], "merged")
-        self._graphs: dict[Captured, Any] = {}
-        self._by_shape: dict[torch.Size, Any] = {}
-        self.engine, self.reason = "inductor", ""
+        self._start(model, example[:0], "inductor", "", True)
         try:
+            self._by_shape[example.shape] = self._folded(example.shape)
+        except Exception as error:
+            self._start(model, example[:0], "eager", one_line(error), False)
+            return
+        try:
+            if example.device.type == "cpu":
+                get_cpp_compiler()  # without one Inductor would fail too, but late
             self(example)
         except Exception as error:
             self.engine, self.reason = "eager", one_line(error)
+            self._try(example)
+
+    def _start(self, model: nn.Module, like: Tensor, engine: str, reason: str, folds: bool) -> None:
+        self._captures = Captures(model, like, "merged")
+        self._graphs: dict[Captured, Any] = {}
+        self._by_shape: dict[torch.Size, Any] = {}  # the graph, or the model where it has none
+        self.engine, self.reason, self._folds = engine, reason, folds
+
+    def _try(self, example: Tensor) -> None:
+        """Do without the graph if it cannot run eagerly."""
+        try:
+            self(example)
+        except Exception as error:
+            self._graphs, self._by_shape = {}, {}
+            self.reason, self._folds = one_line(error), False
 
     def forward(self, x: Tensor) -> Any:
         with torch.inference_mode(False), torch.no_grad():
-            if self.engine == "eager" and not self._graphs:
-                return self._captures.model(x)
-            x = x.contiguous(memory_format=torch.channels_last)
-            graph = self._by_shape.get(x.shape) or self._graph_for(x)
-            if self.engine == "eager" or graph is self._captures.model:
+            graph = self._by_shape.get(x.shape) or self._graph_for(x.shape)
+            if graph is self._captures.model:
+                return graph(x)
+            x = x.contiguous(memory_format=graph.layout)
+            if self.engine == "eager":
                 return graph(x)
             if x.is_inference():  # which would be compiled once more
                 x = x.clone()
@@ -61,36 +85,56 @@ class Fallback(nn.Module):
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fallback:
-        """A network with a copy of the model, which compiles it again at its first call."""
-        twin: Fallback = _restore(self._captures.model, self._captures.like, self.engine, self.reason)
+        """A network with a copy of the model, which captures and compiles it again at its first call."""
+        restore, arguments = self.__reduce__()
+        twin: Fallback = restore(*arguments)
         twin.training = self.training
         return twin
 
     def __reduce__(self) -> Any:
-        return _restore, (self._captures.model, self._captures.like, self.engine, self.reason)
+        return _restore, (self._captures.model, self._captures.like, self.engine, self.reason, self._folds)
 
-    def _graph_for(self, x: Tensor) -> Any:
-        """A folded graph that covers the shape of ``x``: usually the first, made for every batch and image size."""
-        try:
-            captured, _ = self._captures.of(x.shape)
-        except BackendUnavailable:
-            if not self._graphs:
-                raise
-            return self._captures.model  # this shape alone runs as the network is
+    def _graph_for(self, shape: torch.Size) -> Any:
+        """The folded graph for a shape: usually the first, made for every batch and image size; or else the model."""
+        found: Any = self._captures.model
+        if self._folds:
+            with suppress(BackendUnavailable):  # this shape alone runs as the network is
+                found = self._folded(shape)
+        if len(self._by_shape) >= SHAPES:
+            self._by_shape = {}
+        self._by_shape[shape] = found
+        return found
+
+    def _folded(self, shape: torch.Size) -> Any:
+        captured, _ = self._captures.of(shape)
         if captured not in self._graphs:
-            graph = folded(captured).to(memory_format=torch.channels_last)
-            object.__setattr__(graph, "compiled", torch.compile(graph))
-            self._graphs[captured] = graph
-        self._by_shape[x.shape] = self._graphs[captured]
+            self._graphs[captured] = _channels_last(folded(captured))
         return self._graphs[captured]
 
 
-def _restore(model: nn.Module, like: Tensor, engine: str, reason: str) -> Fallback:
-    """A `Fallback` that has not compiled anything yet."""
+def _channels_last(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph for images in channels_last, which is faster, unless it counts on the strides of its capture.
+
+    A view may need a copy there.
+    """
+    nodes = list(graph.graph.nodes)
+    for node in nodes:
+        if node.target is _OPS.view.default:
+            node.target = _OPS.reshape.default
+    graph.recompile()
+    strided = any(node.target is _OPS.as_strided.default for node in nodes)
+    layout = torch.contiguous_format if strided else torch.channels_last
+    graph.to(memory_format=layout)
+    object.__setattr__(graph, "layout", layout)
+    object.__setattr__(graph, "compiled", torch.compile(graph))
+    return graph
+
+
+def _restore(model: nn.Module, like: Tensor, engine: str, reason: str, folds: bool = True) -> Fallback:
+    """A `Fallback` that has not captured or compiled anything yet."""
     found = Fallback.__new__(Fallback)
     nn.Module.__init__(found)
-    found._captures, found._graphs, found._by_shape = Captures(model, like, "merged"), {}, {}
-    found.engine, found.reason = engine, reason
+    found._start(model, like, engine, reason, folds)
     return found
 
 

@@ -17,6 +17,14 @@ from .handlers import Handlers
 from .ir import Lowered, number
 from .lower import Unsupported, is_size, unsupported
 
+# Operations on memory as it was during the capture: maps of the engine lie there in an order of their own.
+_PLAIN = {torch.ops.aten.view.default: torch.ops.aten.reshape.default}
+_READS_STRIDES = {
+    torch.ops.aten.as_strided.default,
+    torch.ops.aten.as_strided_copy.default,
+    torch.ops.aten.set_.default,
+}
+
 
 @dataclass(eq=False)
 class Stretch:
@@ -134,6 +142,8 @@ class _Division:
     def _check(self, node: fx.Node) -> None:
         """Refuse what could not run outside of its place in the graph."""
         known = isinstance(node.target, torch._ops.OpOverload) or is_size(node) or node.target is operator.getitem
+        if node.target in _READS_STRIDES:
+            raise unsupported(node, "it reads memory as the capture had it")
         schema = getattr(node.target, "_schema", None)
         if not known or (schema is not None and (schema.is_mutable or not schema.returns)):
             raise unsupported(node, "it does something else than return a result")
@@ -190,7 +200,8 @@ class Eager(nn.Module):
             return made[node] if node in made else constants[node]
 
         for node in stretch.nodes:
-            made[node] = graph.create_node(node.op, node.target, *fx.node.map_arg((node.args, node.kwargs), copied))
+            target = _PLAIN.get(node.target, node.target)
+            made[node] = graph.create_node(node.op, target, *fx.node.map_arg((node.args, node.kwargs), copied))
         graph.output([made[node] for node in stretch.outputs])
         self.module = fx.GraphModule(tensors, graph)
 

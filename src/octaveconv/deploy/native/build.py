@@ -51,9 +51,9 @@ def built(command: Sequence[str], sources: Sequence[Path], key: str) -> Path:
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_private(cache)
-        if not _is_whole(path):
+        if not is_whole(path):
             with FileLock(path.with_suffix(".lock"), timeout=PATIENCE * 1.1):
-                if not _is_whole(path):
+                if not is_whole(path):
                     _compile(command, sources, path)
         _check_private(path)
     except Timeout as error:
@@ -63,6 +63,12 @@ def built(command: Sequence[str], sources: Sequence[Path], key: str) -> Path:
             f"the native engine cannot be kept in {cache} ({error}): set OCTAVECONV_CACHE to a folder of your own"
         ) from error
     return path
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a library is what was built: loading a part of one would end the process."""
+    digest = path.with_suffix(".sha256")
+    return path.exists() and digest.exists() and digest.read_bytes() == _digest(path)
 
 
 def _check_private(path: Path) -> None:
@@ -75,14 +81,8 @@ def _check_private(path: Path) -> None:
         )
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a library is what was built: loading a part of one would end the process."""
-    digest = path.with_suffix(".sha256")
-    return path.exists() and digest.exists() and digest.read_text() == _digest(path)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).hexdigest().encode()
 
 
 def _compile(command: Sequence[str], sources: Sequence[Path], path: Path) -> None:
@@ -103,6 +103,6 @@ def _compile(command: Sequence[str], sources: Sequence[Path], path: Path) -> Non
             line = next((line for line in said.splitlines() if "error" in line), said.strip())
             raise BackendUnavailable(f"{command[0]} could not compile the native engine: {line}")
         with replacing(path.with_suffix(".sha256")) as file:
-            file.write(_digest(made).encode())
+            file.write(_digest(made))
         made.chmod(0o600)
         made.replace(path)

@@ -1,4 +1,4 @@
-// Runs a program on several threads. library.py builds it, with the compiler that torch.compile needs anyway.
+// Runs a program on several threads. hatch_build.py builds it into a wheel, or build.py where it is used.
 #include <chrono>
 
 #include "kernel.h"

@@ -22,7 +22,7 @@ from ..report import Report
 from ..stretches import Eager
 from .file import Saved, SavedForms, dumps, loads
 from .form import Form, Native, layers
-from .library import DTYPES, default_target, load
+from .library import DTYPES, default_target, load, table_of
 from .program import Program
 from .sharing import THREADS, Lock, Programs, Recent, in_pytorch, measuring, new_scratch
 from .tune import kept, restored
@@ -79,7 +79,7 @@ class NativeNetwork(nn.Module):
         self._shapes = Recent(SHAPES)
         self._programs = Programs()
         self._tunes_all = False
-        self._tuning = Table(f"{Path(self.library._name).stem.replace('engine', 'tuning')}.json")
+        self._tuning = Table(table_of(self.library))
 
     @classmethod
     def _of(cls, captures: Captures | SavedForms, dtype: torch.dtype, library: Any) -> NativeNetwork:
