@@ -65,7 +65,9 @@ def test_threads_and_passes_do_not_change_a_bit(threads):
         threads(count)
         deployed(x)
         for chunk in (1, 4, 5):
-            outputs.append(deployed._run(x, deployed._shape(x.shape)._replace(together=chunk), count))
+            shape = deployed._shape(x.shape)
+            parts = [part._replace(together=chunk) for part in shape.parts]
+            outputs.append(deployed._run(x, shape._replace(parts=parts), count))
     assert all(torch.equal(outputs[0], y) for y in outputs)
 
 

@@ -77,6 +77,11 @@ class Captured:
         self.conditions = [guard.expr for symbol in symbols[:1] for guard in symbol.shape_env.guards]
         self.ranges: dict[Any, Any] = dict(program.range_constraints)
 
+    @property
+    def any_batch(self) -> bool:
+        """Whether the number of images is a symbol."""
+        return not isinstance(_symbol(self.input.meta["val"].shape[0]), int)
+
     def value(self, arguments: Any) -> Any:
         """The arguments with constants in place of their nodes."""
         return fx.node.map_arg(arguments, lambda node: self.constants.get(node, node))
@@ -86,8 +91,8 @@ class Captured:
 
         A graph covers a range of sizes, which ends, for instance, where a map shrinks to one pixel.
         """
-        symbols = self.input.meta["val"].shape
-        if len(shape) != len(symbols) or (isinstance(symbols[0], torch.SymInt) and shape[0] == 1 and not self.alone):
+        symbols = [_symbol(size) for size in self.input.meta["val"].shape]
+        if len(shape) != len(symbols) or (shape[0] == 1 and not self.alone and self.any_batch):
             return None
         example = torch.empty(max(shape[0], 2) if self.alone else shape[0], *shape[1:], device="meta")
         try:
@@ -97,12 +102,15 @@ class Captured:
             return None
         known: dict[Any, int] = {}
         for symbol, size in zip(symbols, shape):
-            if isinstance(symbol, torch.SymInt):
-                if known.setdefault(symbol.node.expr, size) != size:
-                    return None
-            elif symbol != size:
+            if (symbol if isinstance(symbol, int) else known.setdefault(symbol, size)) != size:
                 return None
         return known
+
+
+def _symbol(size: int | torch.SymInt) -> Any:
+    """The symbol of a size, or the number if there is but one: a network that calls ``len(x)`` fixes its batch."""
+    expression: Any = size.node.expr if isinstance(size, torch.SymInt) else size
+    return int(expression) if isinstance(size, int) or expression.is_number else expression
 
 
 def only_input(example_inputs: Tensor | tuple[Tensor]) -> Tensor:
@@ -285,5 +293,6 @@ class Captures:
     def _of_several(self, shape: torch.Size) -> Captured | None:
         """A capture of several images that is right for a single one of this shape, too."""
         several = torch.Size((2, *shape[1:]))
-        found = next((captured for captured in self._all if not captured.alone and captured.sizes(several)), None)
+        open_ones = [captured for captured in self._all if not captured.alone and captured.any_batch]
+        found = next((captured for captured in open_ones if captured.sizes(several)), None)
         return found if found and _treats_one_image_alike(self.model, self.like.new_zeros(shape)) else None
