@@ -1,5 +1,7 @@
 """Fixtures of several test files."""
 
+import gc
+
 import pytest
 import torch
 from hypothesis import settings
@@ -21,6 +23,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+def pytest_collection_finish(session):
+    """What was imported and collected is there to stay: the garbage collector need not look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

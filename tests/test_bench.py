@@ -598,7 +598,6 @@ def test_a_real_run_in_eager_mode(monkeypatch, capsys, mode):
     assert "batch 2, alpha 0.5: octave is" in out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_a_real_run_compiled(monkeypatch, mode):
     monkeypatch.setattr(speed, "make_cases", smaller)
@@ -608,7 +607,6 @@ def test_a_real_run_compiled(monkeypatch, mode):
     assert all(one["peak_bytes"] > 0 for one in batch["candidates"])
 
 
-@pytest.mark.slow
 def test_a_real_run_exported(monkeypatch):
     runtimes = ("openvino", "onnxruntime")
     for runtime in runtimes:

@@ -286,7 +286,6 @@ def test_an_input_of_another_kind_is_refused():
 
 
 @on_host
-@pytest.mark.slow
 @pytest.mark.usefixtures("anywhere")
 def test_a_step_by_inductor():
     captured, sizes = captured_small(OctResNetV2)
@@ -444,7 +443,6 @@ def test_times_depend_on_the_kernel_and_on_the_steps():
 # The Triton kernel's form.
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_interpreted():
     """The tests below, on the CPU."""

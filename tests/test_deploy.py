@@ -42,7 +42,6 @@ def test_every_kind_of_network_and_instruction_set(name, alpha, monkeypatch):
         check(model, image(1, 3, 64, 64), image(2, 3, 65, 33), target=target)
 
 
-@pytest.mark.slow
 def test_every_size_batch_and_thread_count(threads):
     """Sizes in odd steps: height and width go different ways, so that all pairs of parities come up.
 

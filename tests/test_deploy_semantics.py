@@ -128,7 +128,6 @@ def test_large_maps(size):
     assert not difference(answer(model, x), answer(deployed, x))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40))
 def test_random_networks(seed):
     """``python experiments/fuzz_deploy.py`` tries more of them."""

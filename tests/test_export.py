@@ -47,7 +47,6 @@ def exported(model, tmp_path, format, size=ODD):
     return path
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "format"),
     [
@@ -72,7 +71,6 @@ def test_a_file_for_our_own_engine(tmp_path, quickly):
         export(nn.Sequential(block(), nn.GELU()), image(1, 3, 8, 8), tmp_path / "gelu.octave")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["oct_resnet18", "oct_seresnetv2_50"])
 def test_openvino(name, tmp_path):
     exported(shallow(name, 0.5, tiny=True).eval(), tmp_path, "openvino", (57, 33))
@@ -91,14 +89,12 @@ subprocess.run(["true"])
 """
 
 
-@pytest.mark.slow
 def test_signals_can_be_handled_after_two_openvino_networks(tmp_path):
     export(block(), torch.randn(1, 3, 16, 16), tmp_path / "m.xml", format="openvino")
     done = subprocess.run([sys.executable, "-c", SIGNALS, tmp_path / "m.xml"], capture_output=True, text=True)
     assert (done.returncode, done.stdout[:7]) == (0, "signal\n"), done.stderr
 
 
-@pytest.mark.slow
 def test_aoti(tmp_path):
     exported(block(), tmp_path, "aoti", (17, 12))
 

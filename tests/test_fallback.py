@@ -80,7 +80,6 @@ def eager(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda graph: lambda x: compile(graph))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), FAMILIES)
 def test_a_folded_network_answers_as_the_network_does(name, form):
     model = with_statistics(shallow(name, ALPHAS[name][0], tiny=True))
@@ -321,7 +320,6 @@ def test_a_tuple_of_one_example_is_taken():
     assert oc.deploy(model, (x,), engine="inductor").engine == "eager"
 
 
-@pytest.mark.slow
 def test_compiled():
     model = octave_block()
     deployed = fallback(model, image(1, 3, 16, 16))
@@ -333,7 +331,6 @@ def test_compiled():
             assert_same(deployed(x.clone()), model(x))
 
 
-@pytest.mark.slow
 def test_a_compiler_that_does_not_exist(monkeypatch, tmp_path):
     torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -191,7 +191,6 @@ def test_an_absent_part_of_an_octave_is_refused():
         oc.deploy(oc.OctConv2d(3, 4, 1).eval(), image(1, 3, 8, 8), engine="native")
 
 
-@pytest.mark.slow
 def test_the_fallback_takes_over_and_says_why():
     model = strange()
     deployed = oc.deploy(model, image(1, 3, 8, 8))
@@ -366,7 +365,6 @@ print("clean")
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="preloads the sanitizers' libraries as Linux does")
 def test_no_sanitizer_reports(tmp_path):
     """Every table is a block of its own, and after every map there is a forbidden gap, so that a step outside is seen.

@@ -206,7 +206,6 @@ def test_a_run_of_a_version_with_other_random_streams_is_refused(data, tmp_path,
     assert_same(weights_of(run), dict(state["model"]))
 
 
-@pytest.mark.slow
 def test_compiled(data):
     runs = [training(data, compile=compiled, epochs=1, dropout=0, lr=1e-3) for compiled in (False, True)]
     for run in runs:
@@ -400,7 +399,6 @@ def ended_well(processes):
         assert process.wait() == 0, process.output()[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_says_how_to_continue(data, tmp_path, number):
     run = start("octaveconv", *options(data, tmp_path, epochs=500, save_steps=1))
@@ -437,7 +435,6 @@ def test_a_run_is_continued_by_one_process(data, tmp_path, monkeypatch, capsys):
     assert len((folder / "results.csv").read_text().splitlines()) == 1 + 12
 
 
-@pytest.mark.slow
 def test_two_processes_killed_and_continued(data, tmp_path):
     """All are killed and the user continues; one is killed and torchrun starts both anew: the same end."""
     changes = dict(epochs=6, save_steps=2, ema=0.9)

@@ -402,7 +402,6 @@ def test_compiled_it_is_one_launch(case):
 
 
 @on_host
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ["3x3, 128 to 128", "depthwise 3x3, 128"])
 def test_compiles_for_an_h100(name, dtype):

@@ -320,7 +320,6 @@ def saved(kept):
 
 
 @on_device
-@pytest.mark.slow
 def test_training_gives_the_same_losses():
     unit = PreActConv(MAKE, 8, 8, 1, alpha_in=0.5, alpha_out=0.5)
     net = nn.Sequential(oc.OctConv2d(3, 8, 1, alpha_out=0.5), unit, oc.Merge()).to(DEVICE)
@@ -437,7 +436,6 @@ def test_compiled_it_keeps_no_activation(name, maps):
 
 
 @on_host
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_compiles_for_an_h100(layout):
     """Without spilling a register, and with reads of 16 bytes; see triton_resources.py."""
