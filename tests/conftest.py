@@ -5,10 +5,12 @@ import gc
 import pytest
 import torch
 from hypothesis import settings
+from networks import every_block, settle
 from triton_parts import DEVICE, triton
 
 from octaveconv.deploy import cache
-from octaveconv.deploy.native import tune
+from octaveconv.deploy.capture import Captures
+from octaveconv.deploy.native import engine, tune
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=150)
 settings.load_profile("default")
@@ -49,6 +51,19 @@ def quickly(monkeypatch):
     """The native engine's tuner tries each choice once, and keeps nothing."""
     monkeypatch.setattr(tune, "SECONDS", 0)
     monkeypatch.setattr(cache.Table, "put", lambda self, key, row: None)
+
+
+@pytest.fixture
+def captured_as(monkeypatch):
+    """``captured_as(captures)``: the native engine takes these captures in place of its own, which take time."""
+    return lambda captures: monkeypatch.setattr(engine, "Captures", lambda model: captures)
+
+
+@pytest.fixture(scope="session")
+def blocks():
+    """`networks.every_block`, and its captures."""
+    model = settle(every_block())
+    return model, Captures(model)
 
 
 @pytest.fixture
