@@ -195,7 +195,7 @@ def test_export_saved_and_loaded(case):
     assert_close(y.low, layer(x).low)
 
 
-@pytest.mark.parametrize("size", [(9, 7), (8, 8)])
+@pytest.mark.parametrize("size", [(9, 7), pytest.param((8, 8), marks=pytest.mark.slow)])
 def test_onnx_at_odd_and_even_sizes(size, tmp_path):
     import onnxruntime
 

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from graphs import GRAPHS, Net
-from networks import every_block, image, settle, shallow
+from graphs import GRAPHS, Net, captured_graph
+from networks import image, settle, shallow
 from torch import nn
 from triton_parts import INTERPRETED, passed_interpreted
 
@@ -101,8 +101,10 @@ def captured_small(family):
 
 @on_host
 @pytest.mark.usefixtures("anywhere")
-def test_every_block():
-    deployed = check(settle(every_block()), image(1, 3, 64, 64), image(3, 3, 33, 47))
+def test_every_block(blocks, monkeypatch):
+    model, captures = blocks
+    monkeypatch.setattr(cuda, "Captures", lambda model: captures)
+    deployed = check(model, image(1, 3, 64, 64), image(3, 3, 33, 47))
     assert set(deployed.forms) == {"aten"}
     assert (deployed.engine, deployed.reason) == ("cuda", "")
 
@@ -110,8 +112,10 @@ def test_every_block():
 @on_host
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_layer(name):
-    check(settle(GRAPHS[name]), image(1, 8, 12, 12), image(3, 8, 9, 15))
+def test_every_kind_of_layer(name, monkeypatch):
+    model, captures = captured_graph(name)
+    monkeypatch.setattr(cuda, "Captures", lambda model: captures)
+    check(model, image(1, 8, 12, 12), image(3, 8, 9, 15))
 
 
 @on_host
@@ -124,7 +128,7 @@ def test_rounded_up_windows():
 @on_host
 @pytest.mark.usefixtures("anywhere")
 def test_lower_precision_folds_norms_in_float32():
-    model = blocks("pre-activation with gates", last=1).bfloat16()  # with norms that no convolution takes
+    model = residual_blocks("pre-activation with gates", last=1).bfloat16()  # with norms that no convolution takes
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     deployed = check(model, image(2, 3, 33, 40).bfloat16())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -454,7 +458,7 @@ def test_interpreted_slowly():
     assert passed_interpreted(__file__, "slow") == 2
 
 
-def blocks(kind, last):
+def residual_blocks(kind, last):
     """Residual blocks from one frequency to two, with two, with a stride, and back to one frequency."""
     torch.manual_seed(0)
     make, layers = Layers(octave=True), [nn.Conv2d(3, 6, 3, padding=1)]
@@ -479,7 +483,7 @@ def blocks(kind, last):
     ],
 )
 def test_by_the_kernel(kind, last, steps):
-    model, x, fused = blocks(kind, last=last), image(1, 3, 5, 6), []
+    model, x, fused = residual_blocks(kind, last=last), image(1, 3, 5, 6), []
     captured, sizes = Captures(model).of(x.shape)
 
     def choose(step, maps, shapes):
@@ -496,7 +500,7 @@ def test_by_the_kernel(kind, last, steps):
 @pytest.mark.usefixtures("anywhere")
 def test_the_kernel_is_taken_where_it_is_the_fastest(monkeypatch):
     prefer(monkeypatch, "triton")
-    assert check(blocks("post-activation", last=1), image(1, 3, 3, 4)).forms["triton"] == 3
+    assert check(residual_blocks("post-activation", last=1), image(1, 3, 3, 4)).forms["triton"] == 3
 
 
 # On a GPU: graphs, streams, and every form.

@@ -1,5 +1,7 @@
 """The native engine: the module's answer for every network, size, batch, number of threads and instruction set."""
 
+from itertools import pairwise
+
 import pytest
 import timm
 import torch
@@ -7,6 +9,7 @@ from graphs import CONVOLUTIONS, GRAPHS, Net, captured_graph, conv
 from networks import difference, few_layers, image, settle, shallow
 from torch import nn
 
+import octaveconv as oc
 from octaveconv.deploy.capture import Captures
 from octaveconv.deploy.native import library
 from octaveconv.deploy.native.engine import NativeNetwork
@@ -56,17 +59,33 @@ def test_every_kind_of_network_and_instruction_set(name, alpha, captured_as):
     check_every_target(model, Captures(model), captured_as)
 
 
-def test_every_size_batch_and_thread_count(threads):
+def halving():
+    """Five layers, each of stride 2, and a shortcut: of 32 pixels one is left."""
+    alphas = (0, 0.25, 0.25, 0.25, 0.25, 0)
+    layers = [oc.OctConv2d(4, 4, 3, 2, 1, alpha_in=a, alpha_out=b) for a, b in pairwise(alphas)]
+    norms = [oc.OctBatchNorm2d(4, alpha=alpha) for alpha in alphas[1:]]
+    pairs = [nn.Sequential(*pair, oc.OctMap(nn.ReLU())) for pair in zip(layers, norms)]
+    shortcut = nn.AvgPool2d(32, ceil_mode=True, count_include_pad=False)
+    return Net(lambda m, x: m.layers(x) + m.shortcut(x), layers=nn.Sequential(*pairs, oc.Merge()), shortcut=shortcut)
+
+
+def some_network():
+    return timm.create_model("oct_resnet18", alpha=0.25, layers=(1, 1, 1, 1), num_classes=10)
+
+
+@pytest.mark.parametrize("make", [halving, pytest.param(some_network, marks=pytest.mark.slow)])
+def test_every_size_batch_and_thread_count(make, threads):
     """Sizes in odd steps: height and width go different ways, so that all pairs of parities come up.
 
     What was captured at one size must not be taken where it does not hold, such as where a map has one pixel.
     """
-    model = settle(timm.create_model("oct_resnet18", alpha=0.25, layers=(1, 1, 1, 1), num_classes=10))
-    deployed = NativeNetwork(model, image(1, 3, 32, 32))
-    for i, height in enumerate(range(32, 161, 17)):
-        width = 160 - (height - 32) * 7 % 129
+    model = settle(make())
+    channels = 4 if make is halving else 3
+    deployed = NativeNetwork(model, image(1, channels, 32, 32))
+    for i, height in enumerate(range(32, 321, 17)):
+        width = 320 - (height - 32) * 7 % 289
         threads(1 + i % 4)
-        assert difference(model, deployed, image(1 + i % 5, 3, height, width)) <= LIMIT, (height, width)
+        assert difference(model, deployed, image(1 + i % 5, channels, height, width)) <= LIMIT, (height, width)
 
 
 def test_threads_and_passes_do_not_change_a_bit(threads):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from networks import ALPHAS, image, shallow
+from networks import ALPHAS, every_block, image, shallow
 from torch import nn
 
 import octaveconv as oc
@@ -80,6 +80,18 @@ def eager(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda graph: lambda x: compile(graph))
 
 
+@pytest.mark.parametrize("form", ["merged", "reference"])
+def test_every_block_folded_answers_as_the_block_does(form):
+    model = with_statistics(every_block())
+    graph = folded(capture(model, image(2, 3, 64, 96), form))
+    for batch, height, width in SIZES:
+        x = image(batch, 3, height, width)
+        with torch.no_grad():
+            assert_same(graph(x), model(x))
+    assert count(graph, "batch_norm") == [6]  # where a sum or a concatenation is normalized
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), FAMILIES)
 def test_a_folded_network_answers_as_the_network_does(name, form):
     model = with_statistics(shallow(name, ALPHAS[name][0], tiny=True))
@@ -94,6 +106,7 @@ def test_a_folded_network_answers_as_the_network_does(name, form):
     assert not sliced or "se" in name or name == "oct_resnet18"  # weights are cut beforehand, maps where they must be
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["oct_mobilenetv2_100", "oct_resnextv2_50_32x4d"])
 def test_other_networks_folded_as_an_export_does(name):
     """At any batch size; `test_export.py` exports networks that together have every operation."""

@@ -187,14 +187,13 @@ def check_compiled(model):
         assert_close(torch.compile(model.eval(), fullgraph=True, backend="eager")(x), model(x))
 
 
-@pytest.mark.parametrize("alpha", [0.5, 1])
-def test_every_block_compiles_without_graph_breaks(alpha):
-    check_compiled(every_block(alpha))
+def test_every_block_compiles_without_graph_breaks():
+    check_compiled(every_block())
 
 
 @pytest.mark.parametrize(
     ("name", "alpha"),
-    [("oct_resnet18", 0.3)] + [pytest.param(name, ALPHAS[name][0], marks=pytest.mark.slow) for name in CLASSES[1:]],
+    [("oct_resnet18", 1)] + [pytest.param(name, ALPHAS[name][0], marks=pytest.mark.slow) for name in CLASSES],
 )
 def test_compile_without_graph_breaks(name, alpha):
     check_compiled(shallow(name, alpha, tiny=True))

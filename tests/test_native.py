@@ -193,10 +193,11 @@ def test_an_absent_part_of_an_octave_is_refused():
         oc.deploy(oc.OctConv2d(3, 4, 1).eval(), image(1, 3, 8, 8), engine="native")
 
 
-def test_the_fallback_takes_over_and_says_why():
+def test_the_fallback_takes_over_and_says_why(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda graph: graph)  # which `test_fallback.py` tests
     model = strange()
     deployed = oc.deploy(model, image(1, 3, 8, 8))
-    assert deployed.engine in ("inductor", "eager")
+    assert deployed.engine == "inductor"
     assert deployed.reason == "not the native engine: aten.special_erfcx.default in module 1.0 is not supported"
     assert difference(model, deployed, image(2, 3, 8, 8)) < 1e-5
 
