@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import difference, few_layers, image, settle
+from networks import difference, image, settle, shallow
 from torch import nn
 
 from octaveconv.deploy import cache
@@ -28,7 +28,7 @@ LIMIT = 1e-5
 @pytest.fixture(scope="module")
 def captured():
     """A network, captured once."""
-    model = settle(few_layers())
+    model = settle(shallow("oct_resnet18", 0.25, tiny=True))
     captures = Captures(model)
     captures.of(torch.Size((1, 3, 64, 64)))
     return model, captures
