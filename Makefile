@@ -2,16 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint docs fuzz fault sanitize parity coverage wheel dist clean
+.PHONY: help demo test test-slow lint docs fuzz fault sanitize parity coverage wheel dist clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 demo: .venv/demo  ## train an octave network and its dense twin, and compare them
 	$(BIN)/octaveconv quickstart --out runs/quickstart --json runs/quickstart/quickstart.json
 
 test: lint  ## what CI runs: ruff, mypy, pytest
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+
+test-slow: .venv/test  ## what `make test` leaves out: the same promises, for more networks and longer (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m slow
 
 lint: .venv/test  ## ruff and mypy alone
 	$(BIN)/ruff check

@@ -1,12 +1,16 @@
 """Fixtures of several test files."""
 
+import gc
+
 import pytest
 import torch
 from hypothesis import settings
+from networks import every_block, settle
 from triton_parts import DEVICE, triton
 
 from octaveconv.deploy import cache
-from octaveconv.deploy.native import library, tune
+from octaveconv.deploy.capture import Captures
+from octaveconv.deploy.native import engine, library, tune
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=150)
 settings.load_profile("default")
@@ -21,6 +25,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+def pytest_collection_finish(session):
+    """What was imported and collected is there to stay: the garbage collector need not look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +60,19 @@ def empty_cache(monkeypatch, tmp_path):
     library.load.cache_clear()
     yield tmp_path / "cache"
     library.load.cache_clear()
+
+
+@pytest.fixture
+def captured_as(monkeypatch):
+    """``captured_as(captures)``: the native engine takes these captures in place of its own, which take time."""
+    return lambda captures: monkeypatch.setattr(engine, "Captures", lambda model: captures)
+
+
+@pytest.fixture(scope="session")
+def blocks():
+    """`networks.every_block`, and its captures."""
+    model = settle(every_block())
+    return model, Captures(model)
 
 
 @pytest.fixture

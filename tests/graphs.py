@@ -1,10 +1,14 @@
 """Small networks, each with something that an engine has to do right."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
+from networks import settle
 from torch import nn
 
 import octaveconv as oc
+from octaveconv.deploy.capture import Captures
 
 
 class Net(nn.Module):
@@ -129,3 +133,10 @@ GRAPHS = {
     "a dictionary": two(lambda m, x: {"a": m.a(x), "b": [m.b(x), x]}),
     "the input itself": two(lambda m, x: x),
 }
+
+
+@functools.cache
+def captured_graph(name):
+    """One of `GRAPHS`, and its captures: for all tests that only read them."""
+    model = settle(GRAPHS[name])
+    return model, Captures(model)

@@ -6,6 +6,13 @@ from torch import nn
 
 import octaveconv as oc
 import octaveconv.models
+from octaveconv.models._build import Layers
+from octaveconv.models.oct_densenet import DenseLayer, Transition
+from octaveconv.models.oct_mobilenetv1 import DepthwiseSeparable
+from octaveconv.models.oct_mobilenetv2 import InvertedResidual
+from octaveconv.models.oct_resnet import BasicBlock, Bottleneck
+from octaveconv.models.oct_resnetv2 import PreActBottleneck
+from octaveconv.octave import split_channels
 
 NAMES = list(octaveconv.models.COSTS)
 ALPHAS = {name: (0.25, 0.5, 0.75) if "next" in name else (0.125, 0.3, 0.75) for name in NAMES}
@@ -40,6 +47,30 @@ def few_layers(alpha=0.25):
         oc.OctConv2d(16, 16, 3, padding=1, alpha_in=alpha, alpha_out=alpha),
         oc.OctMap(nn.ReLU()),
         oc.OctConv2d(16, 24, 1, alpha_in=alpha, alpha_out=alpha),
+        oc.Merge(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(24, 10),
+    )
+
+
+def every_block(alpha=0.5):
+    """A block of each of our networks in one: to capture all the networks takes a minute."""
+    torch.manual_seed(0)
+    make, make6 = Layers(octave=True), Layers(octave=True, act_layer=nn.ReLU6)
+    split = split_channels(32, alpha)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1),
+        BasicBlock(make, 16, 16, 1, 1, 0.0, alpha),
+        Bottleneck(make, 16, 8, 2, 2, alpha, alpha),
+        PreActBottleneck(make, 32, 16, 32, 1, 2, True, alpha, alpha, False),
+        DenseLayer(make, 32, 8, split, alpha),
+        Transition(make, 40, 16, split.then(split_channels(8, alpha)), 0.0),
+        InvertedResidual(make6, 16, 16, 2, 1, alpha),
+        DepthwiseSeparable(make, 16, 24, 1, 0.0, alpha),
         oc.Merge(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),

@@ -195,8 +195,7 @@ def test_export_saved_and_loaded(case):
     assert_close(y.low, layer(x).low)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [(9, 7), (8, 8)])
+@pytest.mark.parametrize("size", [(9, 7), pytest.param((8, 8), marks=pytest.mark.slow)])
 def test_onnx_at_odd_and_even_sizes(size, tmp_path):
     import onnxruntime
 
@@ -208,7 +207,6 @@ def test_onnx_at_odd_and_even_sizes(size, tmp_path):
     assert_close(torch.from_numpy(y), net(x).detach())
 
 
-@pytest.mark.slow
 def test_compile_by_inductor_in_training():
     net = torch.nn.Sequential(layer_of("first"), oc.OctBatchNorm2d(16, alpha=0.25), oc.OctMap(torch.nn.ReLU()))
     x = torch.randn(2, 16, 9, 7)

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from graphs import CONVOLUTIONS, GRAPHS, Net
-from networks import image, settle, shallow
+from graphs import CONVOLUTIONS, GRAPHS, Net, captured_graph
+from networks import every_block, few_layers, image, settle
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -37,16 +37,20 @@ def check_exactly(model, target, *xs):
     deployed = NativeNetwork(copy.deepcopy(model).eval().to(BFLOAT16), xs[0].to(BFLOAT16), target)
     for x in xs:
         with torch.no_grad():
-            expected = model.double()(x.double())
-        assert torch.equal(deployed(x.to(BFLOAT16)), expected.to(BFLOAT16))
+            expected = tree_leaves(model.double()(x.double()))
+        for actual, y in zip(tree_leaves(deployed(x.to(BFLOAT16))), expected, strict=True):
+            assert torch.equal(actual, y.to(BFLOAT16))
 
 
-@pytest.mark.parametrize("arguments", CONVOLUTIONS[1::3], ids=str)
 @pytest.mark.parametrize(
     ("inputs", "outputs", "groups"), [(3, 5, 1), (16, 64, 1), (24, 24, 24), (36, 12, 4), (64, 100, 2), (67, 48, 1)]
 )
-def test_convolutions(arguments, inputs, outputs, groups, target):
-    model = nn.Sequential(nn.Conv2d(inputs, inputs, 1), nn.Conv2d(inputs, outputs, groups=groups, **arguments))
+def test_convolutions(inputs, outputs, groups, target):
+    """All kinds side by side, in one network that is captured once."""
+    kinds = [nn.Conv2d(inputs, outputs, groups=groups, **arguments) for arguments in CONVOLUTIONS]
+    model = Net(
+        lambda m, x: [kind(m.a(x)) for kind in m.kinds], a=nn.Conv2d(inputs, inputs, 1), kinds=nn.ModuleList(kinds)
+    )
     check_exactly(model, target, whole(2, inputs, 13, 16), whole(1, inputs, 11, 9))
 
 
@@ -73,16 +77,16 @@ def errors(model, x, target="native"):
     return [((y.double() - exact).abs().max() / exact.abs().max()).item() for y in (got, eager)]
 
 
-@pytest.mark.parametrize("name", ["oct_seresnetv2_50"])
-def test_networks(name):
-    model = settle(shallow(name, 0.25, tiny=True))
+def test_every_block():
+    model = settle(every_block())
     got, eager = errors(model, image(2, 3, 65, 49))
     assert got <= 1.5 * eager + 0.002
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_graphs(name):
-    model, x = settle(GRAPHS[name]), image(2, 8, 12, 11)
+def test_graphs(name, captured_as):
+    (model, captures), x = captured_graph(name), image(2, 8, 12, 11)
+    captured_as(captures)
     deployed = NativeNetwork(copy.deepcopy(model).to(BFLOAT16), x.to(BFLOAT16))
     with torch.no_grad():
         expected = tree_leaves(model(x))
@@ -91,7 +95,7 @@ def test_graphs(name):
 
 
 def test_threads_do_not_change_a_bit(threads):
-    model = settle(shallow("oct_resnet18", 0.25, tiny=True)).to(BFLOAT16)
+    model = settle(few_layers()).to(BFLOAT16)
     x = image(5, 3, 49, 63).to(BFLOAT16)
     deployed = NativeNetwork(model, x)
     outputs = []

@@ -7,7 +7,7 @@ import shlex
 import sys
 
 import pytest
-from helpers import run
+from helpers import run, shorten_quickstart
 
 from octaveconv import cli, quickstart
 
@@ -112,7 +112,8 @@ def test_env(capsys, tmp_path):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """The main job on a narrow network."""
+    """The main job on a narrow network and a few of the images."""
+    shorten_quickstart(monkeypatch)
     job = quickstart.run
     monkeypatch.setattr(quickstart, "run", lambda settings, log: job(dataclasses.replace(settings, width=4), log))
 
@@ -121,7 +122,7 @@ def narrow(monkeypatch):
 def test_quickstart(capsys, tmp_path):
     file = tmp_path / "quickstart.json"
     code, out, _ = run(
-        capsys, "quickstart", "--epochs", "1", "--batch-size", "512", "--threads", "1",
+        capsys, "quickstart", "--epochs", "1", "--batch-size", "64", "--threads", "1",
         "--out", str(tmp_path / "run"), "--json", str(file),
     )  # fmt: skip
     assert code == 0
@@ -141,7 +142,7 @@ def test_without_scikit_learn_quickstart_says_what_to_install(capsys, monkeypatc
 @pytest.mark.usefixtures("narrow")
 def test_without_matplotlib_the_figures_are_not_lost(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    options = "--epochs", "1", "--batch-size", "512", "--threads", "1"
+    options = "--epochs", "1", "--batch-size", "64", "--threads", "1"
     code, out, _ = run(capsys, "quickstart", *options, "--json", str(tmp_path / "q.json"))
     assert code == 0
     assert "no curves: this needs matplotlib" in out

@@ -18,7 +18,7 @@ def report_of(name, alpha, size):
         return oc.cost(shallow(name, alpha, tiny=True), input_size=size)
 
 
-@pytest.mark.parametrize(("alpha", "size"), [(0.25, 65), (0.75, 64), (1, 65)])
+@pytest.mark.parametrize(("alpha", "size"), [(0.25, 65), (1, 64)])
 @pytest.mark.parametrize("name", SHALLOW)
 def test_formula_count_and_dense_twin_agree(name, alpha, size):
     """The layers of a deep network are these; `test_parity.py` counts all of it."""

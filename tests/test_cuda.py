@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from graphs import GRAPHS, Net
+from graphs import GRAPHS, Net, captured_graph
 from networks import image, settle, shallow
 from torch import nn
 from triton_parts import INTERPRETED, passed_interpreted
@@ -101,9 +101,10 @@ def captured_small(family):
 
 @on_host
 @pytest.mark.usefixtures("anywhere")
-@pytest.mark.parametrize(("name", "alpha"), NETWORKS[:2])  # the others are those of the native engine's tests, too
-def test_networks(name, alpha):
-    deployed = check(settle(shallow(name, alpha, tiny=True)), image(1, 3, 64, 64), image(3, 3, 33, 47))
+def test_every_block(blocks, monkeypatch):
+    model, captures = blocks
+    monkeypatch.setattr(cuda, "Captures", lambda model: captures)
+    deployed = check(model, image(1, 3, 64, 64), image(3, 3, 33, 47))
     assert set(deployed.forms) == {"aten"}
     assert (deployed.engine, deployed.reason) == ("cuda", "")
 
@@ -111,8 +112,10 @@ def test_networks(name, alpha):
 @on_host
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_layer(name):
-    check(settle(GRAPHS[name]), image(1, 8, 12, 12), image(3, 8, 9, 15))
+def test_every_kind_of_layer(name, monkeypatch):
+    model, captures = captured_graph(name)
+    monkeypatch.setattr(cuda, "Captures", lambda model: captures)
+    check(model, image(1, 8, 12, 12), image(3, 8, 9, 15))
 
 
 @on_host
@@ -125,12 +128,12 @@ def test_rounded_up_windows():
 @on_host
 @pytest.mark.usefixtures("anywhere")
 def test_lower_precision_folds_norms_in_float32():
-    model = small(OctResNet, 0.5).bfloat16()
+    model = residual_blocks("pre-activation with gates", last=1).bfloat16()  # with norms that no convolution takes
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     deployed = check(model, image(2, 3, 33, 40).bfloat16())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not list(deployed.parameters())
-    captured, _ = captured_small(OctResNetV2)
+    captured, _ = Captures(model).of(torch.Size((2, 3, 33, 40)))
     placed = [step.aten.placed(deployed.like) for step in Executor(captured).steps]
     dtypes = {(tensor.dim(), tensor.dtype) for form in placed for tensor in form.constants}
     assert dtypes == {(1, torch.bfloat16), (3, torch.float32), (4, torch.bfloat16)}
@@ -286,7 +289,6 @@ def test_an_input_of_another_kind_is_refused():
 
 
 @on_host
-@pytest.mark.slow
 @pytest.mark.usefixtures("anywhere")
 def test_a_step_by_inductor():
     captured, sizes = captured_small(OctResNetV2)
@@ -444,14 +446,19 @@ def test_times_depend_on_the_kernel_and_on_the_steps():
 # The Triton kernel's form.
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_interpreted():
     """The tests below, on the CPU."""
-    assert passed_interpreted(__file__) == 4
+    assert passed_interpreted(__file__) == 3
 
 
-def blocks(kind, last):
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
+def test_interpreted_slowly():
+    assert passed_interpreted(__file__, "slow") == 2
+
+
+def residual_blocks(kind, last):
     """Residual blocks from one frequency to two, with two, with a stride, and back to one frequency."""
     torch.manual_seed(0)
     make, layers = Layers(octave=True), [nn.Conv2d(3, 6, 3, padding=1)]
@@ -468,10 +475,15 @@ def blocks(kind, last):
 @pytest.mark.parametrize(
     ("kind", "last", "steps"),
     # of 12 convolutions two have one frequency; shortcuts count where a gate keeps them apart
-    [("post-activation", 4, 11), ("grouped", 2, 6), ("pre-activation with gates", 4, 13)],
+    [
+        ("grouped", 2, 6),
+        ("pre-activation with gates", 3, 10),
+        pytest.param("post-activation", 4, 11, marks=pytest.mark.slow),
+        pytest.param("pre-activation with gates", 4, 13, marks=pytest.mark.slow),
+    ],
 )
 def test_by_the_kernel(kind, last, steps):
-    model, x, fused = blocks(kind, last=last), image(1, 3, 7, 8), []
+    model, x, fused = residual_blocks(kind, last=last), image(1, 3, 5, 6), []
     captured, sizes = Captures(model).of(x.shape)
 
     def choose(step, maps, shapes):
@@ -488,7 +500,7 @@ def test_by_the_kernel(kind, last, steps):
 @pytest.mark.usefixtures("anywhere")
 def test_the_kernel_is_taken_where_it_is_the_fastest(monkeypatch):
     prefer(monkeypatch, "triton")
-    assert check(blocks("post-activation", last=1), image(1, 3, 3, 4)).forms["triton"] == 3
+    assert check(residual_blocks("post-activation", last=1), image(1, 3, 3, 4)).forms["triton"] == 3
 
 
 # On a GPU: graphs, streams, and every form.

@@ -1,14 +1,17 @@
 """The native engine: the module's answer for every network, size, batch, number of threads and instruction set."""
 
+from itertools import pairwise
+
 import pytest
 import timm
 import torch
-from graphs import CONVOLUTIONS, GRAPHS, conv
-from networks import difference, image, settle, shallow
+from graphs import CONVOLUTIONS, GRAPHS, Net, captured_graph, conv
+from networks import difference, few_layers, image, settle, shallow
 from torch import nn
 
+import octaveconv as oc
 from octaveconv.deploy.capture import Captures
-from octaveconv.deploy.native import engine, library
+from octaveconv.deploy.native import library
 from octaveconv.deploy.native.engine import NativeNetwork
 
 LIMIT = 1e-5  # of the largest output; float32 in another order of summation
@@ -22,6 +25,24 @@ def check(model, *xs, target="native"):
     return deployed
 
 
+def check_every_target(model, captures, captured_as):
+    """Those that this CPU has; a network is captured once for all, which takes seconds."""
+    captured_as(captures)
+    for target in ("native", *library.runnable()):
+        check(model, image(1, 3, 64, 64), image(2, 3, 65, 33), target=target)
+
+
+def test_every_block_and_instruction_set(blocks, captured_as):
+    check_every_target(*blocks, captured_as)
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_the_ends_of_alpha(alpha, captured_as):
+    model = settle(few_layers(alpha))
+    check_every_target(model, Captures(model), captured_as)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "alpha"),
     [
@@ -33,31 +54,42 @@ def check(model, *xs, target="native"):
         ("oct_densenet121", 0.25),
     ],
 )
-def test_every_kind_of_network_and_instruction_set(name, alpha, monkeypatch):
-    """Those that this CPU has; a network is captured once for all, which takes seconds."""
+def test_every_kind_of_network_and_instruction_set(name, alpha, captured_as):
     model = settle(shallow(name, alpha, tiny=True))
-    captures = Captures(model)
-    monkeypatch.setattr(engine, "Captures", lambda model: captures)
-    for target in ("native", *library.runnable()):
-        check(model, image(1, 3, 64, 64), image(2, 3, 65, 33), target=target)
+    check_every_target(model, Captures(model), captured_as)
 
 
-@pytest.mark.slow
-def test_every_size_batch_and_thread_count(threads):
+def halving():
+    """Five layers, each of stride 2, and a shortcut: of 32 pixels one is left."""
+    alphas = (0, 0.25, 0.25, 0.25, 0.25, 0)
+    layers = [oc.OctConv2d(4, 4, 3, 2, 1, alpha_in=a, alpha_out=b) for a, b in pairwise(alphas)]
+    norms = [oc.OctBatchNorm2d(4, alpha=alpha) for alpha in alphas[1:]]
+    pairs = [nn.Sequential(*pair, oc.OctMap(nn.ReLU())) for pair in zip(layers, norms)]
+    shortcut = nn.AvgPool2d(32, ceil_mode=True, count_include_pad=False)
+    return Net(lambda m, x: m.layers(x) + m.shortcut(x), layers=nn.Sequential(*pairs, oc.Merge()), shortcut=shortcut)
+
+
+def some_network():
+    return timm.create_model("oct_resnet18", alpha=0.25, layers=(1, 1, 1, 1), num_classes=10)
+
+
+@pytest.mark.parametrize("make", [halving, pytest.param(some_network, marks=pytest.mark.slow)])
+def test_every_size_batch_and_thread_count(make, threads):
     """Sizes in odd steps: height and width go different ways, so that all pairs of parities come up.
 
     What was captured at one size must not be taken where it does not hold, such as where a map has one pixel.
     """
-    model = settle(timm.create_model("oct_resnet18", alpha=0.25, layers=(1, 1, 1, 1), num_classes=10))
-    deployed = NativeNetwork(model, image(1, 3, 32, 32))
+    model = settle(make())
+    channels = 4 if make is halving else 3
+    deployed = NativeNetwork(model, image(1, channels, 32, 32))
     for i, height in enumerate(range(32, 321, 17)):
         width = 320 - (height - 32) * 7 % 289
         threads(1 + i % 4)
-        assert difference(model, deployed, image(1 + i % 5, 3, height, width)) <= LIMIT, (height, width)
+        assert difference(model, deployed, image(1 + i % 5, channels, height, width)) <= LIMIT, (height, width)
 
 
 def test_threads_and_passes_do_not_change_a_bit(threads):
-    model = settle(shallow("oct_resnet50", 0.25, tiny=True))
+    model = settle(few_layers())
     deployed = NativeNetwork(model, image(1, 3, 64, 64))
     x = image(5, 3, 49, 63)
     outputs = []
@@ -71,18 +103,20 @@ def test_threads_and_passes_do_not_change_a_bit(threads):
     assert all(torch.equal(outputs[0], y) for y in outputs)
 
 
-@pytest.mark.parametrize("arguments", CONVOLUTIONS, ids=str)
 @pytest.mark.parametrize(
     ("inputs", "outputs", "groups"), [(3, 5, 1), (16, 64, 1), (24, 24, 24), (40, 20, 4), (32, 96, 8), (64, 100, 2)]
 )
-def test_convolutions(arguments, inputs, outputs, groups):
-    model = nn.Sequential(conv(inputs, inputs, 1), conv(inputs, outputs, groups=groups, **arguments))
+def test_convolutions(inputs, outputs, groups):
+    """All kinds side by side, in one network that is captured once."""
+    kinds = [conv(inputs, outputs, groups=groups, **arguments) for arguments in CONVOLUTIONS]
+    model = Net(lambda m, x: [kind(m.a(x)) for kind in m.kinds], a=conv(inputs, inputs, 1), kinds=nn.ModuleList(kinds))
     check(model, image(2, inputs, 13, 16), image(1, inputs, 11, 9))
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_graphs(name):
-    model = settle(GRAPHS[name])
+def test_graphs(name, captured_as):
+    model, captures = captured_graph(name)
+    captured_as(captures)
     deployed = NativeNetwork(model, image(1, 8, 12, 12))
     for x in (image(1, 8, 12, 12), image(3, 8, 9, 14), image(2, 8, 5, 5)):
         expected, got = (torch.utils._pytree.tree_leaves(f(x)) for f in (model, deployed))

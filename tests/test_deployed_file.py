@@ -9,8 +9,8 @@ from collections import Counter, namedtuple
 import pytest
 import torch
 from deployed_files import SHAPES, at, everything, fate, mutated, put_together, small_files, taken_apart
-from graphs import GRAPHS, Net, conv
-from networks import image, settle, shallow
+from graphs import GRAPHS, Net, captured_graph, conv
+from networks import image
 from safetensors.torch import load, save
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -53,20 +53,19 @@ def files():
 
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_kind_of_layer_comes_back(name, dtype, tmp_path):
-    deployed = NativeNetwork(GRAPHS[name].to(dtype).eval(), image(1, 8, 12, 12).to(dtype))
-    GRAPHS[name].float()
+def test_every_kind_of_layer_comes_back(name, dtype, tmp_path, captured_as):
+    model, captures = captured_graph(name)
+    captured_as(captures)
+    deployed = NativeNetwork(copy.deepcopy(model).to(dtype), image(1, 8, 12, 12).to(dtype))
     loaded = again(deployed, tmp_path)
     assert_alike(deployed, loaded, *(image(*s).to(dtype) for s in ((1, 8, 12, 12), (3, 8, 9, 7), (0, 8, 6, 5))))
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("oct_resnet18", torch.float32), ("oct_mobilenetv2_100", torch.bfloat16)],
-)
-def test_networks_come_back(name, dtype, tmp_path):
-    model = settle(shallow(name, 0.25, tiny=True)).to(dtype)
-    deployed = oc.deploy(model, image(1, 3, 64, 64).to(dtype), engine="native")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_block_comes_back(dtype, tmp_path, blocks, captured_as):
+    model, captures = blocks
+    captured_as(captures)
+    deployed = oc.deploy(copy.deepcopy(model).to(dtype), image(1, 3, 64, 64).to(dtype), engine="native")
     loaded = again(deployed, tmp_path)
     assert loaded.engine == "native"
     assert_alike(deployed, loaded, *(image(*s).to(dtype) for s in ((1, 3, 64, 64), (9, 3, 35, 42))))

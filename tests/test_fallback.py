@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from networks import ALPHAS, image, shallow
+from networks import ALPHAS, every_block, image, shallow
 from torch import nn
 
 import octaveconv as oc
@@ -82,6 +82,17 @@ def eager(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda graph: lambda x: compile(graph))
 
 
+@pytest.mark.parametrize("form", ["merged", "reference"])
+def test_every_block_folded_answers_as_the_block_does(form):
+    model = with_statistics(every_block())
+    graph = folded(capture(model, image(2, 3, 64, 96), form))
+    for batch, height, width in SIZES:
+        x = image(batch, 3, height, width)
+        with torch.no_grad():
+            assert_same(graph(x), model(x))
+    assert count(graph, "batch_norm") == [6]  # where a sum or a concatenation is normalized
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), FAMILIES)
 def test_a_folded_network_answers_as_the_network_does(name, form):
@@ -97,6 +108,7 @@ def test_a_folded_network_answers_as_the_network_does(name, form):
     assert not sliced or "se" in name or name == "oct_resnet18"  # weights are cut beforehand, maps where they must be
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["oct_mobilenetv2_100", "oct_resnextv2_50_32x4d"])
 def test_other_networks_folded_as_an_export_does(name):
     """At any batch size; `test_export.py` exports networks that together have every operation."""
@@ -323,7 +335,6 @@ def test_a_tuple_of_one_example_is_taken():
     assert oc.deploy(model, (x,), engine="inductor").engine == "eager"
 
 
-@pytest.mark.slow
 def test_compiled():
     model = octave_block()
     deployed = fallback(model, image(1, 3, 16, 16))
@@ -335,7 +346,6 @@ def test_compiled():
             assert_same(deployed(x.clone()), model(x))
 
 
-@pytest.mark.slow
 def test_a_compiler_that_does_not_exist(monkeypatch, tmp_path):
     torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -1,37 +1,36 @@
 """Figures are written without a trace in the process that asks for them."""
 
-import subprocess
+import json
 import sys
 from pathlib import Path
 
 import pytest
+from forks import Fork
 
-from octaveconv import _figure
+from octaveconv import _figure, quickstart
+from octaveconv.bench import report
 from octaveconv.errors import UsageError
+from octaveconv.train import curves
 
 RESULTS = Path(__file__).parent.parent / "results"
-# Draws all that the package draws, in a process that has a backend of its own.
-DRAW = """
-import json, sys
-from pathlib import Path
-import matplotlib
-matplotlib.use("template")
-from octaveconv import quickstart
-from octaveconv.bench import report
-from octaveconv.train import curves
-from octaveconv import _figure
-results, out = map(Path, sys.argv[1:])
-quickstart.plot(json.loads((results / "quickstart.json").read_text()), out / "quickstart.png")
-for name in ("ablation", "speed_oct_resnet50_cpu"):
-    report.plot(report.read(results / f"{name}.json"), out / f"{name}.svg")
-_figure.save(curves.draw([{"epoch": "1", "lr": "0.1"}]), out / "curves.svg")
-print(matplotlib.get_backend(), "matplotlib.pyplot" in sys.modules)
-"""
+
+
+def draw_everything(out):
+    """All that the package draws, in a process that has a backend of its own."""
+    import matplotlib
+
+    matplotlib.use("template")
+    quickstart.plot(json.loads((RESULTS / "quickstart.json").read_text()), out / "quickstart.png")
+    for name in ("ablation", "speed_oct_resnet50_cpu"):
+        report.plot(report.read(RESULTS / f"{name}.json"), out / f"{name}.svg")
+    _figure.save(curves.draw([{"epoch": "1", "lr": "0.1"}]), out / "curves.svg")
+    print(matplotlib.get_backend(), "matplotlib.pyplot" in sys.modules)
 
 
 def test_the_callers_backend_and_pyplot_stay_untouched(tmp_path):
-    done = subprocess.run([sys.executable, "-c", DRAW, RESULTS, tmp_path], capture_output=True, text=True)
-    assert done.stdout.lower() == "template false\n", done.stderr
+    process = Fork(draw_everything, tmp_path)
+    assert process.wait() == 0, process.output()[1]
+    assert process.output()[0].lower() == "template false\n"
     names = ["ablation.svg", "curves.svg", "quickstart.png", "speed_oct_resnet50_cpu.svg"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert all(path.stat().st_size > 1000 for path in tmp_path.iterdir())

@@ -10,7 +10,7 @@ import timm
 import torch
 import torchvision
 from helpers import TOLERANCE, assert_close
-from networks import ALPHAS, NAMES, SHALLOW, image, shallow
+from networks import ALPHAS, NAMES, SHALLOW, every_block, image, shallow
 from timm.models._features_fx import create_feature_extractor
 from torch import nn
 
@@ -62,17 +62,21 @@ def shapes(model):
 
 @every_name
 def test_at_full_depth(name):
-    """The shallow networks have every alpha."""
-    model = deep(name, ALPHAS[name][0])
-    check_shapes(model, 33, 47)
-    assert shapes(model) == shapes(deep_dense(name))
+    """The shallow networks have every alpha; `test_parity.py` runs networks of each class at full depth."""
+    assert shapes(deep(name, ALPHAS[name][0])) == shapes(deep_dense(name))
+
+
+@pytest.mark.slow
+@every_name
+def test_any_size_at_full_depth(name):
+    check_shapes(deep(name, ALPHAS[name][0]), 33, 47)
 
 
 @every_shallow
 def test_any_size(name, alpha):
     """The state dict has the keys and shapes of the dense twin."""
     model = on_meta(name, alpha)
-    for size in ((32, 32), (33, 47), (224, 160)):
+    for size in ((32, 32), (33, 47), (224, 160)) if alpha == ALPHAS[name][0] else ((33, 47),):
         check_shapes(model, *size)
     assert shapes(model) == shapes(on_meta(name, 0))
 
@@ -176,13 +180,23 @@ def test_group_matcher_puts_every_parameter_somewhere(name):
         assert groups[first] == 1
 
 
-@pytest.mark.parametrize(("name", "alpha"), [(name, ALPHAS[name][0]) for name in CLASSES[:3]] + [("oct_resnet18", 1)])
-def test_compile_without_graph_breaks(name, alpha):
+def check_compiled(model):
     torch._dynamo.reset()
-    model = shallow(name, alpha, tiny=True).eval()
     x = image(1, 3, 33, 47)
     with torch.no_grad():
-        assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
+        assert_close(torch.compile(model.eval(), fullgraph=True, backend="eager")(x), model(x))
+
+
+def test_every_block_compiles_without_graph_breaks():
+    check_compiled(every_block())
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha"),
+    [("oct_resnet18", 1)] + [pytest.param(name, ALPHAS[name][0], marks=pytest.mark.slow) for name in CLASSES],
+)
+def test_compile_without_graph_breaks(name, alpha):
+    check_compiled(shallow(name, alpha, tiny=True))
 
 
 @pytest.mark.skipif(OLD_TORCH, reason="there, PyTorch's pooling with ceil_mode guards on odd sizes")
@@ -235,7 +249,7 @@ def test_weights_of_another_alpha_are_refused(name, alpha):
     assert str(error.value).count("Build it with that alpha") == 1
 
 
-@every_shallow
+@pytest.mark.parametrize(("name", "alpha"), [(name, alpha) for name in SHALLOW for alpha in (ALPHAS[name][1], 1)])
 def test_dense_weights_mean_the_same_at_every_alpha(name, alpha):
     """Where neither resolution nor border matters (constant maps, kernels reduced to their centre) octave is dense.
 
@@ -258,8 +272,11 @@ def test_dense_weights_mean_the_same_at_every_alpha(name, alpha):
         assert_close(model(x), dense(x))
 
 
-@pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 1])
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnext50_32x4d"])
+@pytest.mark.parametrize(
+    ("name", "alpha"),
+    [(name, 0) for name in ("resnet18", "resnet34", "resnet50", "resnext50_32x4d")]
+    + [("resnet18", 0.5), ("resnext50_32x4d", 0.25)],
+)
 def test_torchvision_weights_load_strictly(name, alpha):
     theirs = getattr(torchvision.models, name)()
     for module in theirs.modules():

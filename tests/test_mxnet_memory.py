@@ -11,10 +11,9 @@ import torch
 
 from octaveconv.mxnet import params as mxnet
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; ru_maxrss would count the parent's peak too"),
-]
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="reads /proc; ru_maxrss would count the parent's peak too"
+)
 MIB = 2**20
 PROBES = """
 import os, re, sys

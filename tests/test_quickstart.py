@@ -1,16 +1,19 @@
-"""The main job, on one epoch of a narrow network."""
+"""The main job, on one epoch of a narrow network and a few of the images."""
 
 import pytest
 import torch
+from helpers import shorten_quickstart
 
 from octaveconv import quickstart
 
-SMALL = quickstart.QuickstartSettings(epochs=1, width=4, batch_size=256, threads=1)
+SMALL = quickstart.QuickstartSettings(epochs=1, width=4, batch_size=64, threads=1)
 
 
 @pytest.fixture(scope="module")
 def result():
-    return quickstart.run(SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_quickstart(patch)
+        return quickstart.run(SMALL)
 
 
 def test_the_data_are_real_and_the_split_is_held_out():
@@ -49,7 +52,8 @@ def test_figures(result):
         assert net["latency"]["64"]["layout"] in quickstart.LAYOUTS
 
 
-def test_the_same_seed_gives_the_same_figures(result):
+def test_the_same_seed_gives_the_same_figures(result, monkeypatch):
+    shorten_quickstart(monkeypatch)
     again = quickstart.run(SMALL)
     for net in quickstart.NETS:
         for key in ("accuracy", "params", "macs", "activation_bytes", "curves"):

@@ -78,19 +78,19 @@ def tensors(problem):
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
-@pytest.mark.parametrize("backend", BACKENDS)
 @given(data=st.data())
-def test_against_definition(backend, transposed, axes, data):
+def test_against_definition(transposed, axes, data):
     problem = data.draw(problems(axes, transposed))
     high, low, weight, bias = tensors(problem)
     conv = problem["conv"]
     event(f"stride {conv['stride']}")
-    with oc.backend(backend):
-        actual = oc.functional.octconv(oc.Octave(high, low), weight, bias, transposed=transposed, **conv)
     define = definition.octconv_transpose if transposed else definition.octconv
     expected = define(high, low, weight, bias, **conv)
-    assert_close(actual.high, expected[0], "high")
-    assert_close(actual.low, expected[1], "low")
+    for backend in BACKENDS:
+        with oc.backend(backend):
+            actual = oc.functional.octconv(oc.Octave(high, low), weight, bias, transposed=transposed, **conv)
+        assert_close(actual.high, expected[0], f"{backend}: high")
+        assert_close(actual.low, expected[1], f"{backend}: low")
 
 
 @pytest.mark.parametrize(("groups", "alphas"), [(1, (0.25, 0.75)), (2, (0.5, 0.25)), (8, (0.5, 0.5))])
@@ -132,7 +132,7 @@ def random(*shape):
     + [(4, alpha, alpha) for alpha in (0, 0.5, 1)],  # depthwise
 )
 def test_gradcheck(backend, stride, groups, alpha_in, alpha_out):
-    x = random_octave(4, alpha_in, (5, 4), batch=1, dtype=torch.float64)
+    x = random_octave(4, alpha_in, (3, 4), batch=1, dtype=torch.float64)
     conv = dict(stride=stride, padding=1, groups=groups, alpha_in=alpha_in, alpha_out=alpha_out)
     gradcheck(backend, x, random(4, 4 // groups, 3, 3), random(4), **conv)
 

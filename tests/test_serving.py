@@ -398,7 +398,6 @@ int main() {
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ and its thread sanitizer")
 def test_threads_do_not_race(tmp_path):
     """The pool and its barrier alone: Python and PyTorch are not built for the thread sanitizer."""

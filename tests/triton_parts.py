@@ -27,9 +27,10 @@ def triton():
     return triton
 
 
-def passed_interpreted(file):
+def passed_interpreted(file, kind="not slow"):
     """How many of a file's tests pass. Triton looks for the variable when it is imported: it takes a fresh process."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", file]
+    options = "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", "-m", kind
+    command = [sys.executable, "-m", "pytest", *options, file]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     if "only 0-dimensional arrays can be converted" in done.stdout:
         pytest.skip("the interpreter of Triton 3.6 needs a NumPy before 2.4")

@@ -135,7 +135,7 @@ class NativeNetwork(nn.Module):
         try:
             return NativeNetwork.from_bytes, (self.to_bytes(),)
         except UsageError:  # a network that a file cannot hold is pickled as the model, and captured again
-            assert isinstance(self._captures, Captures)
+            assert not isinstance(self._captures, SavedForms)
             return NativeNetwork._of_model, (self._captures.model, self.dtype)
 
     def _lowered(self) -> list[tuple[Captured | Saved, Lowered]]:
