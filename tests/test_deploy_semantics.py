@@ -99,9 +99,6 @@ MIXED = {  # of native stretches and others, and what these have to do
 }
 REFUSED = {  # and the reason
     "most of it in PyTorch": (lambda m, x: backwards(m, m.conv(x)) + backwards(m, -m.conv(x)), "run most"),
-        lambda m, x: (t := F.conv_transpose2d)(y := m.conv(x), m.conv.weight) + t(y.relu(), m.conv.weight),
-        "run most",
-    ),
     "counts its calls": (counts_calls, "changes its own buffer 'calls'"),
     "changes its input": (changes_input, "changes its input"),
     "dropout in evaluation": (lambda m, x: F.dropout(m.conv(x), 0.5, training=True), "draws random numbers"),
