@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> Any:
     import torch
 
     from .. import _csv, env, evaluate, processes
-    from .._text import text_table
+    from .._text import say, text_table
     from ..data.datasets import open_dataset
     from ..models import published
     from ..models.create import check, create
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> Any:
             args.size, args.batch_size, device, args.dtype, workers=args.workers, skip_corrupt=args.skip_corrupt
         )
         if is_first:
-            print(f"{args.model}, {weights}; {dataset.source}")
+            say(f"{args.model}, {weights}; {dataset.source}", *dataset.notes)
         with evaluate.progress(dataset) as log:
             score = evaluate.evaluate(model, dataset, settings, log)
     figures = {
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> Any:
     if is_first:
         print(f"\n{text_table(evaluate.table(score))}\n\n{evaluate.conditions(figures)}")
         if score.skipped:
-            print("skipped:", *score.skipped, sep="\n  ")
+            say("skipped:", *(f"  {name}" for name in score.skipped))
         if args.results_file:
             _csv.append_row(args.results_file, evaluate.COLUMNS, figures)
     return figures
