@@ -1,8 +1,8 @@
 """Downloading a published checkpoint: resumed where it was interrupted, checked, and complete or not there at all.
 
 Until ``path`` is complete there are ``path.part`` (what has arrived), ``path.part.etag`` (version and length of the
-file it belongs to) and ``path.lock`` (held by the downloading process) beside it. All three are gone once ``path`` is there.
-The first two are never written through a link that somebody put there.
+file it belongs to) and ``path.lock`` (held by the downloading process) beside it. All three are gone once ``path`` is
+there. None of them is written through a link that somebody put there.
 
 The libraries that timm installs do not keep these promises: ``torch.hub`` neither resumes nor retries, and
 ``huggingface_hub`` resumes without ``If-Range``, so that it joins a file that changed to the part of the old one.
