@@ -383,7 +383,8 @@ def _class_index(label: Any) -> int:
 def _class_names(reader: Any) -> list[str] | None:
     numbers = getattr(reader, "class_to_idx", None) or {}
     names = sorted(numbers, key=lambda name: numbers[name])
-    return names if names and all(isinstance(name, str) for name in names) else None
+    is_one_each = [numbers[name] for name in names] == [*range(len(names))]  # torchvision's ImageNet has synonyms
+    return names if names and is_one_each and all(isinstance(name, str) for name in names) else None
 
 
 def _reason(error: Exception) -> str:

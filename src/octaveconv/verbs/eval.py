@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ._arguments import add_model, positive, whole
+from ._arguments import add_model, positive, told_to_skip, whole
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> Any:
 
     from .. import _csv, env, evaluate, processes
     from .._text import say, text_table
-    from ..data.datasets import open_dataset
+    from ..data.datasets import Stream, open_dataset
     from ..models import published
     from ..models.create import check, create
 
@@ -61,7 +62,8 @@ def run(args: argparse.Namespace) -> Any:
         )
         if is_first:
             say(f"{args.model}, {weights}; {dataset.source}", *dataset.notes)
-        with evaluate.progress(dataset) as log:
+        is_stream = isinstance(dataset, Stream)  # which ends at its first error
+        with evaluate.progress(dataset) as log, nullcontext() if is_stream else told_to_skip():
             score = evaluate.evaluate(model, dataset, settings, log)
     figures = {
         "model": args.model,

@@ -13,7 +13,7 @@ from typing import Any
 from .._text import counted, say, text_table
 from ..errors import Stopped, UsageError
 from ..train.recipe import Recipe, read_yaml
-from ._arguments import add_model, positive
+from ._arguments import add_model, positive, told_to_skip
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> Any:
         if not is_first:
             args.json = None
         try:
-            return train(training, folder)
+            with told_to_skip():
+                return train(training, folder)
         except Stopped as error:
             if folder is None:
                 raise
