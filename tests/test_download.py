@@ -484,6 +484,19 @@ def test_redirects(server, path):
     assert fails(server, path) == "the server redirects to ftp://host/a, which is not https or http as before"
 
 
+def test_the_body_of_a_redirect_is_not_read(server, path):
+    server.replies = [Reply(status=302, headers={"Location": server.url("a.tar")}, hang=CUT)]
+    begin = time.monotonic()
+    fetch(server.url("a.tar"), path)
+    assert arrived(path)
+    assert time.monotonic() - begin < 3  # the silence would last 5 s
+
+
+def test_redirects_without_end(server, path):
+    server.usual = Reply(status=302, headers={"Location": server.url("a.tar")}, cut=0)
+    assert fails(server, path).startswith("the server answered 302 Found and redirects to http://127.0.0.1:")
+
+
 def test_redirects_never_give_up_encryption():
     redirect = partial(_paced._Redirects().redirect_request, fp=None, code=302, msg="", headers={})
     for old, new, allowed in (("https", "http", False), ("https", "https", True), ("http", "https", True)):

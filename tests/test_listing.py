@@ -184,11 +184,13 @@ def test_an_empty_class_has_its_number(folder, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_classes_keep_the_numbers_of_others(folder, tmp_path, kind):
+    (folder / "bird").mkdir()
     source = folder if kind == "folder" else make_tar(tmp_path / "a.tar", folder)
     dataset = open_dataset(source, classes=["zebra", "dog10", "dog2", "cat", "ape"])
     assert (dataset.num_classes, dataset.classes) == (5, ["zebra", "dog10", "dog2", "cat", "ape"])
     assert [dataset[i][1] for i in range(9)] == [3, 3, 3, 2, 2, 2, 2, 1, 1]
     assert note(dataset, "classes without images, which have a number as well") == "zebra, ape"
+    assert note(dataset, "left out: folders without images, of classes that are not expected") == "bird"
     with pytest.raises(
         UsageError, match=r"images of classes that are not among the 1 expected ones \(cat\): dog10, dog2"
     ):

@@ -10,7 +10,7 @@ from folders import encoded, make_folder
 from helpers import run
 from http_server import FileServer
 
-from octaveconv import _progress
+from octaveconv import _progress, cli
 from octaveconv._text import say, shown, text_table
 from octaveconv.weights.download import DownloadError, fetch
 
@@ -96,6 +96,14 @@ def test_every_verb_shows_what_it_got_on_one_line(tmp_path, capsys, mark):
         assert code, command
         assert is_clean(out), command
         assert error.rstrip("\n").isprintable(), (command, error)
+
+
+def test_a_terminal_that_lacks_letters(tmp_path, monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stderr", output)
+    assert cli.main(["eval", "oct_resnet50", "--data", f"{tmp_path}/caf\u00e9"]) == 2
+    output.flush()
+    assert rb"caf\xe9" in output.buffer.getvalue()
 
 
 def test_what_a_server_says(tmp_path):

@@ -70,8 +70,7 @@ class Images(Dataset[Any]):
         return len(self.reader)
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
-        image, label = self.read(i)
-        return (self.transform(image) if self.transform else image), label
+        return self.prepare(i, self.transform) if self.transform else self.read(i)
 
     @property
     def classes(self) -> list[str] | None:
@@ -224,17 +223,19 @@ def _listed(
             f"there are images directly in {source}: put each in a folder named after its class, as in "
             f"{source}/CLASS/{found.files[0].name.rpartition('/')[2]}"
         )
-    numbers = numbered(str(source), names)
+    numbers, notes = numbered(str(source), names), [*found.notes]
     used = {composed_form(file.folders[0]) for file in found.files}
     if classes is not None:
+        if empty := sorted({*numbers} - used - {*map(composed_form, classes)}):
+            notes.append(f"left out: folders without images, of classes that are not expected: {some(empty)}")
         numbers = [composed_form(name) for name in classes]
         if unknown := sorted(used - {*numbers}):
             raise UsageError(
                 f"{source} has images of classes that are not among the {len(numbers):,} expected ones "
                 f"({some(numbers)}): {some(unknown)}: remove them, or add them to the training images"
             )
-    empty = [name for name in numbers if name not in used]
-    notes = [*found.notes, *([f"classes without images, which have a number as well: {some(empty)}"] if empty else [])]
+    if empty := [name for name in numbers if name not in used]:
+        notes.append(f"classes without images, which have a number as well: {some(empty)}")
     reader = Files(path, found.files, {name: number for number, name in enumerate(numbers)})
     return Images(str(source), reader, len(numbers), transform, [f"{source}: {note}" for note in notes])
 

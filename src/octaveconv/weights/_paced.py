@@ -114,4 +114,6 @@ class _Redirects(HTTPRedirectHandler):
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         if urlsplit(newurl).scheme not in ("https", urlsplit(req.full_url).scheme):
             raise LeavesHTTP(newurl)
+        if fp is not None:
+            fp.close()  # urllib would read all of its body, which need not end
         return super().redirect_request(req, fp, code, msg, headers, newurl)

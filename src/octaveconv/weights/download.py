@@ -21,7 +21,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError, URLError
@@ -204,7 +204,7 @@ def _open(job: _Job, kept: _Kept) -> http.client.HTTPResponse | None:
     except _paced.LeavesHTTP as error:
         raise job.error(f"the server redirects to {error}, which is not https or http as before") from error
     except HTTPError as error:
-        with error:
+        with closing(error):
             _refused(job, kept, error)
         return None
     except URLError as error:
