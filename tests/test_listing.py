@@ -296,6 +296,18 @@ def test_tars(folder, tmp_path):
     assert ": top/cat/.DS_Store, top/cat/._0.png, top/cat/link.png and 1 more" in "".join(dataset.notes)
 
 
+@pytest.mark.parametrize("size", [-512, -1024, -(2**62)])
+@pytest.mark.timeout(20)
+def test_a_tar_that_leads_back_is_refused(tmp_path, size):
+    header = bytearray(tarfile.TarInfo("a/0.png").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = size.to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(tarfile.TarInfo("a/1.png").tobuf() + header + bytes(4096))
+    with pytest.raises(UsageError, match=r"a\.tar is not a complete, uncompressed tar file"):
+        open_dataset(tmp_path / "a.tar")
+
+
 def test_files_are_listed_without_asking_for_each(tmp_path, monkeypatch):
     """So that 50,000 take about a second, and a million on a server not an hour."""
     for name in map(str, range(3)):

@@ -243,7 +243,7 @@ def list_tar(path: Path) -> Listing:
                     files[key] = File(name, parts[:-1], (start, member.size))
                 elif not member.isdir():
                     left_out.append(name)
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError) as error:
         raise UsageError(f"{path} is not a complete, uncompressed tar file ({error}): pack it again") from error
     found.files = [*files.values()]
     found.folders = {parts for parts in found.folders if not _is_hidden(parts)}
@@ -260,7 +260,11 @@ def _members(
     tar: tarfile.TarFile, above: str = "", offset: int = 0
 ) -> Iterator[tuple[str, tuple[str, ...], tarfile.TarInfo, int]]:
     """Name, path, header and start of each member; a tar among them is replaced by its members."""
+    last = -1
     for member in tar:
+        if member.size < 0 or member.offset <= last:  # tarfile would go back, and round and round (CVE-2025-8194)
+            raise tarfile.ReadError(f"the member at byte {member.offset} ends before it begins")
+        last = member.offset
         name = f"{above}{member.name}"
         parts = tuple(part for part in name.split("/") if part not in ("", "."))
         start = offset + member.offset_data
