@@ -306,6 +306,8 @@ def test_a_tar_that_leads_back_is_refused(tmp_path, size):
     (tmp_path / "a.tar").write_bytes(tarfile.TarInfo("a/1.png").tobuf() + header + bytes(4096))
     with pytest.raises(UsageError, match=r"a\.tar is not a complete, uncompressed tar file"):
         open_dataset(tmp_path / "a.tar")
+    with pytest.raises(UsageError, match=r"the shard .*a\.tar cannot be read"):
+        open_dataset(f"wds/{tmp_path}", "a.tar")
 
 
 def test_files_are_listed_without_asking_for_each(tmp_path, monkeypatch):

@@ -260,11 +260,7 @@ def _members(
     tar: tarfile.TarFile, above: str = "", offset: int = 0
 ) -> Iterator[tuple[str, tuple[str, ...], tarfile.TarInfo, int]]:
     """Name, path, header and start of each member; a tar among them is replaced by its members."""
-    last = -1
-    for member in tar:
-        if member.size < 0 or member.offset <= last:  # tarfile would go back, and round and round (CVE-2025-8194)
-            raise tarfile.ReadError(f"the member at byte {member.offset} ends before it begins")
-        last = member.offset
+    for member in forward(tar):
         name = f"{above}{member.name}"
         parts = tuple(part for part in name.split("/") if part not in ("", "."))
         start = offset + member.offset_data
@@ -273,6 +269,16 @@ def _members(
                 yield from _members(nested, f"{name[:-4]}/", start)
         elif parts:
             yield name, parts, member, start
+
+
+def forward(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar; ReadError if one leads back, where tarfile goes round for ever (CVE-2025-8194)."""
+    last = -1
+    for member in tar:
+        if member.size < 0 or member.offset <= last:
+            raise tarfile.ReadError(f"the member at byte {member.offset} ends before it begins")
+        last = member.offset
+        yield member
 
 
 class Files:
