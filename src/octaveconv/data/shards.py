@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from .._text import reason
 from ..errors import UsageError
+from .listing import forward
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _CLASSES = ("cls", "cls.txt")
@@ -96,14 +97,14 @@ def _samples(number: int, path: Path) -> Iterator[Sample]:
     classes: dict[str, str] = {}
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
+            for member in forward(tar):
                 key, _, kind = os.path.basename(member.name).lower().partition(".")
                 key = f"{os.path.dirname(member.name)}/{key}"
                 if kind in _IMAGES:
                     images[key] = member
                 elif kind in _CLASSES and (file := tar.extractfile(member)):
                     classes[key] = file.read(32).decode("ascii", "replace").strip()
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError) as error:
         raise UsageError(f"the shard {path} cannot be read: {reason(error)}") from error
     for key, member in images.items():
         if not re.fullmatch(r"\d+", classes.get(key, "")):

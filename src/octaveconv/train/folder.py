@@ -13,7 +13,6 @@ import math
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
 from .. import _atomic, _csv, _figure, env
+from .._text import say
 from ..errors import UsageError, require
 from ..weights import files as weights
 from . import curves as _curves
@@ -186,7 +186,7 @@ class RunFolder:
                 problems.append(f"{path} cannot be read ({type(error).__name__})")
                 continue
             if problems:
-                print(f"octaveconv: {problems[0]}: resuming from {path}", file=sys.stderr, flush=True)
+                say(f"octaveconv: {problems[0]}: resuming from {path}", error=True)
             return state
         raise ValueError(f"{' and '.join(problems)}: there is nothing to resume from: start again")
 

@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> Any:
     """Convert, and print what was written; return its metadata."""
     import torch
 
+    from .._text import say
     from ..errors import UsageError
     from ..models.create import check, create
     from ..weights import files as weights
@@ -36,6 +37,6 @@ def run(args: argparse.Namespace) -> Any:
         model = create(args.model, read.alpha if args.alpha is None else args.alpha, None, read.num_classes, False)
     metadata = weights.convert(args.source, model, args.model, args.out)
     arrays, count = len(read.tensors), sum(p.numel() for p in model.parameters())
-    print(f"{args.source}: all {arrays} arrays used, all {count:,} parameters of {args.model} filled")
-    print(f"{args.out}: alpha {metadata.get('alpha', 0)}, sha256 of the source {metadata['sha256']}")
+    say(f"{args.source}: all {arrays} arrays used, all {count:,} parameters of {args.model} filled")
+    say(f"{args.out}: alpha {metadata.get('alpha', 0)}, sha256 of the source {metadata['sha256']}")
     return {"out": str(args.out), "arrays": arrays, "params": count, **metadata}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ._arguments import add_model, positive, whole
+from ._arguments import add_model, positive, told_to_skip, whole
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +38,8 @@ def run(args: argparse.Namespace) -> Any:
     import torch
 
     from .. import _csv, env, evaluate, processes
-    from .._text import text_table
-    from ..data.datasets import open_dataset
+    from .._text import say, text_table
+    from ..data.datasets import Stream, open_dataset
     from ..models import published
     from ..models.create import check, create
 
@@ -60,8 +61,9 @@ def run(args: argparse.Namespace) -> Any:
             args.size, args.batch_size, device, args.dtype, workers=args.workers, skip_corrupt=args.skip_corrupt
         )
         if is_first:
-            print(f"{args.model}, {weights}; {dataset.source}")
-        with evaluate.progress(dataset) as log:
+            say(f"{args.model}, {weights}; {dataset.source}", *dataset.notes)
+        is_stream = isinstance(dataset, Stream)  # which ends at its first error
+        with evaluate.progress(dataset) as log, nullcontext() if is_stream else told_to_skip():
             score = evaluate.evaluate(model, dataset, settings, log)
     figures = {
         "model": args.model,
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> Any:
     if is_first:
         print(f"\n{text_table(evaluate.table(score))}\n\n{evaluate.conditions(figures)}")
         if score.skipped:
-            print("skipped:", *score.skipped, sep="\n  ")
+            say("skipped:", *(f"  {name}" for name in score.skipped))
         if args.results_file:
             _csv.append_row(args.results_file, evaluate.COLUMNS, figures)
     return figures

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> Any:
     import torch
 
     from .. import env
-    from .._text import text_table
+    from .._text import say, text_table
     from ..errors import UsageError
     from ..export import check, export
     from ..models import published
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> Any:
     differences = export(model, x, args.out, format=args.format)
     figures |= {"difference": differences}
     kind = "octavified" if figures["alpha"] is None else f"alpha {figures['alpha']:g}"
-    print(
+    say(
         f"{args.out}: {args.model}, {kind}, weights {weights}; batches of any size of images of "
         f"{args.size}x{args.size} pixels"
     )

@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> Any:
     """Octavify, print the plan, write the weights; return the plan as a dict."""
     import torch
 
+    from .._text import say
     from ..data.datasets import preprocessing
     from ..errors import UsageError
     from ..models.create import create
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> Any:
         raise UsageError(f"nothing was written: {plan.nothing()}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     metadata = weights.write(args.out, octave.state_dict(), metadata_of(octave, args.model))
-    print(f"\n{args.out}: fine-tune with octaveconv train {args.model} --checkpoint {args.out} --data SRC")
+    say("", f"{args.out}: fine-tune with octaveconv train {args.model} --checkpoint {args.out} --data SRC")
     return {"out": str(args.out), "model": metadata["model"], **plan.to_dict()}
 
 
@@ -87,9 +88,12 @@ def _sample(model: Any, args: argparse.Namespace) -> list[Any]:
 
     import torch
 
+    from .._text import say
     from ..data.datasets import Stream, open_dataset, preprocessing
 
     data = open_dataset(args.data, _train_split(args.data), preprocessing(model, args.size).transform())
+    for note in data.notes:
+        say(note)
     if isinstance(data, Stream):
         images = [image for image, _ in itertools.islice(data, args.images)]
     else:
