@@ -182,7 +182,7 @@ def test_what_was_measured_is_kept(deploy, measured, table, threads):
     threads(1)
     deploy()  # with another number of threads
     assert measured == [2, 1]
-    [row] = json.loads(path.read_text()).values()
+    [row] = json.loads(path.read_text())["rows"].values()
     assert sorted(row) == ["1", "2"]
 
 
@@ -191,15 +191,14 @@ def test_a_damaged_table_is_measured_and_written_again(deploy, measured, table, 
     threads(2)
     deploy()
     [path] = table.glob("tuning-*.json")
-    whole = json.loads(path.read_text())
-    [(key, row)] = whole.items()
+    [(key, row)] = json.loads(path.read_text())["rows"].items()
     wrong = {"numbers": [3] * len(row["2"]), "length": row["2"][1:], "text": "1" * len(row["2"])}
     name = content.split()[-1] if content else ""
     path.write_text(json.dumps({key: {"2": wrong[name]}}) if name in wrong else content)
     deployed = deploy()
     assert measured == [2, 2]
     assert deployed(image(1, 3, 64, 64)).isfinite().all()
-    assert sorted(json.loads(path.read_text())) == [key]
+    assert sorted(json.loads(path.read_text())["rows"]) == [key]
     deploy()
     assert measured == [2, 2]
 

@@ -91,8 +91,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of a command line, its ``verb`` among them; wrong use ends the process with exit code 2."""
     parser, parsers = build_parser()
     args, unknown = parser.parse_known_args(argv)
-    if unknown and getattr(args, "model", "") is None and not unknown[0].startswith("-"):
-        args.model, *unknown = unknown  # before Python 3.13, argparse finds an optional MODEL only ahead of options
+    for name in ("model", "source"):  # before Python 3.13, argparse finds an optional word only ahead of options
+        if unknown and getattr(args, name, "") is None and not unknown[0].startswith("-"):
+            setattr(args, name, unknown.pop(0))
     if unknown:
         parsers[args.verb].error(f"unrecognized arguments: {' '.join(unknown)}")
     return args

@@ -150,7 +150,7 @@ def evaluate(
         RuntimeError: a logit is not finite, the number of images is not the data set's, the processes have different
             weights, or another process has ended.
     """
-    _check_classes(getattr(model, "num_classes", None), dataset)
+    _check_classes(model, dataset)
     model.to(torch.device(settings.device), memory_format=settings.layout)  # type: ignore[call-overload]
     prepared = preprocessing(model, settings.size)
     start = time.perf_counter()
@@ -227,11 +227,37 @@ def _places(logits: Tensor, labels: Tensor, names: list[str]) -> Tensor:
     return ((logits > own) | ((logits == own) & lower)).sum(1)
 
 
-def _check_classes(known: int | None, dataset: Images | Stream) -> None:
+def label_names(dataset: Images | Stream) -> list[str] | None:
+    """The names of a data set's classes, in order, if it has them."""
+    reader = dataset.reader
+    found = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
+    names = sorted(found, key=lambda name: found[name])
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def renamed(model: nn.Module, dataset: Images | Stream) -> bool:
+    """Whether the network and a data set call their classes differently."""
+    ours, theirs = _recorded_names(model), label_names(dataset)
+    return bool(ours and theirs) and ours != theirs
+
+
+def _recorded_names(model: nn.Module) -> list[str]:
+    return [*((getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ())]
+
+
+def _check_classes(model: nn.Module, dataset: Images | Stream) -> None:
+    known = getattr(model, "num_classes", None)
     if known and dataset.num_classes and known != dataset.num_classes:
         raise UsageError(
             f"the network has {known} classes, {dataset.source} has {dataset.num_classes}: use weights that were "
             f"trained on these classes, or images with one folder for each class of the network"
+        )
+    ours, theirs = _recorded_names(model), label_names(dataset) or []
+    if renamed(model, dataset) and {*ours} & {*theirs}:  # shifted, so that an image would count for another class
+        number = next(i for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1])
+        raise UsageError(
+            f"class {number} of the network is {ours[number]!r}, of {dataset.source} {theirs[number]!r}: use images "
+            f"with a folder for each class of the network, named like it"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -21,7 +22,7 @@ def cache_folder() -> Path:
 
 
 class Table:
-    """Measurements by key in one file, which several processes may use at once; one that is damaged is written anew.
+    """Measurements by key in one file, which several processes may use at once; if it is damaged, they are made again.
 
     Args:
         name: the file's, in the folder.
@@ -45,13 +46,28 @@ class Table:
                 rows = self._read() | self.known
                 self.known = dict(list(rows.items())[-ROWS:])
                 with replacing(self.path) as file:
-                    file.write(json.dumps(self.known, indent=1).encode())
+                    file.write(json.dumps({"checksum": _digest(self.known), "rows": self.known}, indent=1).encode())
         except OSError as error:
             warnings.warn(f"deploy cannot store its measurements: {error}", RuntimeWarning, stacklevel=2)
 
     def _read(self) -> dict[str, Any]:
         try:
-            known = json.loads(self.path.read_text())
-        except (OSError, ValueError):  # there is none yet, or it is damaged: measure again
+            data = self.path.read_bytes()
+        except OSError:  # there is none yet
             return {}
-        return known if isinstance(known, dict) and all(isinstance(row, dict) for row in known.values()) else {}
+        try:
+            found = json.loads(data)
+            sealed = isinstance(found.get("checksum"), str)  # earlier versions wrote the rows alone
+            rows: dict[str, Any] = found["rows"] if sealed else found
+            if all(isinstance(row, dict) for row in rows.values()) and (
+                not sealed or _digest(rows) == found["checksum"]
+            ):
+                return rows
+        except (ValueError, KeyError, AttributeError, RecursionError):
+            pass
+        warnings.warn(f"{self.path} is damaged: its measurements are made again", RuntimeWarning, stacklevel=3)
+        return {}
+
+
+def _digest(rows: Any) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()

@@ -6,20 +6,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ._arguments import add_model, positive, whole
+from ._arguments import add_checkpoint, add_model, add_model_args, positive, whole
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Score a network on labeled images: exact top-1 and top-5; with torchrun, on several processes.
 
-    Example: octaveconv eval oct_resnetv2_26_a250 --data imagenet/val
+    Example: octaveconv eval runs/oct_resnetv2_26-0.25 --data cifar10
     """
     parser.usage = "%(prog)s MODEL --data SRC [options]"
     add_model(parser)
     parser.add_argument("--alpha", type=float, help="low-frequency share of the channels")
-    parser.add_argument(
-        "--checkpoint", metavar="FILE", type=Path, help="file of weights (the published ones, or random)"
-    )
+    add_checkpoint(parser)
+    add_model_args(parser)
     parser.add_argument("--data", metavar="SRC", required=True, help="a folder, .tar, .rec, or a name: hfds/NAME ...")
     parser.add_argument("--split", metavar="S", help="part of the data (val, validation or test)")
     parser.add_argument("--size", metavar="N", type=positive, help="height and width in pixels (the network's own)")
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> Any:
     from .._text import text_table
     from ..data.datasets import open_dataset
     from ..models import published
-    from ..models.create import check, create
+    from ..models.create import check, create, source
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -50,21 +49,25 @@ def run(args: argparse.Namespace) -> Any:
             args.json = None
         elif args.results_file:
             _csv.open_table(args.results_file, evaluate.COLUMNS)
-        check(args.model, args.alpha, args.checkpoint)  # at once; listing the images may take minutes
+        name, file = source(args.model, args.checkpoint)
+        check(name, args.alpha, file, None, args.model_args)  # at once; listing the images may take minutes
         dataset = open_dataset(args.data, args.split)
-        weights = str(args.checkpoint or ("published" if published(args.model) else "random weights, seed 0"))
+        weights = str(file.file) if file else "published" if published(name) else "random weights, seed 0"
         torch.manual_seed(0)  # random weights are the same on every process
         classes = dataset.num_classes if weights.startswith("random") else None
-        model = create(args.model, args.alpha, args.checkpoint, classes)
+        model = create(name, args.alpha, file, classes, model_args=args.model_args)
         settings = evaluate.EvalSettings(
             args.size, args.batch_size, device, args.dtype, workers=args.workers, skip_corrupt=args.skip_corrupt
         )
         if is_first:
-            print(f"{args.model}, {weights}; {dataset.source}")
+            asked = file.about.overridden(alpha=args.alpha, size=args.size, **(args.model_args or {})) if file else ""
+            print(f"{name}, {weights}{asked}; {dataset.source}")
+            if evaluate.renamed(model, dataset):
+                print("its classes have other names than those of the weights: they are taken in the same order")
         with evaluate.progress(dataset) as log:
             score = evaluate.evaluate(model, dataset, settings, log)
     figures = {
-        "model": args.model,
+        "model": name,
         "alpha": getattr(model, "alpha", None),
         "checkpoint": weights,
         "data": args.data,
