@@ -20,10 +20,10 @@ import torch
 
 import octaveconv as oc
 from octaveconv import env
+from octaveconv.about import About
 from octaveconv.data.datasets import open_dataset, preprocessing
 from octaveconv.evaluate import EvalSettings, evaluate
 from octaveconv.octavify.calibrate import reestimate_norms
-from octaveconv.about import About
 from octaveconv.train.recipe import Recipe, read_yaml
 from octaveconv.weights import files as weights
 

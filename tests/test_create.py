@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 
 import octaveconv as oc
 from octaveconv import cli
+from octaveconv.about import About
 from octaveconv.errors import UsageError
 from octaveconv.models import create
 from octaveconv.train import RunFolder
-from octaveconv.about import About
 from octaveconv.weights import read
 from octaveconv.weights.files import write
 

@@ -78,7 +78,7 @@ def create(
         pretrained = file is None and published(name) is not None
     try:
         given = _given(name, alpha, num_classes, model_args, file)
-        _check_arguments(name, given)
+        _check_memory(file, _check_arguments(name, given))
         model = _made(name, pretrained, given)
         if file is not None:
             model = model if file.about.octavify is None else rebuild(model, file.about.octavify)
@@ -250,6 +250,16 @@ def _check_arguments(name: str, given: Mapping[str, Any]) -> Any:
         return made
     except Exception as error:  # constructors raise nearly anything when an argument does not fit
         raise UsageError(_complaint(name, given, error)) from error
+
+
+def _check_memory(file: weights.Weights | None, model: nn.Module) -> None:
+    """Raise ValueError if a file makes a network, which is on ``meta``, that has many more numbers than the file."""
+    if file is None or not file.about.model_args:
+        return
+    theirs, ours = (sum(tensor.numel() for tensor in state.values()) for state in (file.tensors, model.state_dict()))
+    head = file.num_classes and getattr(model, "num_classes", 0) / file.num_classes  # a new classifier may be larger
+    if ours > theirs * max(head or 1, 1):
+        raise ValueError(f"{file.file} is not whole: its network has {ours:,} parameters, the file {theirs:,}")
 
 
 def _complaint(name: str, given: Mapping[str, Any], error: Exception) -> str:
