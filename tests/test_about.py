@@ -79,8 +79,8 @@ def test_the_other_verbs_need_it_alone_too(place, tmp_path, capsys, name):
         assert "images of 32x32 pixels" in out
 
 
-def test_a_deployed_file_says_it_too(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("octaveconv.deploy.native.tune.SECONDS", 0)
+@pytest.mark.usefixtures("quickly")
+def test_a_deployed_file_says_it_too(place, tmp_path):
     model = create(str(place / "run")).eval()
     oc.deploy(model, torch.zeros(1, 3, 32, 32), engine="native").save(tmp_path / "net.octave")
     loaded = oc.load_deployed(tmp_path / "net.octave")

@@ -21,7 +21,7 @@ ROOMS = [
     "errors", "_atomic", "_checksum", "_csv", "_figure", "_modes", "_progress", "_text", "env", "about", "processes",
     "resolution", "octave", "spec", "reference", "backends", "functional", "nn", "cost",
     "octavify", "mxnet", "weights", "models", "data", "evaluate", "train", "deploy", "export", "bench", "quickstart",
-    "verbs", "cli", "__main__",
+    "doctor", "verbs", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from ._text import did_you_mean, reason
 from .errors import MissingExtra, UsageError
-from .verbs import bench, convert, cost, env, eval, export, models, octavify, quickstart, report, train
+from .verbs import bench, convert, cost, doctor, env, eval, export, models, octavify, quickstart, report, train
 from .verbs._arguments import check_outputs
 
 # A verb imports what it needs when it runs: timm, scikit-learn and matplotlib take their time.
@@ -27,6 +27,7 @@ VERBS = {
     "train": train,
     "export": export,
     "report": report,
+    "doctor": doctor,
     "env": env,
 }
 
@@ -58,13 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        return int(args.verb == "doctor" and figures["problems"] > 0)
     except (UsageError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         return _fail(error, 2)
     except (MissingExtra, OSError, ValueError, RuntimeError, AssertionError) as error:  # the last is timm's
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 1)
-    return 0
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

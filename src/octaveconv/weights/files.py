@@ -277,7 +277,7 @@ def convert(
     if sha256 not in (None, digest):
         raise ValueError(f"{source} has sha256 {digest}, expected {sha256}: delete it and download it again")
     state = read(source).state_dict(model)
-    _check_complete(state, model, source)
+    check_complete(state, model, source)
     metadata = About.of(model, name).metadata() | {"source": origin or source.name, "sha256": digest}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -305,7 +305,8 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_complete(state: Mapping[str, Tensor], model: nn.Module, source: Path) -> None:
+def check_complete(state: Mapping[str, Tensor], model: nn.Module, source: Path) -> None:
+    """Raise ValueError unless a state dict fills a network, which may be on ``meta``, completely and exactly."""
     shapes = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
     keymaps.check_leftovers(source, [k for k in state if k not in shapes], [k for k in shapes if k not in state])
     for key, tensor in state.items():
