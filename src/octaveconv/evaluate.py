@@ -150,7 +150,7 @@ def evaluate(
         RuntimeError: a logit is not finite, the number of images is not the data set's, the processes have different
             weights, or another process has ended.
     """
-    _check_classes(model, dataset)
+    check_classes(model, dataset)
     model.to(torch.device(settings.device), memory_format=settings.layout)  # type: ignore[call-overload]
     prepared = preprocessing(model, settings.size)
     start = time.perf_counter()
@@ -245,7 +245,8 @@ def _recorded_names(model: nn.Module) -> list[str]:
     return [*((getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ())]
 
 
-def _check_classes(model: nn.Module, dataset: Images | Stream) -> None:
+def check_classes(model: nn.Module, dataset: Images | Stream) -> None:
+    """Raise UsageError if the classes of a data set are not those of the network."""
     known = getattr(model, "num_classes", None)
     if known and dataset.num_classes and known != dataset.num_classes:
         raise UsageError(

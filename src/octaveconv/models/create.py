@@ -123,7 +123,7 @@ def source(name: str, checkpoint: Checkpoint = None) -> tuple[str, weights.Weigh
         UsageError: timm does not know the network, or the file does not say which it is.
         ValueError, OSError: the file cannot be read.
     """
-    if checkpoint is None and isinstance(name, (str, os.PathLike)) and Path(name).exists() and not _is_known(name):
+    if checkpoint is None and isinstance(name, (str, os.PathLike)) and _is_place(name):
         file = weights.read(Path(name))
         if file.about.model is None:
             raise UsageError(f"{file.file} does not say which network it belongs to: name that, with it as checkpoint")
@@ -139,15 +139,20 @@ def check_name(name: str) -> None:
     """Raise UsageError unless timm knows the network; the message names the nearest one that it knows."""
     if not isinstance(name, str):
         raise UsageError(f"a network is given by its name in timm, got {name!r}")
+    if _is_place(name):
+        raise UsageError(f"{name} is a file or folder, and a checkpoint is given as well: give one of them")
     if not _is_known(name):
-        if Path(name).exists():
-            raise UsageError(f"{name} is a file or folder, and a checkpoint is given as well: give one of them")
         known = names("*")
         raise UsageError(f"there is no network {name!r}{did_you_mean(name, known) or ': octaveconv models lists them'}")
 
 
 def _is_known(name: str | os.PathLike[str]) -> bool:
     return str(name).partition(".")[0] in names("*")
+
+
+def _is_place(name: str | os.PathLike[str]) -> bool:
+    """Whether a file is there, or a folder that has not by chance the name of a network."""
+    return Path(name).is_file() or (Path(name).is_dir() and not _is_known(name))
 
 
 def family_of(name: str) -> str:

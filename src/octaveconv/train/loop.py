@@ -60,6 +60,7 @@ class Training:
         names = evaluate.label_names(self.train_set)
         self.model: Any = network(recipe, _num_classes(recipe, self.train_set), names, start)
         self.about = About.of(self.model, recipe.model).metadata()
+        evaluate.check_classes(self.model, self.val_set)
         self.model.to(self.device, memory_format=torch.channels_last)
         self.optimizer = create_optimizer_v2(
             self.model,

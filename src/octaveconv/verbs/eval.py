@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,29 +39,23 @@ def run(args: argparse.Namespace) -> Any:
     from .. import _csv, env, evaluate, processes
     from .._text import text_table
     from ..data.datasets import open_dataset
-    from ..models import published
-    from ..models.create import check, create, source
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    with processes.joined(args.device or ("cuda" if torch.cuda.is_available() else "cpu")) as device:
+    best = "cuda" if torch.cuda.is_available() and not args.model.endswith(".octave") else "cpu"
+    with processes.joined(args.device or best) as device:
         is_first = processes.rank() == 0  # prints and writes
         if not is_first:
             args.json = None
         elif args.results_file:
             _csv.open_table(args.results_file, evaluate.COLUMNS)
-        name, file = source(args.model, args.checkpoint)
-        check(name, args.alpha, file, None, args.model_args)  # at once; listing the images may take minutes
+        name, weights, asked, make = _network(args)  # at once; listing the images may take minutes
         dataset = open_dataset(args.data, args.split)
-        weights = str(file.file) if file else "published" if published(name) else "random weights, seed 0"
-        torch.manual_seed(0)  # random weights are the same on every process
-        classes = dataset.num_classes if weights.startswith("random") else None
-        model = create(name, args.alpha, file, classes, model_args=args.model_args)
+        model = make(dataset.num_classes)
         settings = evaluate.EvalSettings(
             args.size, args.batch_size, device, args.dtype, workers=args.workers, skip_corrupt=args.skip_corrupt
         )
         if is_first:
-            asked = file.about.overridden(alpha=args.alpha, size=args.size, **(args.model_args or {})) if file else ""
             print(f"{name}, {weights}{asked}; {dataset.source}")
             if evaluate.renamed(model, dataset):
                 print("its classes have other names than those of the weights: they are taken in the same order")
@@ -83,3 +78,35 @@ def run(args: argparse.Namespace) -> Any:
         if args.results_file:
             _csv.append_row(args.results_file, evaluate.COLUMNS, figures)
     return figures
+
+
+def _network(args: argparse.Namespace) -> tuple[str, str, str, Callable[[int | None], Any]]:
+    """The network's name, its weights, what was asked instead of what they record, and what makes the network.
+
+    Random weights need the number of classes.
+    """
+    import torch
+
+    from ..deploy import load_deployed
+    from ..errors import UsageError
+    from ..models import published
+    from ..models.create import check, create, source
+
+    if args.model.endswith(".octave"):
+        if args.alpha is not None or args.checkpoint or args.model_args or args.dtype != "fp32":
+            raise UsageError(f"{args.model} is deployed: its network, weights and precision are what they are")
+        model: Any = load_deployed(args.model)
+        return model.about.model or "a network", args.model, model.about.overridden(size=args.size), lambda _: model
+    name, file = source(args.model, args.checkpoint)
+    check(name, args.alpha, file, None, args.model_args)
+    random = file is None and published(name) is None
+    weights, asked = "random weights, seed 0" if random else "published", ""
+    if file is not None:
+        asked = file.about.overridden(alpha=args.alpha, size=args.size, **(args.model_args or {}))
+        weights = str(file.file)
+
+    def make(classes: int | None) -> Any:
+        torch.manual_seed(0)  # random weights are the same on every process
+        return create(name, args.alpha, file, classes if random else None, model_args=args.model_args)
+
+    return name, weights, asked, make
