@@ -120,7 +120,7 @@ def flips_table():
     return (
         f"{markdown([[str(cell) for cell in row] for row in rows])}\n\nOne random bit flipped in a file, then loaded "
         f"(`python experiments/bit_flips.py`). Checking takes {' and '.join(times)} of {size} MB in the "
-        f"disk's cache. Conditions: seed {result['seed']}, PyTorch {result['env']['torch']}, "
+        f"disk's cache, the least of 9 times. Conditions: seed {result['seed']}, PyTorch {result['env']['torch']}, "
         f"{result['threads']} thread, {result['env']['cpu']}."
     )
 
