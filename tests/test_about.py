@@ -158,6 +158,14 @@ def test_fine_tuning_takes_size_and_arguments_from_the_file(place, tmp_path, cap
     assert "is finished" in run(capsys, "train", "--resume", tmp_path / "tuned", "--device", "cpu")
 
 
+def test_a_place_with_the_name_of_a_network(place, tmp_path, monkeypatch):
+    (tmp_path / "resnet18.safetensors").write_bytes((place / "run" / "model.safetensors").read_bytes())
+    (tmp_path / "test_resnet").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert create("resnet18.safetensors").alpha == 0.5
+    assert create("test_resnet").pretrained_cfg["architecture"] == "test_resnet"
+
+
 def test_averaged_weights_are_those_of_a_checkpoint(place):
     state = torch.load(place / "run" / "best.pth", weights_only=True)
     assert torch.equal(weights.read(place / "run" / "best.pth").tensors["fc.weight"], state["ema"]["fc.weight"])
@@ -214,6 +222,14 @@ def test_a_record_cannot_ask_for_more_memory_than_the_file_has(tmp_path):
     weights.write(tmp_path / "x.safetensors", {"fc.weight": torch.ones(3, 1)}, metadata)
     with pytest.raises(ValueError, match=r"x\.safetensors .*has [\d,]+ parameters, the file 3"):
         create(str(tmp_path / "x.safetensors"))
+
+
+def test_a_network_of_ones_own_may_mean_anything_by_these_names():
+    model = torch.nn.Conv2d(3, 4, 1)
+    model.pretrained_cfg, model.model_args, model.alpha = "a.yaml", [1], torch.ones(3)
+    model.num_classes, model.conversion = "ten", None
+    about = About.of(model)
+    assert about == About(versions=about.versions)
 
 
 def test_arguments_that_no_file_can_record():

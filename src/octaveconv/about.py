@@ -83,19 +83,21 @@ class About:
             model: any network.
             name: its name in timm; by default the one in its configuration.
         """
-        cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-        kept = {key: _listed(cfg[key]) for key in _CFG if cfg.get(key) is not None}
-        if (classes := getattr(model, "num_classes", None)) is not None:
-            kept["num_classes"] = classes
+        cfg, model_args, conversion = (
+            found if isinstance(found := getattr(model, name, None), Mapping) else {}
+            for name in ("pretrained_cfg", "model_args", "conversion")
+        )
+        found = {key: _listed(cfg.get(key)) for key in _CFG} | {"num_classes": getattr(model, "num_classes", None)}
+        kept = {key: value for key, value in found.items() if value is not None and _CFG[key](value)}
         if len(kept.get("label_names", ())) != kept.get("num_classes"):
             kept.pop("label_names", None)
         alpha: Any = getattr(model, "alpha", None)
         return cls(
             name or cfg.get("architecture"),
-            dict(getattr(model, "model_args", {})),
+            dict(model_args),
             float(alpha) if _is_number(alpha) else None,
-            getattr(model, "conversion", None),
-            {key: value for key, value in kept.items() if _CFG[key](value)},
+            dict(conversion) or None,
+            kept,
             {package: env.version(package) for package in _PACKAGES},
         )
 

@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,7 +201,8 @@ def of_state(path: Path, state: Any) -> Weights:
         if isinstance(outer.get("about"), Mapping):
             about = About.read(outer["about"])
         elif isinstance(outer.get("recipe"), Mapping):
-            about = About.of_recipe(outer["recipe"])
+            with suppress(ValueError):  # of another program
+                about = About.of_recipe(outer["recipe"])
         marks = About.read({"alpha": next(iter(root.get("alpha", ())), None), "octavify": root.get("octavify")})
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
