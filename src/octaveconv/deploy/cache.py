@@ -30,7 +30,10 @@ class Table:
 
     def __init__(self, name: str) -> None:
         self.path = cache_folder() / name
-        self.known = self._read()
+        known = self._read()
+        if known is None:
+            warnings.warn(f"{self.path} is damaged: its measurements are made again", RuntimeWarning, stacklevel=2)
+        self.known = known or {}
 
     def get(self, key: str) -> dict[str, Any]:
         """What is known, or nothing."""
@@ -43,14 +46,15 @@ class Table:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with FileLock(self.path.with_suffix(".lock"), timeout=10):
-                rows = self._read() | self.known
+                rows = (self._read() or {}) | self.known
                 self.known = dict(list(rows.items())[-ROWS:])
                 with replacing(self.path) as file:
                     file.write(json.dumps({"checksum": _digest(self.known), "rows": self.known}, indent=1).encode())
         except OSError as error:
             warnings.warn(f"deploy cannot store its measurements: {error}", RuntimeWarning, stacklevel=2)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, Any] | None:
+        """The rows in the file, if there is one; None if it is damaged."""
         try:
             data = self.path.read_bytes()
         except OSError:  # there is none yet
@@ -59,14 +63,10 @@ class Table:
             found = json.loads(data)
             sealed = isinstance(found.get("checksum"), str)  # earlier versions wrote the rows alone
             rows: dict[str, Any] = found["rows"] if sealed else found
-            if all(isinstance(row, dict) for row in rows.values()) and (
-                not sealed or _digest(rows) == found["checksum"]
-            ):
-                return rows
+            whole = all(isinstance(row, dict) for row in rows.values())
+            return rows if whole and (not sealed or _digest(rows) == found["checksum"]) else None
         except (ValueError, KeyError, AttributeError, RecursionError):
-            pass
-        warnings.warn(f"{self.path} is damaged: its measurements are made again", RuntimeWarning, stacklevel=3)
-        return {}
+            return None
 
 
 def _digest(rows: Any) -> str:
