@@ -25,6 +25,8 @@ class Reply:
     hang: int | None = None  # send so many bytes of the body, then nothing
     chunked: bool = False  # instead of Content-Length
     gate: threading.Event | None = None  # wait for it before the answer
+    drip: int | None = None  # send so many bytes of the body at a time, with 10 ms between
+    slow_head: bool = False  # the same for the headers
 
 
 class FileServer:
@@ -99,13 +101,24 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in (headers | reply.headers).items():
             if value:
                 self.send_header(name, value)
+        if reply.slow_head:
+            head, self._headers_buffer = b"".join(self._headers_buffer), []
+            return self._drip(reply, head + bytes(10_000))
         self.end_headers()
+        if reply.drip:
+            return self._drip(reply, body)
         sent = body[: reply.cut if reply.hang is None else reply.hang]
         self.wfile.write(b"%x\r\n%b\r\n" % (len(sent), sent) if reply.chunked else sent)
         if reply.hang is not None:
             self.owner._closing.wait(10)
         elif reply.chunked and reply.cut is None:
             self.wfile.write(b"0\r\n\r\n")
+
+    def _drip(self, reply: Reply, content: bytes) -> None:
+        for at in range(0, len(content), reply.drip):
+            self.wfile.write(content[at : at + reply.drip])
+            if self.owner._closing.wait(0.01):
+                return
 
     def log_message(self, *_) -> None:
         """Say nothing."""

@@ -172,7 +172,8 @@ def test_averaged_weights_are_those_of_a_checkpoint(place):
 
 
 def test_classes_of_other_names(place, tmp_path, capsys):
-    for name, classes in dict(shifted=("cat", "dog10", "wolf"), renamed=("a", "b", "c")).items():
+    kinds = dict(shifted=("cat", "dog10", "wolf"), renamed=("a", "b", "c"), fewer=("cat", "dog10"))
+    for name, classes in kinds.items():
         make_folder(tmp_path / "made" / name, (1, 1, 1))
         (tmp_path / name).mkdir()
         for old, new in zip(sorted((tmp_path / "made" / name).iterdir()), classes):
@@ -180,7 +181,11 @@ def test_classes_of_other_names(place, tmp_path, capsys):
     options = ["eval", str(place / "run"), "--device", "cpu", "--workers", "0", "--data"]
     code, _, err = cli_run(capsys, *options, str(tmp_path / "shifted"))
     assert code == 2
-    assert "class 1 of the network is 'dog2', of " in err
+    assert "shifted has images of classes that are not among the 3 expected ones" in err
+    code, out, _ = cli_run(capsys, *options, str(tmp_path / "fewer"))
+    assert code == 0
+    assert "images                 2" in out
+    assert "classes without images, which have a number as well: dog2" in out
     code, out, _ = cli_run(capsys, *options, str(tmp_path / "renamed"))
     assert code == 0
     assert "its classes have other names than those of the weights: they are taken in the same order" in out

@@ -146,7 +146,7 @@ def test_data_with_faults(tmp_path, capsys):
     assert "1 image cannot be read: " in out
     assert "cat/0.png (it is not an image that Pillow knows): delete or replace them" in out
     assert "without a readable image: wolf: add some, or delete the folder in every split" in out
-    assert f"{tmp_path / 'train'}: only here are the classes cat: the numbers of the classes would differ" in out
+    assert f"{tmp_path / 'train'}: only here are the classes cat: validation says nothing about them" in out
 
 
 def test_records(tmp_path):

@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 from collections import namedtuple
+from functools import partial
+from urllib.request import Request
 
 import pytest
 from http_server import FileServer, Reply
 
-from octaveconv.weights import download
+from octaveconv.weights import _paced, download
 from octaveconv.weights.download import DownloadError, fetch
 
 BODY = random.Random(0).randbytes(1_000_000)
@@ -254,10 +256,76 @@ def test_without_a_length_the_size_given_tells_a_cut(server, path):
     assert fails(server, path).startswith("the connection was cut after 300,000 of ? bytes (IncompleteRead")
 
 
-def test_a_range_longer_than_announced(server, path):
+@pytest.mark.parametrize("span", [f"bytes {CUT}-499999/500000", f"bytes {CUT}-999998/1000000"])
+def test_a_range_of_another_length_starts_again(server, path, span):
     interrupted(server, path)
-    server.usual = Reply(headers={"Content-Range": f"bytes {CUT}-499999/500000"})
-    assert fails(server, path) == "the server sent more than the expected 500,000 bytes"
+    server.usual = Reply(headers={"Content-Range": span})
+    fetch(server.url("a.tar"), path)
+    assert arrived(path)
+    assert server.ranges == [f"bytes={CUT}-", None]
+
+
+@pytest.mark.parametrize("etag", ["", '"another"'])
+def test_a_range_of_an_unknown_version_starts_again(server, path, etag):
+    """Also if nothing says that it is another one: two versions of the same length would be mixed."""
+    interrupted(server, path)
+    server.files["a.tar"] = BODY[::-1]
+    server.usual = Reply(if_range=False, headers={"ETag": etag})
+    fetch(server.url("a.tar"), path)
+    assert arrived(path, BODY[::-1])
+    assert server.ranges == [f"bytes={CUT}-", None]
+
+
+def test_a_range_that_was_not_requested(server, path):
+    server.usual = Reply(status=206, headers={"Content-Range": "bytes 0-999999/1000000"})
+    assert fails(server, path).startswith("the server sent a different range than requested")
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard", "dangling"])
+@pytest.mark.parametrize("suffix", [".part", ".part.etag"])
+def test_nothing_is_written_through_a_link(server, path, kind, suffix):
+    other = path.parent / "other"
+    interrupted(server, path)
+    mine = path.with_name(f"{path.name}{suffix}")
+    content = mine.read_bytes()
+    mine.unlink()
+    if kind != "dangling":
+        other.write_bytes(content)
+    (mine.hardlink_to if kind == "hard" else mine.symlink_to)(other)
+    fetch(server.url("a.tar"), path)
+    assert server.ranges == [None]
+    assert kind == "dangling" or other.read_bytes() == content
+    assert other.exists() == (kind != "dangling")
+    assert path.read_bytes() == BODY
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br"])
+def test_an_encoded_file_is_refused(server, path, coding):
+    server.usual = Reply(headers={"Content-Encoding": coding})
+    assert fails(server, path) == f"the server sent the file encoded ({coding}), which was not asked for"
+    server.usual = Reply(headers={"Content-Encoding": "identity"})
+    fetch(server.url("a.tar"), path)
+    assert arrived(path)
+
+
+@pytest.mark.parametrize("reply", [Reply(drip=1), Reply(drip=1, slow_head=True)], ids=["body", "headers"])
+def test_a_byte_now_and_then_is_too_slow(server, path, reply, monkeypatch):
+    """Here 5 kB/s over 0.2 s; no single silence is longer than the limit for silences."""
+    monkeypatch.setattr(download, "WINDOW", 0.2)
+    monkeypatch.setattr(download, "SLOWEST", 5000)
+    monkeypatch.setattr(download, "WAITS", ())
+    server.usual = reply
+    assert "(less than 5 kB/s for 0.2 s) (1 tries)" in fails(server, path)
+
+
+def test_a_download_has_an_end(server, path, monkeypatch):
+    monkeypatch.setattr(download, "LONGEST", 0.2)
+    server.usual = Reply(drip=1)
+    text = fails(server, path)
+    assert text.startswith("the connection was cut after ")
+    assert "of 1,000,000 bytes (the time for this download is over); it took longer than" in text
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("hang", [0, CUT])
@@ -358,9 +426,9 @@ def test_a_disk_that_fills_up_on_the_way(server, path, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_a_disk_that_is_full_from_the_start(server, path):
-    path.parent.mkdir()
-    path.with_name(f"{path.name}.part").symlink_to("/dev/full")
+def test_a_disk_that_is_full_from_the_start(server, path, monkeypatch):
+    real = open
+    monkeypatch.setattr(download, "open", lambda name, mode: real("/dev/full" if mode == "xb" else name, "wb"), False)
     assert fails(server, path).startswith("the disk is full: needs 1 MB")
 
 
@@ -411,7 +479,33 @@ def test_redirects(server, path):
     assert arrived(path)
     server.replies = [Reply(status=302, headers={"Location": "file:///etc/hostname"}, cut=0)]
     path.unlink()
-    assert fails(server, path) == "the server answered 302 Found"
+    assert fails(server, path) == "the server answered 302 Found and redirects to file:///etc/hostname"
+    server.replies = [Reply(status=302, headers={"Location": "ftp://host/a"}, cut=0)]
+    assert fails(server, path) == "the server redirects to ftp://host/a, which is not https or http as before"
+
+
+def test_the_body_of_a_redirect_is_not_read(server, path):
+    server.replies = [Reply(status=302, headers={"Location": server.url("a.tar")}, hang=CUT)]
+    begin = time.monotonic()
+    fetch(server.url("a.tar"), path)
+    assert arrived(path)
+    assert time.monotonic() - begin < 3  # the silence would last 5 s
+
+
+def test_redirects_without_end(server, path):
+    server.usual = Reply(status=302, headers={"Location": server.url("a.tar")}, cut=0)
+    assert fails(server, path).startswith("the server answered 302 Found and redirects to http://127.0.0.1:")
+
+
+def test_redirects_never_give_up_encryption():
+    redirect = partial(_paced._Redirects().redirect_request, fp=None, code=302, msg="", headers={})
+    for old, new, allowed in (("https", "http", False), ("https", "https", True), ("http", "https", True)):
+        request = Request(f"{old}://a/b")
+        if allowed:
+            assert redirect(request, newurl=f"{new}://c/d").full_url == f"{new}://c/d"
+        else:
+            with pytest.raises(_paced.LeavesHTTP, match="http://c/d"):
+                redirect(request, newurl=f"{new}://c/d")
 
 
 class Terminal(io.StringIO):

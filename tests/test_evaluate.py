@@ -386,7 +386,10 @@ def test_the_verb(capsys, tmp_path):
     arguments = ("oct_resnetv2_26", "--alpha", 0.5, "--data", tmp_path / "set", "--results-file", table)
     code, _, error = verb(capsys, *arguments)
     assert (code, len(error.splitlines())) == (1, 1)
-    assert error.endswith("1.png cannot be read: it is not an image that Pillow knows\n")
+    assert error.endswith(
+        "1.png cannot be read: it is not an image that Pillow knows: repair or delete it, or skip such images with "
+        "--skip-corrupt\n"
+    )
     code, out, _ = verb(capsys, *arguments, "--skip-corrupt", "--json", report)
     assert code == 0
     for words in ("random weights, seed 0", "top-3", "32x32 pixels, bicubic, crop 0.875", "1.png"):

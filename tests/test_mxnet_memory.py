@@ -77,7 +77,7 @@ def test_a_large_file_costs_its_size_once(probe, archive):
 
 def most_arrays(name_of):
     """As many arrays and names as are let through, of the kind that takes most memory for its bytes."""
-    tensors = {name_of(i): torch.zeros([1] * 32, dtype=torch.float16) for i in range(1, mxnet.MAX_ARRAYS)}
+    tensors = {name_of(i): torch.zeros([1] * 32, dtype=torch.float16) for i in range(1, mxnet.max_arrays(0))}
     return writer.params({"odd": torch.zeros(1, dtype=torch.uint8), **tensors})  # so all the others are unaligned
 
 
@@ -85,7 +85,17 @@ def most_arrays(name_of):
 def test_many_small_arrays(probe, name_of):
     data = most_arrays(name_of.format)
     result, loaded, _ = probe(data)
-    assert result == str(mxnet.MAX_ARRAYS)
+    assert result == str(mxnet.max_arrays(0))
+    assert loaded < len(data) + 64 * MIB
+
+
+def test_more_small_arrays_in_a_larger_file(probe):
+    size = 2**27
+    names = [f"{i:0>9}\U0001f600" for i in range(mxnet.max_arrays(size) - 1)]
+    small = dict.fromkeys(names, torch.zeros([1] * 32).half())
+    data = writer.params({"w": torch.zeros(size, dtype=torch.uint8), **small})
+    result, loaded, _ = probe(data)
+    assert int(result) > 49_000
     assert loaded < len(data) + 64 * MIB
 
 

@@ -21,7 +21,7 @@ from forks import Fork, ranks, wait_for
 import octaveconv.models  # noqa: F401  # registers
 from octaveconv import cli
 from octaveconv.data.augment import generators_kept, seed_generators, seed_of, training_batches
-from octaveconv.data.datasets import open_dataset
+from octaveconv.data.datasets import CorruptImage, open_dataset
 from octaveconv.errors import Stopped, UsageError
 from octaveconv.nn import OctBatchNorm2d
 from octaveconv.train import lock as _lock
@@ -154,6 +154,105 @@ def test_each_epoch_takes_every_image_once_in_another_order(data):
     assert order(0) == first
     assert order(0, start=3) == first[6:]
     assert order(1) != first
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Images of two classes, the first and last ones and some between damaged; and the names of those."""
+    bad = [("cat", 0), ("cat", 5), ("cat", 6), ("cat", 11), ("dog10", 8)]
+    make_folder(tmp_path / "train", (12, 9), corrupt=bad)
+    make_folder(tmp_path / "val", (3, 4), corrupt=[("cat", 1)])
+    return str(tmp_path), [f"{tmp_path}/train/{name}/{i}.png" for name, i in bad]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_ends_the_run_with_one_line_or_is_replaced(damaged, workers, tmp_path, capfd):
+    folder, _ = damaged
+    argv = options(folder, tmp_path / "runs", epochs=2, batch_size=4, workers=workers)
+    assert cli.main(argv) == 1
+    error = capfd.readouterr().err
+    assert re.fullmatch(
+        r"octaveconv: .*/train/\w+/\d+\.png cannot be read: it is not an image that Pillow knows: repair or delete it, "
+        r"or skip such images with --skip-corrupt\n",
+        error,
+    )
+    assert cli.main([*argv, "--skip-corrupt", "--json", str(tmp_path / "row.json")]) == 0
+    out, error = capfd.readouterr()
+    assert error == ""
+    told = re.findall(r"^  (\S+\.png): (.*)$", out, re.MULTILINE)
+    assert f"{folder}/val/cat/1.png" in dict(told)
+    assert len(told) == len(dict(told)) == json.loads((tmp_path / "row.json").read_text())["skipped"] <= 6
+    assert f", {len(told)} so far" in out
+
+
+def test_a_replaced_image_brings_its_own_label(damaged):
+    folder, bad = damaged
+    images = open_dataset(folder, "train")
+    skipped, taken = {}, []
+    for epoch in range(3):
+        arguments = dict(seed=0, epoch=epoch, start=0, batch_size=3, parts=1, workers=0, skipped=skipped)
+        for content, labels, numbers in training_batches(images, _content, **arguments):
+            assert len(content) == len(labels) == len(numbers) == 3  # always full
+            for one, label, number in zip(content, labels.tolist(), numbers.tolist()):
+                image, expected = images.read(number)
+                assert label == expected == (number >= 12)
+                assert torch.equal(one, _content(image))
+                taken.append(number)
+    assert len(taken) == 3 * 21
+    names = [images.filename(number) for number in taken]
+    assert {*names}.isdisjoint(bad)
+    assert {*skipped} == {*bad}
+    assert {name: names.count(f"{folder}/train/{name}.png") for name in OFTEN} == OFTEN
+
+
+OFTEN = {"cat/1": 9, "cat/2": 3, "cat/7": 9, "dog10/0": 6, "dog10/7": 3}  # in three epochs
+
+
+def _content(image):
+    return torch.from_numpy(np.array(image)).sum((0, 1))
+
+
+def test_a_run_with_damaged_images_is_continued_bit_identically(damaged):
+    folder, _ = damaged
+    changes = dict(skip_corrupt=True, save_steps=2, batch_size=4, mixup=0.2)
+    whole = training(folder, **changes)
+    train(whole, None)
+    interrupted = Memory(stop_after=1)
+    with pytest.raises(Stopped):
+        train(training(folder, **changes), interrupted)
+    again = training(folder, workers=1, **changes)
+    again.restore(interrupted.states[-1])
+    train(again, None)
+    assert_same(weights_of(again), weights_of(whole))
+
+
+def test_nothing_but_damaged_images_ends_the_run(tmp_path):
+    make_folder(tmp_path / "train", (4, 4), corrupt=[(name, i) for name in ("cat", "dog10") for i in range(4)])
+    make_folder(tmp_path / "val", (2, 2))
+    with pytest.raises(CorruptImage, match="it is not an image that Pillow knows"):
+        train(training(str(tmp_path), skip_corrupt=True), None)
+
+
+def test_validation_has_the_numbers_of_training(tmp_path, capsys):
+    """With a class that is empty there, or not there at all; one that training does not know is refused."""
+    make_folder(tmp_path / "train", (6, 5, 4))
+    make_folder(tmp_path / "val", (3, 4, 2))
+    for file in (tmp_path / "val" / "cat").iterdir():
+        file.unlink()
+    for _ in range(2):
+        run = training(str(tmp_path))
+        assert run.model.num_classes == run.val_set.num_classes == 3
+        assert {label for _, label in run.val_set} == {1, 2}
+        assert run.validate(run.model).images == 6
+        if (tmp_path / "val" / "cat").exists():
+            (tmp_path / "val" / "cat").rmdir()
+    (tmp_path / "train" / "cat").rename(tmp_path / "cat")
+    (tmp_path / "train" / "bird").mkdir()
+    (tmp_path / "cat").rename(tmp_path / "val" / "cat")
+    assert cli.main(options(str(tmp_path), tmp_path / "runs")) == 2
+    assert (
+        "images of classes that are not among the 3 expected ones (bird, dog2, dog10): cat" in capsys.readouterr().err
+    )
 
 
 def test_the_learning_rate(data):

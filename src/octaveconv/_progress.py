@@ -31,7 +31,8 @@ def live(*, in_bytes: bool = False, stderr: bool = False) -> Iterator[Any]:
         yield None
         return
     done = rich.DownloadColumn() if in_bytes else rich.MofNCompleteColumn()
-    columns = ("{task.description}", rich.BarColumn(None), done, "{task.fields[figures]}")
+    texts = [rich.TextColumn(f"{{task.{text}}}", markup=False) for text in ("description", "fields[figures]")]
+    columns = (texts[0], rich.BarColumn(None), done, texts[1])
     with rich.Progress(*columns, console=console, transient=stderr, expand=True) as bars:
         yield bars
 

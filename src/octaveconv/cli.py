@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ._text import did_you_mean, reason
+from ._text import did_you_mean, reason, say, shown
 from .errors import MissingExtra, UsageError
 from .verbs import bench, convert, cost, doctor, env, eval, export, models, octavify, quickstart, report, train
 from .verbs._arguments import check_outputs
@@ -47,11 +48,14 @@ class _Parser(argparse.ArgumentParser):
         known = {*self._option_string_actions, *(str(one) for action in self._actions for one in action.choices or ())}
         words = (word.strip("'():,").partition("=")[0] for word in message.split() if word[0] in "-'")
         near = (did_you_mean(word, known) for word in words)
-        self.exit(2, f"{self.prog}: {message}{next(filter(None, near), '')}\n")
+        self.exit(2, f"{self.prog}: {shown(message)}{next(filter(None, near), '')}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is escaped too
+            stream.reconfigure(errors="backslashreplace")
     args = parse(argv)
     try:
         check_outputs(args)
@@ -103,5 +107,5 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _fail(error: object, code: int) -> int:
     file = getattr(error, "filename", None)
     text = f"{file}: {reason(error)}" if isinstance(error, OSError) and file else " ".join(str(error).split())
-    print(f"octaveconv: {text}", file=sys.stderr)
+    say(f"octaveconv: {text}", error=True)
     return code

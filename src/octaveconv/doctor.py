@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from . import _checksum, evaluate
+from . import _checksum
 from ._text import counted, reason
 from .data import loading
 from .data.datasets import CorruptImage, Images, Stream, open_dataset
@@ -237,12 +237,15 @@ def _data(path: Path, workers: int) -> Iterator[Finding]:
             continue
         counts, corrupt = _counts(dataset, workers)
         names[dataset.source] = {name for name, count in counts.items() if count}
+        yield from (Finding(str(path), False, note) for note in dataset.notes)
         yield from _findings(dataset.source, counts, corrupt)
     if len(names) == 2:
         (one, ours), (other, theirs) = names.items()
-        for source, alone in ((one, ours - theirs), (other, theirs - ours)):
+        for source, alone, cure in (
+            (one, ours - theirs, "validation says nothing about them: add images to it"),
+            (other, theirs - ours, "training does not know them: add images to it, or remove these"),
+        ):
             if alone:
-                cure = "the numbers of the classes would differ: make the folders of both alike"
                 yield Finding(source, True, f"only here are the classes {_listed(sorted(alone))}: {cure}")
 
 
@@ -265,7 +268,7 @@ def _counts(dataset: Images, workers: int) -> tuple[dict[str, int], list[Corrupt
     for _, batch, _, unreadable in loading.batches(dataset, _nothing, 64, workers):
         labels.update(batch.tolist())
         corrupt += unreadable
-    names = evaluate.label_names(dataset)
+    names = dataset.classes
     if names is None:
         names = [str(number) for number in range(max(labels, default=-1) + 1)]
     return {name: labels[number] for number, name in enumerate(names)}, corrupt
@@ -281,12 +284,6 @@ def _findings(source: str, counts: dict[str, int], corrupt: Sequence[CorruptImag
         shown = _listed([f"{error.file} ({error.reason})" for error in corrupt])
         yield Finding(source, True, f"{counted(len(corrupt), 'image')} cannot be read: {shown}: delete or replace them")
     empty = [name for name, count in counts.items() if not count]
-    if Path(source).is_dir():
-        empty += [
-            folder.name
-            for folder in sorted(Path(source).iterdir())
-            if folder.is_dir() and folder.name not in counts and not any(file.is_file() for file in folder.rglob("*"))
-        ]
     if empty:
         cure = "add some, or delete the folder in every split"
         yield Finding(source, True, f"without a readable image: {_listed(empty)}: {cure}")

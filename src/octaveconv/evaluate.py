@@ -227,21 +227,14 @@ def _places(logits: Tensor, labels: Tensor, names: list[str]) -> Tensor:
     return ((logits > own) | ((logits == own) & lower)).sum(1)
 
 
-def label_names(dataset: Images | Stream) -> list[str] | None:
-    """The names of a data set's classes, in order, if it has them."""
-    reader = dataset.reader
-    found = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
-    names = sorted(found, key=lambda name: found[name])
-    return names if names and all(isinstance(name, str) for name in names) else None
-
-
 def renamed(model: nn.Module, dataset: Images | Stream) -> bool:
     """Whether the network and a data set call their classes differently."""
-    ours, theirs = _recorded_names(model), label_names(dataset)
+    ours, theirs = label_names(model), dataset.classes
     return bool(ours and theirs) and ours != theirs
 
 
-def _recorded_names(model: nn.Module) -> list[str]:
+def label_names(model: nn.Module) -> list[str]:
+    """The names of a network's classes, in order; none if it does not know them."""
     return [*((getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ())]
 
 
@@ -253,7 +246,7 @@ def check_classes(model: nn.Module, dataset: Images | Stream) -> None:
             f"the network has {known} classes, {dataset.source} has {dataset.num_classes}: use weights that were "
             f"trained on these classes, or images with one folder for each class of the network"
         )
-    ours, theirs = _recorded_names(model), label_names(dataset) or []
+    ours, theirs = label_names(model), dataset.classes or []
     if renamed(model, dataset) and {*ours} & {*theirs}:  # shifted, so that an image would count for another class
         number = next(i for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1])
         raise UsageError(

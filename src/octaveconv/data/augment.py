@@ -17,16 +17,28 @@ import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import transforms
 
 from .. import processes
-from .datasets import Images
+from .datasets import CorruptImage, Images
 
+Batch = list[Tensor]  # images, labels, numbers
+_Item = tuple[Tensor, int, int]
 STREAMS = 2  # version of all random streams of a run: raise it with every change to what the same seed gives
 # Standard deviations and axes of ImageNet's colors in [0, 1] (Krizhevsky et al., NeurIPS 2012).
 _DEVIATIONS = torch.tensor([0.2175, 0.0188, 0.0045])
 _AXES = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+
+
+class _RandomCrop(RandomResizedCropAndInterpolation):
+    """timm's, of at least one pixel: of an image of a few pixels, timm may take none."""
+
+    @staticmethod
+    def get_params(img: Image.Image, scale: Any, ratio: Any) -> tuple[int, int, int, int]:
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(img, scale, ratio)
+        height, width = max(height, 1), max(width, 1)
+        return min(top, img.height - height), min(left, img.width - width), height, width
 
 
 class Lighting:
@@ -54,7 +66,7 @@ def train_transform(
     if crop == "padded":
         cropping: list[Any] = [transforms.Resize((size, size)), transforms.RandomCrop(size, size // 8)]
     else:
-        cropping = [RandomResizedCropAndInterpolation(size, (crop_area, 1.0), interpolation=interpolation)]
+        cropping = [_RandomCrop(size, (crop_area, 1.0), interpolation=interpolation)]
     jitter = [transforms.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []
     light = [Lighting(lighting)] if lighting else []
     return transforms.Compose(  # type: ignore[no-any-return]
@@ -106,7 +118,8 @@ def training_batches(
     parts: int,
     workers: int,
     pin_memory: bool = False,
-) -> DataLoader[Any]:
+    skipped: dict[str, str] | None = None,
+) -> Iterator[Batch]:
     """The rest of an epoch from step ``start`` on: this process's share of the ``parts`` batches of each step.
 
     Args:
@@ -118,9 +131,14 @@ def training_batches(
         parts: number of batches in one step.
         workers: number of processes that load; 0 loads in this one.
         pin_memory: for faster copies to a GPU.
+        skipped: if given, an image that cannot be read is replaced by the next one that can, with that one's label, so
+            that every batch is full; and noted here, by its name, with the reason.
 
-    Returns:
-        A loader of batches: images ``[N, 3, H, W]``, labels ``[N]``, and the images' numbers ``[N]``.
+    Yields:
+        Images ``[N, 3, H, W]``, labels ``[N]``, and the images' numbers ``[N]``.
+
+    Raises:
+        CorruptImage: an image cannot be read, and ``skipped`` is not given; or no image can be.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed_of(seed, epoch))).tolist()
     share = processes.world_size()
@@ -129,13 +147,20 @@ def training_batches(
         mine = order[step * batch_size : (step + 1) * batch_size][processes.rank() :: share]
         size = len(mine) // parts
         batches += [mine[part * size : (part + 1) * size] for part in range(parts)]
-    return DataLoader(
-        _Items(images, transform, seed, epoch),
+    loader: DataLoader[Any] = DataLoader(
+        _Items(images, transform, seed, epoch, skipped is not None),
         batch_sampler=batches,
         num_workers=workers,
+        collate_fn=_collate,
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),  # the global one is left as it is
     )
+    for batch, corrupt in loader:
+        if batch is None or (corrupt and skipped is None):
+            raise corrupt[0]  # here: a worker that raises it prints a traceback
+        for error in corrupt:
+            skipped[error.file] = error.reason  # type: ignore[index]
+        yield batch
 
 
 @dataclass
@@ -144,12 +169,31 @@ class _Items(Dataset[Any]):
     transform: Callable[[Image.Image], Tensor]
     seed: int
     epoch: int
+    skips: bool
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int, int]]:
+    def __getitems__(self, indices: list[int]) -> list[_Item | CorruptImage]:
+        found: list[_Item | CorruptImage] = []
         with generators_kept():  # once per batch: it costs more than seeding
-            return [self._item(index) for index in indices]
+            for index in indices:
+                found += self._items(index)
+                if isinstance(found[-1], CorruptImage):
+                    break  # the batch ends the run
+        return found
 
-    def _item(self, index: int) -> tuple[Tensor, int, int]:
-        image, label = self.images.read(index)
-        seed_generators(self.seed, self.epoch, index)
-        return self.transform(image), label, index
+    def _items(self, index: int) -> Iterator[_Item | CorruptImage]:
+        """The image, or the errors of those that cannot be read, and the first after them that can."""
+        count = len(self.images)
+        for number in range(index, index + count if self.skips else index + 1):
+            seed_generators(self.seed, self.epoch, index)
+            try:
+                yield *self.images.prepare(number % count, self.transform), number % count
+            except CorruptImage as error:
+                yield error
+            else:
+                return
+
+
+def _collate(items: list[_Item | CorruptImage]) -> tuple[Batch | None, list[CorruptImage]]:
+    corrupt = [item for item in items if isinstance(item, CorruptImage)]
+    good = [item for item in items if not isinstance(item, CorruptImage)]
+    return (default_collate(good) if good else None), corrupt

@@ -1,25 +1,26 @@
 """Labeled images from a folder, a tar, a record file or a named data set, and how a network wants them prepared.
 
-timm's readers list and open the files; images are decoded here, because timm's own data set silently replaces a corrupt
-image with the next one.
+Files are listed and decoded here: timm's own reader follows loops of links and omits empty classes, and its data set
+silently replaces a corrupt image with the next one.
 """
 
 from __future__ import annotations
 
 import io
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 from timm.data import create_dataset, create_transform, resolve_data_config
-from timm.data.readers import create_reader
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
+from .._text import shown, some
 from ..errors import UsageError, require
+from .images import decode
+from .listing import ENDINGS, Files, Listing, composed_form, list_folder, list_tar, numbered
 from .shards import Shards
 
 Transform = Callable[[Image.Image], Any]
@@ -37,7 +38,7 @@ class CorruptImage(ValueError):
         self.file, self.reason = file, reason
 
     def __str__(self) -> str:
-        return f"{self.file} cannot be read: {self.reason}"
+        return shown(f"{self.file} cannot be read: {self.reason}")
 
 
 class Images(Dataset[Any]):
@@ -48,20 +49,41 @@ class Images(Dataset[Any]):
         reader: like timm's readers: ``reader[i]`` is a file, or a PIL image, and a label; it may have ``filename(i)``.
         num_classes: number of classes, if known.
         transform: applied to each image, a PIL image in RGB.
+        notes: lines about what was found beside them, for the user.
 
     Raises:
         CorruptImage: an item cannot be read.
     """
 
-    def __init__(self, source: str, reader: Any, num_classes: int | None = None, transform: Transform | None = None):
+    def __init__(
+        self,
+        source: str,
+        reader: Any,
+        num_classes: int | None = None,
+        transform: Transform | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
         self.source, self.reader, self.num_classes, self.transform = source, reader, num_classes, transform
+        self.notes = tuple(notes)
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
+        return self.prepare(i, self.transform) if self.transform else self.read(i)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes in the order of their numbers, if they have names."""
+        return _class_names(self.reader)
+
+    def prepare(self, i: int, transform: Transform) -> tuple[Any, int]:
+        """Image number ``i``, prepared, and its class index; also `CorruptImage` if it cannot be prepared."""
         image, label = self.read(i)
-        return (self.transform(image) if self.transform else image), label
+        try:
+            return transform(image), label
+        except ValueError as error:
+            raise CorruptImage(self.filename(i), _reason(error)) from error
 
     def read(self, i: int) -> tuple[Image.Image, int]:
         """Image number ``i`` without the transform, in RGB, and its class index."""
@@ -89,6 +111,12 @@ class Stream(IterableDataset[Any]):
         self.source, self.reader, self.transform = source, reader, transform
         self.announced: int | None = getattr(reader, "num_samples", None) or None
         self.num_classes = len(getattr(reader, "class_to_idx", None) or ()) or None
+        self.notes: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes in the order of their numbers, if they have names."""
+        return _class_names(self.reader)
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         for image, label in self.read():
@@ -103,16 +131,12 @@ class Stream(IterableDataset[Any]):
             raise CorruptImage(f"an image of {self.source}", _reason(error)) from error
 
 
-def decode(file: IO[bytes] | Image.Image) -> Image.Image:
-    """A PIL image, or the one in an open file (which is closed), read completely and in RGB."""
-    if isinstance(file, Image.Image):
-        return file.convert("RGB")
-    with file:
-        return Image.open(file).convert("RGB")  # reads all of it, so damage shows here
-
-
 def open_dataset(
-    source: str | Path, split: str | None = None, transform: Transform | None = None, root: str | Path | None = None
+    source: str | Path,
+    split: str | None = None,
+    transform: Transform | None = None,
+    root: str | Path | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Images | Stream:
     """Open a data set of labeled images.
 
@@ -124,13 +148,17 @@ def open_dataset(
         transform: applied to each image, a PIL image in RGB.
         root: where a named data set is stored or cached; by default its library's own place, ``data`` for
             ``torch/NAME``.
+        classes: the names of the classes in the order of their numbers, such as those of the training images; by
+            default the folders at the top, also empty ones, in natural order of their names (class2 before class10).
 
     Returns:
-        `Images`, or a `Stream` for ``hfids/`` and ``tfds/``. Classes are numbered in natural order of their
-        folders' names (class2 before class10).
+        `Images`, or a `Stream` for ``hfids/`` and ``tfds/``. All images below ``CLASS`` belong to it. ``notes`` says
+        which files were left out (by their ending, or hidden), which links were followed, and which classes are empty;
+        one file with several names in a class is one image.
 
     Raises:
-        UsageError: there is nothing at ``source``, or no image or class folder in it; the message says which.
+        UsageError: there is nothing at ``source``, no image or class folder in it, a folder that cannot be read, one
+            file in two classes, or a class that is not in ``classes``; the message says which.
         MissingExtra: the package that reads it is not installed.
 
     Example:
@@ -146,45 +174,70 @@ def open_dataset(
     """
     path, prefix = Path(source), str(source).partition("/")[0].lower()
     if path.is_dir():
-        return _folder(path, split, transform)
+        return _folder(path, split, transform, classes)
     if path.suffix == ".rec" and path.is_file():
         return _records(path, transform)
     if path.suffix == ".tar" and path.is_file():
-        return _tar(path, split, transform)
+        return _tar(path, split, transform, classes)
     if path.exists():
         raise UsageError(f"{path} is neither a folder nor a .tar nor a .rec file: unpack it and name the folder")
     if prefix in _NAMED and "/" in str(source):
-        return _named(str(source), split, transform, root)
+        named = _named(str(source), split, transform, root)
+        _check_order(named.source, named.classes, classes)
+        return named
     raise UsageError(f"there is no folder or file {str(source)!r}: name one, or a data set as in hfds/NAME")
 
 
-def _folder(path: Path, split: str | None, transform: Transform | None) -> Images:
+def _folder(path: Path, split: str | None, transform: Transform | None, classes: Sequence[str] | None) -> Images:
     folders = {entry.name for entry in path.iterdir() if entry.is_dir()}
     if split is None:  # a class may have a split's name, but no folders in it
         folders = {name for name in folders & _SPLIT_NAMES if any(file.is_dir() for file in (path / name).iterdir())}
-    folder = path / (_choose_split(str(path), folders, split) or "")
-    try:
-        reader = create_reader("", root=str(folder))
-    except RuntimeError as error:
-        raise _no_images(folder) from error
-    _check_classes(str(folder), reader.class_to_idx)
-    return Images(str(folder), reader, len(reader.class_to_idx), transform)
+    folder = path / (_choose_split(path, folders, split) or "")
+    return _listed(folder, folder, list_folder(folder), transform, classes)
 
 
-def _tar(path: Path, split: str | None, transform: Transform | None) -> Images:
-    try:
-        # No cached handle: forked workers would share its position. No cached listing: it is a pickle beside the file.
-        reader = create_reader("", root=str(path), cache_tarfiles=False, cache_tarinfo=False)
-    except tarfile.TarError as error:
-        raise UsageError(f"{path} is not a complete, uncompressed tar file ({error}): pack it again") from error
-    except ValueError as error:  # timm unpacks an empty list
-        raise _no_images(path) from error
-    parts = [Path(reader.filename(i)).parts[:-1] for i in range(len(reader))]
-    name = _choose_split(str(path), {part for folders in parts for part in folders[:-1]}, split)
-    kept = [i for i, folders in enumerate(parts) if name is None or name in folders[:-1]]
-    reader.samples, reader.targets = reader.samples[kept], reader.targets[kept]
-    _check_classes(str(path), reader.class_name_to_idx)
-    return Images(str(path), reader, len(reader.class_name_to_idx), transform)
+def _tar(path: Path, split: str | None, transform: Transform | None, classes: Sequence[str] | None) -> Images:
+    found = list_tar(path)
+    while True:
+        tops = found.tops()
+        splits = tops if split else {name for name in tops & _SPLIT_NAMES if found.below(name).folders}
+        if split in splits or (split is None and splits):
+            found = found.below(_choose_split(path, splits, split) or "")
+            break
+        if len(tops) != 1 or any(len(file.folders) < 2 for file in found.files):
+            _choose_split(path, splits, split)
+            break
+        found = found.below(*tops)  # a folder around all
+    return _listed(path, path, found, transform, classes)
+
+
+def _listed(
+    source: Path, path: Path, found: Listing, transform: Transform | None, classes: Sequence[str] | None
+) -> Images:
+    """The data set of listed images, whose classes have the numbers of ``classes``, or of all folders at the top."""
+    if not found.files:
+        raise _no_images(source)
+    names = found.tops()
+    if not all(file.folders for file in found.files) or names <= _SPLIT_NAMES:
+        raise UsageError(
+            f"there are images directly in {source}: put each in a folder named after its class, as in "
+            f"{source}/CLASS/{found.files[0].name.rpartition('/')[2]}"
+        )
+    numbers, notes = numbered(str(source), names), [*found.notes]
+    used = {composed_form(file.folders[0]) for file in found.files}
+    if classes is not None:
+        if empty := sorted({*numbers} - used - {*map(composed_form, classes)}):
+            notes.append(f"left out: folders without images, of classes that are not expected: {some(empty)}")
+        numbers = [composed_form(name) for name in classes]
+        if unknown := sorted(used - {*numbers}):
+            raise UsageError(
+                f"{source} has images of classes that are not among the {len(numbers):,} expected ones "
+                f"({some(numbers)}): {some(unknown)}: remove them, or add them to the training images"
+            )
+    if empty := [name for name in numbers if name not in used]:
+        notes.append(f"classes without images, which have a number as well: {some(empty)}")
+    reader = Files(path, found.files, {name: number for number, name in enumerate(numbers)})
+    return Images(str(source), reader, len(numbers), transform, [f"{source}: {note}" for note in notes])
 
 
 def _records(path: Path, transform: Transform | None) -> Images:
@@ -195,14 +248,17 @@ def _records(path: Path, transform: Transform | None) -> Images:
 
 
 def _no_images(path: Path) -> UsageError:
-    return UsageError(f"there are no images (.jpg, .jpeg, .png, or records) in {path}")
+    return UsageError(f"there are no images ({', '.join(ENDINGS)}, or records) in {path}, expected {path}/CLASS/*.jpg")
 
 
-def _choose_split(source: str, folders: set[str], split: str | None) -> str | None:
+def _choose_split(source: Path, folders: set[str], split: str | None) -> str | None:
     """The folder to descend into, or None if the class folders are at the top."""
     if split is not None:
         if split not in folders:
-            raise UsageError(f"there is no folder {split!r} in {source}: it has {', '.join(sorted(folders)[:10])}")
+            raise UsageError(
+                f"there is no folder {split!r} in {source}: it has {some(sorted(folders), 10) or 'no folders'}; "
+                f"expected {source}/{split}/CLASS/*.jpg"
+            )
         return split
     found = next((name for name in _SPLITS if name in folders), None)
     if found is None and "train" in folders:
@@ -210,9 +266,12 @@ def _choose_split(source: str, folders: set[str], split: str | None) -> str | No
     return found
 
 
-def _check_classes(source: str, class_to_idx: dict[str, int]) -> None:
-    if class_to_idx.keys() & {"", "."} or class_to_idx.keys() <= _SPLIT_NAMES:  # these would shift the numbers
-        raise UsageError(f"there are images directly in {source}: put each in a folder named after its class")
+def _check_order(source: str, found: Sequence[str] | None, classes: Sequence[str] | None) -> None:
+    if classes and found and [*found] != [*classes]:
+        raise UsageError(
+            f"{source} has the classes {some(found)}, expected {some(classes)}: use data with the same classes in the "
+            f"same order"
+        )
 
 
 def _named(source: str, split: str | None, transform: Transform | None, root: str | Path | None) -> Images | Stream:
@@ -272,7 +331,7 @@ class Preprocessing:
 
     def transform(self) -> Transform:
         """The transform for scoring, from a PIL image to a float32 tensor ``[3, H, W]``."""
-        return create_transform(  # type: ignore[no-any-return]
+        prepare = create_transform(
             self.size,
             is_training=False,
             interpolation=self.interpolation,
@@ -281,6 +340,22 @@ class Preprocessing:
             crop_pct=self.crop_pct,
             crop_mode=self.crop_mode,
         )
+        return _Bounded(prepare, max(self.size) / self.crop_pct) if self.crop_mode == "center" else prepare
+
+
+@dataclass(frozen=True)
+class _Bounded:
+    """A transform that resizes the shorter side to ``side``: a long strip would become larger than Pillow reads."""
+
+    transform: Transform
+    side: float
+
+    def __call__(self, image: Image.Image) -> Any:
+        short, long = sorted(image.size)
+        if Image.MAX_IMAGE_PIXELS and self.side**2 * long / short > 2 * Image.MAX_IMAGE_PIXELS:
+            width, height = image.size
+            raise ValueError(f"it has {width}x{height} pixels: with a shorter side of {self.side:.0f} it is too large")
+        return self.transform(image)
 
 
 def preprocessing(model: nn.Module, size: int | None = None) -> Preprocessing:
@@ -304,6 +379,13 @@ def _class_index(label: Any) -> int:
     if index is None or index != label:
         raise ValueError(f"its label {label} is not a class index")
     return index
+
+
+def _class_names(reader: Any) -> list[str] | None:
+    numbers = getattr(reader, "class_to_idx", None) or {}
+    names = sorted(numbers, key=lambda name: numbers[name])
+    is_one_each = [numbers[name] for name in names] == [*range(len(names))]  # torchvision's ImageNet has synonyms
+    return names if names and is_one_each and all(isinstance(name, str) for name in names) else None
 
 
 def _reason(error: Exception) -> str:

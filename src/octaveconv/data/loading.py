@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .. import processes
+from .._text import one_line
 from .datasets import CorruptImage, Images, Stream, Transform
 
 Batch = tuple[Tensor | None, Tensor, list[str], list[CorruptImage]]
@@ -57,10 +58,9 @@ class _Items(Dataset[Any]):
 
     def __getitem__(self, i: int) -> tuple[Any, int, str] | CorruptImage:
         try:
-            image, label = self.images.read(i)
+            return *self.images.prepare(i, self.transform), self.images.filename(i)
         except CorruptImage as error:
             return error
-        return self.transform(image), label, self.images.filename(i)
 
 
 @dataclass
@@ -76,6 +76,8 @@ class _StreamItems(IterableDataset[Any]):
                 yield self.transform(image), label, f"an image of {self.stream.source}"
         except CorruptImage as error:
             yield error
+        except ValueError as error:  # of the transform
+            yield CorruptImage(f"an image of {self.stream.source}", one_line(error))
 
 
 def _collate(items: list[Any]) -> Batch:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .. import processes
-from .._text import did_you_mean
+from .._text import did_you_mean, say
 from ..errors import UsageError
 from ..octavify.octavify import rebuild
 from ..weights import files as weights
@@ -296,7 +296,7 @@ def _load(model: nn.Module, file: weights.Weights, name: str, given: Mapping[str
         state = {key: tensor for key, tensor in file.state_dict(theirs, rebuilt).items() if not key.startswith(heads)}
         state |= {key: tensor for key, tensor in model.state_dict().items() if key.startswith(heads)}
         if processes.rank() == 0 and model.num_classes:
-            print(
+            say(
                 f"{file.file} has {file.num_classes} classes, the network {model.num_classes}: its classifier starts "
                 f"from random weights"
             )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ..errors import MXNetFormatError
-from .fields import Fields
+from .fields import Fields, shortened
 
 LIST_MAGIC = (0x112).to_bytes(8, "little")
 HEAD = 262  # bytes that show what a file is
@@ -69,10 +69,17 @@ def _decompressed(data: Fields, field: str, pieces: Iterator[bytes]) -> Fields:
     try:
         for piece in pieces:
             if size + len(piece) > limit:
-                raise data.error(field, f"decompresses to more than {limit} bytes, 8 times the file and 16 MiB")
+                raise data.error(
+                    field,
+                    f"decompresses to more than {limit} bytes, 8 times the file and 16 MiB: decompress it yourself",
+                )
             buffer[size : size + len(piece)] = piece
             size += len(piece)
-    except (zlib.error, lzma.LZMAError) as error:
+    except lzma.LZMAError as error:
+        needs_memory = "emory" in str(error)  # a dictionary larger than xz -9 makes
+        problem = f"needs more than {_XZ_MEMORY // _MIB} MiB of memory: decompress it yourself"
+        raise data.error(field, problem if needs_memory else f"is damaged: {error}") from error
+    except zlib.error as error:
         raise data.error(field, f"is damaged: {error}") from error
     if data.left:
         data.take(data.left, field)
@@ -151,5 +158,4 @@ def _number(field: bytes) -> int | None:
 def _shown(header: bytes) -> str:
     """A member's name for a message: short, and without control characters."""
     prefix, name = (part.partition(b"\0")[0] for part in (header[345:500], header[:100]))
-    text = ascii((prefix + b"/" + name if prefix else name).decode(errors="replace"))
-    return text if len(text) <= 80 else f"{text[:38]}...{text[-38:]}"
+    return shortened(ascii((prefix + b"/" + name if prefix else name).decode(errors="replace")))

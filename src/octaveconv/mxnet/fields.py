@@ -53,6 +53,11 @@ class Fields:
         return MXNetFormatError(self.file, self.last - self.start, field, problem)
 
 
+def shortened(text: str) -> str:
+    """At most 80 characters of a text, from its ends, for a message."""
+    return text if len(text) <= 80 else f"{text[:38]}...{text[-38:]}"
+
+
 def check_regular(file: str) -> None:
     """Refuse what would block or never end, such as a pipe; OSError if there is no such file."""
     if not stat.S_ISREG(os.stat(file).st_mode):

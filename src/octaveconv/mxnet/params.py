@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .container import contents
-from .fields import Fields, map_file
+from .fields import Fields, map_file, shortened
 
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # how an array is encoded; a smaller word is the legacy one's ndim
 DTYPES = (
@@ -33,9 +33,11 @@ DTYPES = (
     torch.bfloat16,
 )
 _STORAGE = {-1: "undefined", 1: "row-sparse", 2: "CSR"}
-# A tensor and a name take more memory than their bytes in the file; these limits keep that below 64 MiB. Checkpoints of
-# the largest networks have about 2,000 arrays.
-MAX_ARRAYS, MAX_NAME, MAX_NDIM = 2**14, 256, 32
+# A tensor and a name take more memory than their bytes in the file. These limits grow with the file, and keep all of
+# that below its size and 64 MiB: 4 KiB for an array with its name. A file that MXNet wrote exceeds them only with more
+# than 16,384 arrays of on average less than 4 KiB, or with names of more than 4 MiB in all. MXNet's own arrays have at
+# most 32 dimensions, as NumPy's had.
+_ROOM, _PER_ARRAY, _NAMES, MAX_NDIM = 2**26, 2**12, 2**22, 32
 _SMALLEST = 20  # bytes: a legacy array of one dimension, 0
 
 
@@ -72,10 +74,12 @@ def load_mxnet(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def read_list(data: Fields) -> dict[str, Tensor]:
     """Read a parameter list whose magic has been checked already."""
+    most = max_arrays(data.left)
+    names_left = _NAMES + data.left // 16
     data.take(16, "list magic and reserved word")
     count = data.integer("Q", "array count")
-    if count > MAX_ARRAYS:
-        raise data.error("array count", f"is {count}, expected at most {MAX_ARRAYS}")
+    if count > most:
+        raise data.error("array count", f"is {count}, expected at most {most} in a file of this size")
     if count * _SMALLEST > data.left:
         raise data.error("array count", f"is {count}, but only {data.left} bytes are left")
     arrays = [_array(data, f"array {i}") for i in range(count)]
@@ -86,22 +90,30 @@ def read_list(data: Fields) -> dict[str, Tensor]:
         return {str(i): array for i, array in enumerate(arrays)}
     named: dict[str, Tensor] = {}
     for i, array in enumerate(arrays):
-        name = _name(data, f"name {i}")
+        start = data.at
+        name = _name(data, f"name {i}", names_left)
+        names_left -= data.at - start
         if name in named:
-            raise data.error(f"name {i}", f"{name!r} appears twice: one array would be lost")
+            raise data.error(f"name {i}", f"{shortened(repr(name[:99]))} appears twice: one array would be lost")
         named[name] = array
     return named
 
 
-def _name(data: Fields, field: str) -> str:
+def max_arrays(size: int) -> int:
+    """The most arrays that a list of ``size`` bytes may have."""
+    return (_ROOM + size) // _PER_ARRAY
+
+
+def _name(data: Fields, field: str, most: int) -> str:
     size = data.integer("Q", f"{field} length")
-    if size > MAX_NAME:
-        raise data.error(f"{field} length", f"is {size}, expected at most {MAX_NAME}")
+    if size > most:
+        raise data.error(f"{field} length", f"is {size}, expected at most {most} in a file of this size")
     raw = data.bytes(size, field)
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise data.error(field, f"{raw!r} is not UTF-8: {error.reason}") from error
+        at = max(error.start - 9, 0)
+        raise data.error(field, f"{raw[at : at + 20]!r} in it is not UTF-8: {error.reason}") from error
 
 
 def _array(data: Fields, field: str) -> Tensor:

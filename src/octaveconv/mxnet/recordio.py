@@ -17,7 +17,7 @@ from .fields import check_regular
 MAGIC = (0xCED7230A).to_bytes(4, "little")
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)  # continuation flags
 _HEADER = struct.Struct("<IfQQ")  # label count, label, id, id2
-MAX_LABELS = 2**16  # in memory a label takes eight times its bytes in the file
+_ROOM = 2**26  # labels, which take eight times their bytes in the file, may take so much memory besides the file's size
 
 
 class Record(NamedTuple):
@@ -70,7 +70,7 @@ class RecordFile:
         if len(payload) < _HEADER.size:
             raise self._error(at, "image header", f"has {len(payload)} bytes, expected {_HEADER.size}")
         count, label, number, _ = _HEADER.unpack_from(payload)
-        if count > min(MAX_LABELS, (len(payload) - _HEADER.size) // 4):
+        if count > min((_ROOM + self._size) // 32, (len(payload) - _HEADER.size) // 4):
             raise self._error(at, "label count", f"is {count} in a record of {len(payload)} bytes")
         labels = struct.unpack_from(f"<{count}f", payload, _HEADER.size) if count else (label,)
         return Record(labels, number, payload[_HEADER.size + 4 * count :])

@@ -13,7 +13,6 @@ import math
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
 from .. import _atomic, _checksum, _csv, _figure, env
+from .._text import say
 from ..errors import UsageError, require
 from ..weights import files as weights
 from . import curves as _curves
@@ -189,7 +189,7 @@ class RunFolder:
                 problems.append(f"{path} cannot be read ({problem})")
                 continue
             if problems:
-                print(f"octaveconv: {' and '.join(problems)}: resuming from {path}", file=sys.stderr, flush=True)
+                say(f"octaveconv: {' and '.join(problems)}: resuming from {path}", error=True)
             return state  # type: ignore[no-any-return]
         raise ValueError(f"{' and '.join(problems)}: there is nothing to resume from: start again")
 

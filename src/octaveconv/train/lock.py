@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from .._text import say
 from ..errors import UsageError
 
 PATIENCE = 10.0  # seconds: a process that was told to end may still be saving
@@ -32,7 +32,7 @@ def take(folder: Path) -> AbstractContextManager[Any]:
             f"file system did not release its lock, delete {folder / 'train.lock'})"
         ) from error
     except NotImplementedError:  # some cluster file systems: a run without a lock is better than none
-        print(f"octaveconv: {folder} cannot be locked: make sure that no other process trains in it", file=sys.stderr)
+        say(f"octaveconv: {folder} cannot be locked: make sure that no other process trains in it", error=True)
         return nullcontext()
 
 

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import evaluate, processes
 from .._modes import DTYPES
+from .._text import counted, say
 from ..about import About
 from ..data.augment import STREAMS, generators_kept, seed_generators, train_transform, training_batches
 from ..data.datasets import Images, Stream, open_dataset, preprocessing
@@ -57,8 +58,7 @@ class Training:
         self.train_set, self.val_set = _data(recipe)
         self.steps = len(self.train_set) // recipe.batch_size  # of an epoch
         _check_batch(recipe, len(self.train_set))
-        names = evaluate.label_names(self.train_set)
-        self.model: Any = network(recipe, _num_classes(recipe, self.train_set), names, start)
+        self.model: Any = network(recipe, _num_classes(recipe, self.train_set), self.train_set.classes, start)
         self.about = About.of(self.model, recipe.model).metadata()
         evaluate.check_classes(self.model, self.val_set)
         self.model.to(self.device, memory_format=torch.channels_last)
@@ -77,6 +77,8 @@ class Training:
         self.epoch = self.step = 0
         self.best = -1.0
         self.loss_sum = 0.0
+        self.skipped: dict[str, str] = {}  # damaged images, with the reason
+        self.told: set[str] = set()  # those of them that were printed
 
     def _wrapped(self) -> nn.Module:
         """What is called in a training step: compiled, and averaging gradients over processes."""
@@ -154,6 +156,7 @@ class Training:
             parts=recipe.accumulate,
             workers=recipe.workers,
             pin_memory=self.device.type == "cuda",
+            skipped=self.skipped if recipe.skip_corrupt else None,
         )
 
     def train_step(self, parts: list[tuple[Tensor, Tensor, Tensor]]) -> float:
@@ -208,8 +211,24 @@ class Training:
             str(self.device),
             self.recipe.dtype,
             workers=self.recipe.workers,
+            skip_corrupt=self.recipe.skip_corrupt,
         )
-        return evaluate.evaluate(model, self.val_set, settings)
+        score = evaluate.evaluate(model, self.val_set, settings)
+        self.skipped |= dict.fromkeys(score.skipped, "not scored")
+        return score
+
+    def tell_skipped(self) -> None:
+        """Print the damaged images that were not printed before."""
+        shares = processes.gather(self.skipped) if self.recipe.skip_corrupt else []
+        self.skipped |= {name: reason for share in shares for name, reason in share.items()}
+        found = sorted(self.skipped.keys() - self.told)
+        self.told |= {*found}
+        if found and processes.rank() == 0:
+            say(
+                f"skipped {counted(len(found), 'damaged image')}, {len(self.told):,} so far; in training, others take "
+                f"their place:",
+                *(f"  {name}: {self.skipped[name]}" for name in found),
+            )
 
 
 def train(training: Training, folder: RunFolder | None) -> dict[str, Any]:
@@ -240,10 +259,10 @@ def train(training: Training, folder: RunFolder | None) -> dict[str, Any]:
         try:
             folder.curves()
         except MissingExtra as error:
-            print(f"no curves: {error}")
+            say(f"no curves: {error}")
         best = training.ema.module if training.ema else training.model
         folder.finish(best.state_dict(), training.about)
-    return row
+    return row | ({"skipped": len(training.told)} if training.recipe.skip_corrupt else {})
 
 
 def _train_epoch(training: Training, folder: RunFolder | None, asked: list[int], log: Any) -> tuple[int, float]:
@@ -289,6 +308,7 @@ def _finish_epoch(
     }
     if training.ema:
         row["ema_top1"] = training.validate(training.ema.module).top1
+    training.tell_skipped()
     top1 = row.get("ema_top1", row["top1"])
     is_best, training.best = top1 > training.best, max(training.best, top1)
     training.epoch, training.step, training.loss_sum = training.epoch + 1, 0, 0.0
@@ -346,7 +366,7 @@ def _data(recipe: Recipe) -> tuple[Images, Images | Stream]:
         raise UsageError(
             f"{recipe.data} is a stream, in which a run cannot be resumed where it stopped: unpack it to a folder"
         )
-    return train_set, open_dataset(recipe.val_data or recipe.data)
+    return train_set, open_dataset(recipe.val_data or recipe.data, classes=train_set.classes)
 
 
 def _num_classes(recipe: Recipe, train_set: Images) -> int:

@@ -72,6 +72,7 @@ class Recipe:
     compile: bool = _field(False, "torch.compile the network")
     grad_checkpointing: bool = _field(False, "recompute activations instead of keeping them")
     workers: int = _field(4, "processes that load images", least=0, main=True)
+    skip_corrupt: bool = _field(False, "replace damaged images by others; count and name them")
     seed: int = _field(0, "determines weights, order and augmentation", least=0, main=True)
     save_steps: int = _field(1000, "steps between checkpoints within an epoch", least=1)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,17 @@ def check_outputs(args: argparse.Namespace) -> None:
             tempfile.TemporaryFile(dir=above).close()
         except OSError as error:
             raise OSError(f"{option} cannot be written: {error.strerror}: name another place") from error
+
+
+@contextmanager
+def told_to_skip() -> Iterator[None]:
+    """Add to the error about a damaged image how to go on without it."""
+    from ..data.datasets import CorruptImage
+
+    try:
+        yield
+    except CorruptImage as error:
+        raise ValueError(f"{error}: repair or delete it, or skip such images with --skip-corrupt") from error
 
 
 class _Misplaced(argparse.Action):

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> Any:
     """Measure, print the tables, what did not run, and the verdict; return all figures."""
     import torch
 
-    from .._text import text_table
+    from .._text import say, text_table
     from ..bench import report, speed, speed_report
     from ..bench.cases import BenchSettings
 
@@ -70,14 +70,14 @@ def run(args: argparse.Namespace) -> Any:
         dense=args.dense,
         runs=args.runs,
     )
-    result = speed.run(settings, lambda line: print(line, flush=True))
+    result = speed.run(settings, say)
     for batch in result["batches"]:
         print(f"\nAll candidates at batch {batch['batch_size']}, {speed.QUICK_RUNS} runs each:")
         print(text_table(speed_report.candidate_table(batch)))
         for line in speed_report.not_run(batch):
-            print(line)
+            say(line)
     print(f"\nThe fastest, {args.runs} runs each:\n{text_table(report.table(result))}\n")
     if rows := report.more(result):
         print(f"{text_table(rows)}\n")
-    print("\n".join(report.notes(result)))
+    say(*report.notes(result))
     return result

@@ -26,6 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Any:
     """Convert, and print what was written; return its metadata."""
+    from .._text import say
     from ..errors import UsageError
     from ..models.create import check, source
     from ..weights import files as weights
@@ -40,6 +41,6 @@ def run(args: argparse.Namespace) -> Any:
     model = check(name, args.alpha, file, None, args.model_args)
     metadata = weights.convert(file.file, model, name, args.out)
     arrays, count = len(file.tensors), sum(p.numel() for p in model.parameters())
-    print(f"{file.file}: all {arrays} arrays used, all {count:,} parameters of {name} filled")
-    print(f"{args.out}: alpha {metadata.get('alpha', 0)}, sha256 of the source {metadata['sha256']}")
+    say(f"{file.file}: all {arrays} arrays used, all {count:,} parameters of {name} filled")
+    say(f"{args.out}: alpha {metadata.get('alpha', 0)}, sha256 of the source {metadata['sha256']}")
     return {"out": str(args.out), "arrays": arrays, "params": count, **metadata}

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .._text import counted
+from .._text import counted, say
 from ._arguments import whole
 
 
@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> Any:
 
     findings = []
     for finding in examine(args.path, args.workers):
-        print(f"{'WRONG' if finding.wrong else 'ok':5}  {finding.path}: {finding.text}", flush=True)
+        say(f"{'WRONG' if finding.wrong else 'ok':5}  {finding.path}: {finding.text}")
         findings.append(finding._asdict())
     problems = sum(finding["wrong"] for finding in findings)
-    print(f"{counted(problems, 'problem')} in {args.path}" if problems else f"nothing is wrong with {args.path}")
+    say(f"{counted(problems, 'problem')} in {args.path}" if problems else f"nothing is wrong with {args.path}")
     return {"path": str(args.path), "problems": problems, "findings": findings}

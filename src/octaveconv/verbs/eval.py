@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ._arguments import add_checkpoint, add_model, add_model_args, positive, whole
+from ._arguments import add_checkpoint, add_model, add_model_args, positive, told_to_skip, whole
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +38,8 @@ def run(args: argparse.Namespace) -> Any:
     import torch
 
     from .. import _csv, env, evaluate, processes
-    from .._text import text_table
-    from ..data.datasets import open_dataset
+    from .._text import say, text_table
+    from ..data.datasets import Stream, open_dataset
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -52,14 +53,17 @@ def run(args: argparse.Namespace) -> Any:
         name, weights, asked, make = _network(args)  # at once; listing the images may take minutes
         dataset = open_dataset(args.data, args.split)
         model = make(dataset.num_classes)
+        if evaluate.renamed(model, dataset) and {*evaluate.label_names(model)} & {*(dataset.classes or ())}:
+            dataset = open_dataset(args.data, args.split, classes=evaluate.label_names(model))  # some have no images
         settings = evaluate.EvalSettings(
             args.size, args.batch_size, device, args.dtype, workers=args.workers, skip_corrupt=args.skip_corrupt
         )
         if is_first:
-            print(f"{name}, {weights}{asked}; {dataset.source}")
+            say(f"{name}, {weights}{asked}; {dataset.source}", *dataset.notes)
             if evaluate.renamed(model, dataset):
-                print("its classes have other names than those of the weights: they are taken in the same order")
-        with evaluate.progress(dataset) as log:
+                say("its classes have other names than those of the weights: they are taken in the same order")
+        is_stream = isinstance(dataset, Stream)  # which ends at its first error
+        with evaluate.progress(dataset) as log, nullcontext() if is_stream else told_to_skip():
             score = evaluate.evaluate(model, dataset, settings, log)
     figures = {
         "model": name,
@@ -74,7 +78,7 @@ def run(args: argparse.Namespace) -> Any:
     if is_first:
         print(f"\n{text_table(evaluate.table(score))}\n\n{evaluate.conditions(figures)}")
         if score.skipped:
-            print("skipped:", *score.skipped, sep="\n  ")
+            say("skipped:", *(f"  {name}" for name in score.skipped))
         if args.results_file:
             _csv.append_row(args.results_file, evaluate.COLUMNS, figures)
     return figures

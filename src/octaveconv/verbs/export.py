@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> Any:
     import torch
 
     from .. import env
-    from .._text import text_table
+    from .._text import say, text_table
     from ..data.datasets import preprocessing
     from ..errors import UsageError
     from ..export import check, export
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> Any:
     differences = export(model, x, args.out, format=args.format)
     figures |= {"difference": differences}
     kind = "octavified" if figures["alpha"] is None else f"alpha {figures['alpha']:g}"
-    print(
+    say(
         f"{args.out}: {args.model}, {kind}, weights {weights}{asked}; batches of any size of images of "
         f"{args.size}x{args.size} pixels"
     )

@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> Any:
     """Octavify, print the plan, write the weights; return the plan as a dict."""
     import torch
 
+    from .._text import say
     from ..about import About
     from ..data.datasets import preprocessing
     from ..errors import UsageError
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> Any:
         raise UsageError(f"nothing was written: {plan.nothing()}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     metadata = weights.write(args.out, octave.state_dict(), About.of(octave, args.model).metadata())
-    print(f"\n{args.out}: fine-tune with octaveconv train {args.model} --checkpoint {args.out} --data SRC")
+    say("", f"{args.out}: fine-tune with octaveconv train {args.model} --checkpoint {args.out} --data SRC")
     return {"out": str(args.out), "model": metadata["model"], **plan.to_dict()}
 
 
@@ -92,9 +93,12 @@ def _sample(model: Any, args: argparse.Namespace) -> list[Any]:
 
     import torch
 
+    from .._text import say
     from ..data.datasets import Stream, open_dataset, preprocessing
 
     data = open_dataset(args.data, _train_split(args.data), preprocessing(model, args.size).transform())
+    for note in data.notes:
+        say(note)
     if isinstance(data, Stream):
         images = [image for image, _ in itertools.islice(data, args.images)]
     else:

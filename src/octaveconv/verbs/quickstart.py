@@ -33,7 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Any:
     """Train, print the table, draw the curves; return all figures."""
     from .. import quickstart
-    from .._text import text_table
+    from .._text import say, text_table
 
     if not 0 < args.alpha <= 1:
         raise UsageError(f"--alpha must be above 0 and at most 1, got {args.alpha}: the dense twin is trained anyway")
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> Any:
     print(f"\n{text_table(quickstart.table(result))}\n\n{quickstart.verdict(result)}\n{quickstart.conditions(result)}")
     try:
         quickstart.plot(result, args.out / "curves.png")
-        print(f"curves: {args.out / 'curves.png'}")
+        say(f"curves: {args.out / 'curves.png'}")
     except MissingExtra as error:
         print(f"no curves: {error}")
     return result

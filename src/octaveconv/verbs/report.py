@@ -19,7 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Any:
     """Print the table, draw the plot; return the points."""
     from .. import _figure
-    from .._text import text_table
+    from .._text import say, text_table
     from ..bench import report
 
     if args.plot:
@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> Any:
     if rows := report.more(result):
         print(f"\n{text_table(rows)}")
     for note in report.notes(result):
-        print(f"\n{note}")
+        say("", note)
     if args.plot:
         report.plot(result, args.plot)
-        print(f"plot: {args.plot}")
+        say(f"plot: {args.plot}")
     return report.points(result)

@@ -10,10 +10,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .._text import counted, text_table
+from .._text import counted, say, text_table
 from ..errors import Stopped, UsageError
 from ..train.recipe import Recipe, read_yaml
-from ._arguments import add_model, positive
+from ._arguments import add_model, positive, told_to_skip
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> Any:
         if not is_first:
             args.json = None
         try:
-            return train(training, folder)
+            with told_to_skip():
+                return train(training, folder)
         except Stopped as error:
             if folder is None:
                 raise
@@ -151,18 +152,20 @@ def _folder(args: argparse.Namespace, recipe: Recipe, resumed: Path | None, trai
         folder = RunFolder.open(resumed, args.tensorboard)
         folder.truncate(training.epoch + 1)
         if training.epoch >= recipe.epochs:
-            print(f"{folder.path} is finished: it has trained its {counted(recipe.epochs, 'epoch')}")
+            say(f"{folder.path} is finished: it has trained its {counted(recipe.epochs, 'epoch')}")
             return folder
-        print(f"resuming {folder.path} in epoch {training.epoch + 1}, step {training.step} of {training.steps}")
+        say(f"resuming {folder.path} in epoch {training.epoch + 1}, step {training.step} of {training.steps}")
     else:
         folder = RunFolder.new(args.out, _name(args, recipe), args.tensorboard)
         held.enter_context(folder.alone())
         folder.write_config(recipe.to_dict())
     folder.write_env()
     scaled = f" (lr {recipe.lr:g} is for a batch of {recipe.lr_batch_size})" if recipe.lr_batch_size else ""
-    print(
+    say(
         f"{folder.path}: batch {recipe.batch_size}, learning rate {recipe.scaled_lr():g}{scaled}, {recipe.dtype}, "
         f"{training.device}; {len(training.train_set):,} images of {recipe.size}x{recipe.size} pixels, "
-        f"{training.steps} steps per epoch"
+        f"{training.steps} steps per epoch",
+        *training.train_set.notes,
+        *training.val_set.notes,
     )
     return folder
