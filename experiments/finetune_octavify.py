@@ -20,10 +20,10 @@ import torch
 
 import octaveconv as oc
 from octaveconv import env
+from octaveconv.about import About
 from octaveconv.data.datasets import open_dataset, preprocessing
 from octaveconv.evaluate import EvalSettings, evaluate
 from octaveconv.octavify.calibrate import reestimate_norms
-from octaveconv.train.network import metadata_of
 from octaveconv.train.recipe import Recipe, read_yaml
 from octaveconv.weights import files as weights
 
@@ -137,7 +137,7 @@ def scratch(args, recipe, alpha, seed, sample):
 def save(args, name, octave, name_in_timm):
     file = args.out / f"{name}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
-    weights.write(file, octave.state_dict(), metadata_of(octave, name_in_timm))
+    weights.write(file, octave.state_dict(), About.of(octave, name_in_timm).metadata())
     return file
 
 

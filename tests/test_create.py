@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 
 import octaveconv as oc
 from octaveconv import cli
+from octaveconv.about import About
 from octaveconv.errors import UsageError
 from octaveconv.models import create
 from octaveconv.train import RunFolder
-from octaveconv.train.network import metadata_of
 from octaveconv.weights import read
 from octaveconv.weights.files import write
 
@@ -45,7 +45,6 @@ NARROW = dict(layers=(1, 1, 1, 1), width=8)
         ("resnet18", None, dict(pretrained=True), "cannot have 'pretrained': name a file of weights"),
         ("resnet18", None, dict(checkpoint_path="x"), "cannot have 'checkpoint_path': name the file as the checkpoint"),
         (None, None, {}, "a network is given by its name in timm, got None"),
-        (__file__, None, {}, "test_create.py is a file: the name of the network comes first"),
         ("oct_resnetv2_26", None, dict(stem="5x5"), "oct_resnetv2_26: stem must be '7x7' or '3x3', got '5x5'"),
         ("oct_resnetv2_50_a250", 0.5, {}, "oct_resnetv2_50_a250 has alpha 0.25, got 0.5: oct_resnetv2_50 takes every"),
     ],
@@ -122,24 +121,23 @@ def test_a_file_that_records_its_network_names_it(octave, tmp_path, ending):
     if ending == "pth":  # of a run
         torch.save({"model": state, "recipe": {"model": "test_resnet"}}, tmp_path / "x.pth")
     else:
-        write(tmp_path / "x.safetensors", octave.state_dict(), metadata_of(octave, "test_resnet"))
+        write(tmp_path / "x.safetensors", octave.state_dict(), About.of(octave, "test_resnet").metadata())
     with pytest.raises(ValueError, match=other):
         create("resnet18", checkpoint=tmp_path / f"x.{ending}")
 
 
 def test_a_file_of_the_same_network_at_another_alpha_names_the_alpha(tmp_path):
     model = create("oct_resnet50", 0.5, model_args=NARROW)
-    write(tmp_path / "x.safetensors", model.state_dict(), metadata_of(model, "oct_resnet50"))
+    write(tmp_path / "x.safetensors", model.state_dict(), About.of(model, "oct_resnet50").metadata())
     with pytest.raises(ValueError, match=r"has weights of alpha 0\.5, the network has alpha 0\.25: create it at"):
         create("oct_resnet50", 0.25, tmp_path / "x.safetensors", model_args=NARROW)
 
 
 def test_a_folder_is_no_file_of_weights(tmp_path):
-    with pytest.raises(IsADirectoryError, match=r"is a folder: name a file of weights$"):
-        create("resnet18", checkpoint=tmp_path)
-    (tmp_path / "best.pth").write_bytes(b"")
-    with pytest.raises(IsADirectoryError, match=r"name a file of weights, such as .*best\.pth"):
-        create("resnet18", checkpoint=tmp_path)
+    for arguments in (dict(name="resnet18", checkpoint=tmp_path), dict(name=str(tmp_path))):
+        message = r"is a folder without model\.safetensors, best\.pth: name a file of weights$"
+        with pytest.raises(IsADirectoryError, match=message):
+            create(**arguments)
 
 
 def test_converting_octave_weights_names_the_network(octave, tmp_path, capsys):

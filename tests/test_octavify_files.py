@@ -94,7 +94,7 @@ def test_fine_tuning_and_scoring_the_result(capsys, octave, tmp_path):
     )  # fmt: skip
     assert (code, err) == (0, "")
     result = tmp_path / "runs" / "tuned" / "model.safetensors"
-    assert weights.read(result).conversion == weights.read(octave).conversion
+    assert weights.read(result).about.octavify == weights.read(octave).about.octavify
     assert not torch.equal(weights.read(result).tensors["fc.weight"], weights.read(octave).tensors["fc.weight"])
     code, printed, err = run(
         capsys, "eval", MODEL, "--checkpoint", str(result), "--data", str(tmp_path / "images"),

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import octaveconv.about
 import octaveconv.models
 from octaveconv import cli
 from octaveconv.errors import MXNetFormatError, UsageError
@@ -47,7 +48,11 @@ def test_convert_writes_what_the_file_holds_and_where_it_came_from(tmp_path, fil
         metadata = written.metadata()
     digest = hashlib.sha256((tmp_path / file).read_bytes()).hexdigest()
     alpha = "0.25" if "0.250" in file else "0.375"
-    assert metadata == {"format": "pt", "model": name, "alpha": alpha, "source": file, "sha256": digest}
+    about = octaveconv.about.About.read(metadata).metadata()
+    assert about.keys() == {"model", "alpha", "pretrained_cfg", "versions"}
+    rest = {"format": "pt", "model": name, "alpha": alpha, "source": file, "sha256": digest}
+    assert metadata == about | rest | {"checksum": metadata["checksum"]}
+    del metadata["checksum"]
     assert json.loads(figures.read_text()).items() >= metadata.items()
     assert load_file(out)["conv1.weight"].dtype == (torch.float16 if "fp16" in file else torch.float32)
     assert sorted(os.listdir(tmp_path)) == sorted([file, out.name, figures.name])

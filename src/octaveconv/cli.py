@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from ._text import did_you_mean, reason, say, shown
 from .errors import MissingExtra, UsageError
-from .verbs import bench, convert, cost, env, eval, export, models, octavify, quickstart, report, train
+from .verbs import bench, convert, cost, doctor, env, eval, export, models, octavify, quickstart, report, train
 from .verbs._arguments import check_outputs
 
 # A verb imports what it needs when it runs: timm, scikit-learn and matplotlib take their time.
@@ -28,6 +28,7 @@ VERBS = {
     "train": train,
     "export": export,
     "report": report,
+    "doctor": doctor,
     "env": env,
 }
 
@@ -62,13 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        return int(args.verb == "doctor" and figures["problems"] > 0)
     except (UsageError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         return _fail(error, 2)
     except (MissingExtra, OSError, ValueError, RuntimeError, AssertionError) as error:  # the last is timm's
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 1)
-    return 0
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -95,8 +96,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of a command line, its ``verb`` among them; wrong use ends the process with exit code 2."""
     parser, parsers = build_parser()
     args, unknown = parser.parse_known_args(argv)
-    if unknown and getattr(args, "model", "") is None and not unknown[0].startswith("-"):
-        args.model, *unknown = unknown  # before Python 3.13, argparse finds an optional MODEL only ahead of options
+    for name in ("model", "source"):  # before Python 3.13, argparse finds an optional word only ahead of options
+        if unknown and getattr(args, name, "") is None and not unknown[0].startswith("-"):
+            setattr(args, name, unknown.pop(0))
     if unknown:
         parsers[args.verb].error(f"unrecognized arguments: {' '.join(unknown)}")
     return args

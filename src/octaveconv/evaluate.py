@@ -150,7 +150,7 @@ def evaluate(
         RuntimeError: a logit is not finite, the number of images is not the data set's, the processes have different
             weights, or another process has ended.
     """
-    _check_classes(getattr(model, "num_classes", None), dataset)
+    check_classes(model, dataset)
     model.to(torch.device(settings.device), memory_format=settings.layout)  # type: ignore[call-overload]
     prepared = preprocessing(model, settings.size)
     start = time.perf_counter()
@@ -227,11 +227,31 @@ def _places(logits: Tensor, labels: Tensor, names: list[str]) -> Tensor:
     return ((logits > own) | ((logits == own) & lower)).sum(1)
 
 
-def _check_classes(known: int | None, dataset: Images | Stream) -> None:
+def renamed(model: nn.Module, dataset: Images | Stream) -> bool:
+    """Whether the network and a data set call their classes differently."""
+    ours, theirs = label_names(model), dataset.classes
+    return bool(ours and theirs) and ours != theirs
+
+
+def label_names(model: nn.Module) -> list[str]:
+    """The names of a network's classes, in order; none if it does not know them."""
+    return [*((getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ())]
+
+
+def check_classes(model: nn.Module, dataset: Images | Stream) -> None:
+    """Raise UsageError if the classes of a data set are not those of the network."""
+    known = getattr(model, "num_classes", None)
     if known and dataset.num_classes and known != dataset.num_classes:
         raise UsageError(
             f"the network has {known} classes, {dataset.source} has {dataset.num_classes}: use weights that were "
             f"trained on these classes, or images with one folder for each class of the network"
+        )
+    ours, theirs = label_names(model), dataset.classes or []
+    if renamed(model, dataset) and {*ours} & {*theirs}:  # shifted, so that an image would count for another class
+        number = next(i for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1])
+        raise UsageError(
+            f"class {number} of the network is {ours[number]!r}, of {dataset.source} {theirs[number]!r}: use images "
+            f"with a folder for each class of the network, named like it"
         )
 
 

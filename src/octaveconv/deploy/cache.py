@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -21,7 +22,7 @@ def cache_folder() -> Path:
 
 
 class Table:
-    """Measurements by key in one file, which several processes may use at once; one that is damaged is written anew.
+    """Measurements by key in one file, which several processes may use at once; if it is damaged, they are made again.
 
     Args:
         name: the file's, in the folder.
@@ -29,7 +30,10 @@ class Table:
 
     def __init__(self, name: str) -> None:
         self.path = cache_folder() / name
-        self.known = self._read()
+        known = self._read()
+        if known is None:
+            warnings.warn(f"{self.path} is damaged: its measurements are made again", RuntimeWarning, stacklevel=2)
+        self.known = known or {}
 
     def get(self, key: str) -> dict[str, Any]:
         """What is known, or nothing."""
@@ -42,16 +46,28 @@ class Table:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with FileLock(self.path.with_suffix(".lock"), timeout=10):
-                rows = self._read() | self.known
+                rows = (self._read() or {}) | self.known
                 self.known = dict(list(rows.items())[-ROWS:])
                 with replacing(self.path) as file:
-                    file.write(json.dumps(self.known, indent=1).encode())
+                    file.write(json.dumps({"checksum": _digest(self.known), "rows": self.known}, indent=1).encode())
         except OSError as error:
             warnings.warn(f"deploy cannot store its measurements: {error}", RuntimeWarning, stacklevel=2)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, Any] | None:
+        """The rows in the file, if there is one; None if it is damaged."""
         try:
-            known = json.loads(self.path.read_text())
-        except (OSError, ValueError):  # there is none yet, or it is damaged: measure again
+            data = self.path.read_bytes()
+        except OSError:  # there is none yet
             return {}
-        return known if isinstance(known, dict) and all(isinstance(row, dict) for row in known.values()) else {}
+        try:
+            found = json.loads(data)
+            sealed = isinstance(found.get("checksum"), str)  # earlier versions wrote the rows alone
+            rows: dict[str, Any] = found["rows"] if sealed else found
+            whole = all(isinstance(row, dict) for row in rows.values())
+            return rows if whole and (not sealed or _digest(rows) == found["checksum"]) else None
+        except (ValueError, KeyError, AttributeError, RecursionError):
+            return None
+
+
+def _digest(rows: Any) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()

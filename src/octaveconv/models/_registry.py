@@ -99,7 +99,7 @@ def _weights(cls: type[OctNet], name: str, arguments: dict[str, Any], kwargs: di
 def _load_checkpoint(model: Any, checkpoint_path: str, *args: Any, **kwargs: Any) -> Any:
     if isinstance(model, OctNet):
         return weights.load(model, checkpoint_path)
-    weights.refuse_octavified(checkpoint_path, weights.architecture(model))
+    weights.refuse(checkpoint_path, weights.architecture(model))
     return _timm_load_checkpoint(model, checkpoint_path, *args, **kwargs)
 
 

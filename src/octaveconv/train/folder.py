@@ -22,7 +22,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
-from .. import _atomic, _csv, _figure, env
+from .. import _atomic, _checksum, _csv, _figure, env
 from .._text import say
 from ..errors import UsageError, require
 from ..weights import files as weights
@@ -170,24 +170,27 @@ class RunFolder:
         self._has_saved = True
 
     def load(self) -> dict[str, Any]:
-        """The last checkpoint, on the CPU; if it cannot be read, the previous one, with a line on standard error.
+        """The last checkpoint, on the CPU; if it is damaged, the previous or the best, with a line on standard error.
 
         Raises:
-            ValueError: neither can be read.
+            ValueError: none can be read.
         """
         problems = []
-        for path in (self.last, self.previous):
+        for path in (self.last, self.previous, *([self.best] if self.best.exists() else [])):
             try:
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                problem = _checksum.problem(path)
+                state: Any = None if problem else torch.load(path, map_location="cpu", weights_only=True)
             except FileNotFoundError:
                 problems.append(f"{path} does not exist")
                 continue
             except Exception as error:  # a damaged file makes PyTorch raise anything
-                problems.append(f"{path} cannot be read ({type(error).__name__})")
+                problem = type(error).__name__
+            if problem:
+                problems.append(f"{path} cannot be read ({problem})")
                 continue
             if problems:
-                say(f"octaveconv: {problems[0]}: resuming from {path}", error=True)
-            return state
+                say(f"octaveconv: {' and '.join(problems)}: resuming from {path}", error=True)
+            return state  # type: ignore[no-any-return]
         raise ValueError(f"{' and '.join(problems)}: there is nothing to resume from: start again")
 
     def append(self, row: Mapping[str, Any]) -> None:

@@ -26,11 +26,13 @@ from torch.nn.parallel import DistributedDataParallel
 from .. import evaluate, processes
 from .._modes import DTYPES
 from .._text import counted, say
+from ..about import About
 from ..data.augment import STREAMS, generators_kept, seed_generators, train_transform, training_batches
 from ..data.datasets import Images, Stream, open_dataset, preprocessing
 from ..errors import MissingExtra, Stopped, UsageError
+from ..weights import Weights
 from .folder import RunFolder
-from .network import check, metadata_of, network, norms
+from .network import check, network, norms
 from .progress import progress
 from .recipe import Recipe
 
@@ -41,21 +43,24 @@ class Training:
     Args:
         recipe: see `Recipe`.
         device: ``cpu`` or ``cuda``, or one GPU such as ``cuda:1``.
+        start: weights in place of the recipe's checkpoint, which a run that is resumed does not need again.
 
     Raises:
         UsageError: the recipe names a network, data or a batch that cannot be; the message says which.
         ValueError, OSError: the weights to start from cannot be read, or do not fit.
     """
 
-    def __init__(self, recipe: Recipe, device: str) -> None:
+    def __init__(self, recipe: Recipe, device: str, start: Weights | None = None) -> None:
         self.recipe, self.device = recipe, torch.device(device)
         if recipe.sync_bn and self.device.type == "cpu" and processes.world_size() > 1:
             raise UsageError("sync_bn needs GPUs: PyTorch's own norms, as in the stem, synchronize nowhere else")
-        check(recipe)  # at once; listing the images may take minutes
+        check(recipe, start)  # at once; listing the images may take minutes
         self.train_set, self.val_set = _data(recipe)
         self.steps = len(self.train_set) // recipe.batch_size  # of an epoch
         _check_batch(recipe, len(self.train_set))
-        self.model: Any = network(recipe, _num_classes(recipe, self.train_set))
+        self.model: Any = network(recipe, _num_classes(recipe, self.train_set), self.train_set.classes, start)
+        self.about = About.of(self.model, recipe.model).metadata()
+        evaluate.check_classes(self.model, self.val_set)
         self.model.to(self.device, memory_format=torch.channels_last)
         self.optimizer = create_optimizer_v2(
             self.model,
@@ -96,6 +101,7 @@ class Training:
             "best": self.best,
             "loss_sum": self.loss_sum,
             "recipe": self.recipe.to_dict(),
+            "about": self.about,
             "streams": STREAMS,
         }
 
@@ -255,7 +261,7 @@ def train(training: Training, folder: RunFolder | None) -> dict[str, Any]:
         except MissingExtra as error:
             say(f"no curves: {error}")
         best = training.ema.module if training.ema else training.model
-        folder.finish(best.state_dict(), metadata_of(best, training.recipe.model))
+        folder.finish(best.state_dict(), training.about)
     return row | ({"skipped": len(training.told)} if training.recipe.skip_corrupt else {})
 
 

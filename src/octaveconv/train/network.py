@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,17 +17,22 @@ from ..errors import UsageError
 from ..models.create import check as check_network
 from ..models.create import create
 from ..nn import OctBatchNorm2d
+from ..weights import Weights
 from .recipe import Recipe
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, OctBatchNorm2d)
 
 
-def network(recipe: Recipe, num_classes: int | None) -> Any:
+def network(
+    recipe: Recipe, num_classes: int | None, label_names: Sequence[str] | None = None, start: Weights | None = None
+) -> Any:
     """Build the network: from random weights, from those published under its name, or from a file.
 
     Args:
         recipe: see `Recipe`.
         num_classes: classes of the data; if the weights have another number, the classifier starts from random ones.
+        label_names: the names of these classes, if known.
+        start: weights in place of the recipe's checkpoint: those of the run itself when it is resumed.
 
     Raises:
         UsageError: there is no such network, or it does not take these arguments.
@@ -39,8 +44,9 @@ def network(recipe: Recipe, num_classes: int | None) -> Any:
     preprocessing = dict(input_size=(3, recipe.size, recipe.size), crop_pct=recipe.crop_pct)
     arguments = dict(recipe.model_args, drop_rate=recipe.dropout, pretrained_cfg_overlay=preprocessing)
     model = create(
-        recipe.model, recipe.alpha, recipe.checkpoint or None, num_classes, model_args=arguments, new_head=True
+        recipe.model, recipe.alpha, start or recipe.checkpoint or None, num_classes, model_args=arguments, new_head=True
     )
+    model.pretrained_cfg |= {"num_classes": num_classes, "label_names": label_names and tuple(label_names)}
     _check_classifier(model, recipe)
     if recipe.grad_checkpointing:
         if getattr(model, "conversion", None) is not None:
@@ -54,10 +60,11 @@ def network(recipe: Recipe, num_classes: int | None) -> Any:
     return model
 
 
-def check(recipe: Recipe) -> None:
-    """Raise what `network` and the optimizer would, as far as that is known without weights and images."""
+def check(recipe: Recipe, start: Weights | None = None) -> None:
+    """Raise what `network` and the optimizer would, as far as that is known without images."""
     model_args = dict(recipe.model_args, drop_rate=recipe.dropout)
-    check_network(recipe.model, recipe.alpha, recipe.checkpoint or None, recipe.num_classes or None, model_args)
+    checkpoint = start or recipe.checkpoint or None
+    check_network(recipe.model, recipe.alpha, checkpoint, recipe.num_classes or None, model_args)
     known = [*list_optimizers(), *(f"lookahead_{name}" for name in list_optimizers())]
     if recipe.opt.lower() not in known:
         cure = did_you_mean(recipe.opt.lower(), known) or ": sgd, adamw and lamb are some of its"
@@ -81,13 +88,6 @@ def _check_classifier(model: nn.Module, recipe: Recipe) -> None:
             f"{recipe.model} turns 2 images into {list(shape)}, a classifier outputs [2, {model.num_classes}]: change "
             f"model_args"
         )
-
-
-def metadata_of(model: nn.Module, name: str) -> dict[str, str]:
-    """What a file of this network's weights records: its name in timm, its alpha, how it was octavified."""
-    alpha, conversion = getattr(model, "alpha", None), getattr(model, "conversion", None)
-    marks = {"alpha": alpha if alpha is None else str(alpha), "octavify": conversion and json.dumps(conversion)}
-    return {"model": name, **{key: mark for key, mark in marks.items() if mark}}
 
 
 def norms(model: nn.Module) -> list[nn.Module]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _checksum
+
 _PLAIN = (str, int, float, bool, type(None), Tensor, nn.Parameter)
 
 
@@ -43,9 +45,9 @@ def size(value: Any) -> int:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is a checkpoint; the file is not read to its end."""
+    """Whether a file is a checkpoint, undamaged."""
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return not _checksum.problem(path)
     except Exception:  # a damaged file makes PyTorch raise anything
         return False
-    return True

@@ -9,7 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..errors import UsageError
+
+
+def mapping(text: str) -> dict[str, Any]:
+    """Names and values, in YAML."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise argparse.ArgumentTypeError(f"must be names and values, as in '{{stem: 3x3, width: 8}}', got {text!r}")
+    return found
 
 
 def positive(text: str) -> int:
@@ -77,7 +90,7 @@ class _Misplaced(argparse.Action):
 
 def add_model(
     parser: argparse.ArgumentParser,
-    text: str = "a network of `octaveconv models`, or any other of timm's",
+    text: str = "a network of timm's, or a run folder or file of weights that records its network",
     optional: bool = False,
 ) -> None:
     """MODEL, the first argument of every verb that has one."""
@@ -95,7 +108,14 @@ def add_alpha(parser: argparse.ArgumentParser) -> None:
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """``--checkpoint FILE``."""
     parser.add_argument(
-        "--checkpoint", metavar="FILE", type=Path, help="file of weights (the published ones, or random)"
+        "--checkpoint", metavar="FILE", type=Path, help="file of weights, or run folder (published weights, or random)"
+    )
+
+
+def add_model_args(parser: argparse.ArgumentParser) -> None:
+    """``--model-args V``."""
+    parser.add_argument(
+        "--model-args", metavar="V", type=mapping, help="more arguments of the network: '{width: 8}' (those recorded)"
     )
 
 

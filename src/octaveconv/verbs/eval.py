@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ._arguments import add_model, positive, told_to_skip, whole
+from ._arguments import add_checkpoint, add_model, add_model_args, positive, told_to_skip, whole
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Score a network on labeled images: exact top-1 and top-5; with torchrun, on several processes.
 
-    Example: octaveconv eval oct_resnetv2_26_a250 --data imagenet/val
+    Example: octaveconv eval runs/oct_resnetv2_26-0.25 --data cifar10
     """
     parser.usage = "%(prog)s MODEL --data SRC [options]"
     add_model(parser)
     parser.add_argument("--alpha", type=float, help="low-frequency share of the channels")
-    parser.add_argument(
-        "--checkpoint", metavar="FILE", type=Path, help="file of weights (the published ones, or random)"
-    )
+    add_checkpoint(parser)
+    add_model_args(parser)
     parser.add_argument("--data", metavar="SRC", required=True, help="a folder, .tar, .rec, or a name: hfds/NAME ...")
     parser.add_argument("--split", metavar="S", help="part of the data (val, validation or test)")
     parser.add_argument("--size", metavar="N", type=positive, help="height and width in pixels (the network's own)")
@@ -40,33 +40,33 @@ def run(args: argparse.Namespace) -> Any:
     from .. import _csv, env, evaluate, processes
     from .._text import say, text_table
     from ..data.datasets import Stream, open_dataset
-    from ..models import published
-    from ..models.create import check, create
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    with processes.joined(args.device or ("cuda" if torch.cuda.is_available() else "cpu")) as device:
+    best = "cuda" if torch.cuda.is_available() and not args.model.endswith(".octave") else "cpu"
+    with processes.joined(args.device or best) as device:
         is_first = processes.rank() == 0  # prints and writes
         if not is_first:
             args.json = None
         elif args.results_file:
             _csv.open_table(args.results_file, evaluate.COLUMNS)
-        check(args.model, args.alpha, args.checkpoint)  # at once; listing the images may take minutes
+        name, weights, asked, make = _network(args)  # at once; listing the images may take minutes
         dataset = open_dataset(args.data, args.split)
-        weights = str(args.checkpoint or ("published" if published(args.model) else "random weights, seed 0"))
-        torch.manual_seed(0)  # random weights are the same on every process
-        classes = dataset.num_classes if weights.startswith("random") else None
-        model = create(args.model, args.alpha, args.checkpoint, classes)
+        model = make(dataset.num_classes)
+        if evaluate.renamed(model, dataset) and {*evaluate.label_names(model)} & {*(dataset.classes or ())}:
+            dataset = open_dataset(args.data, args.split, classes=evaluate.label_names(model))  # some have no images
         settings = evaluate.EvalSettings(
             args.size, args.batch_size, device, args.dtype, workers=args.workers, skip_corrupt=args.skip_corrupt
         )
         if is_first:
-            say(f"{args.model}, {weights}; {dataset.source}", *dataset.notes)
+            say(f"{name}, {weights}{asked}; {dataset.source}", *dataset.notes)
+            if evaluate.renamed(model, dataset):
+                say("its classes have other names than those of the weights: they are taken in the same order")
         is_stream = isinstance(dataset, Stream)  # which ends at its first error
         with evaluate.progress(dataset) as log, nullcontext() if is_stream else told_to_skip():
             score = evaluate.evaluate(model, dataset, settings, log)
     figures = {
-        "model": args.model,
+        "model": name,
         "alpha": getattr(model, "alpha", None),
         "checkpoint": weights,
         "data": args.data,
@@ -82,3 +82,35 @@ def run(args: argparse.Namespace) -> Any:
         if args.results_file:
             _csv.append_row(args.results_file, evaluate.COLUMNS, figures)
     return figures
+
+
+def _network(args: argparse.Namespace) -> tuple[str, str, str, Callable[[int | None], Any]]:
+    """The network's name, its weights, what was asked instead of what they record, and what makes the network.
+
+    Random weights need the number of classes.
+    """
+    import torch
+
+    from ..deploy import load_deployed
+    from ..errors import UsageError
+    from ..models import published
+    from ..models.create import check, create, source
+
+    if args.model.endswith(".octave"):
+        if args.alpha is not None or args.checkpoint or args.model_args or args.dtype != "fp32":
+            raise UsageError(f"{args.model} is deployed: its network, weights and precision are what they are")
+        model: Any = load_deployed(args.model)
+        return model.about.model or "a network", args.model, model.about.overridden(size=args.size), lambda _: model
+    name, file = source(args.model, args.checkpoint)
+    check(name, args.alpha, file, None, args.model_args)
+    random = file is None and published(name) is None
+    weights, asked = "random weights, seed 0" if random else "published", ""
+    if file is not None:
+        asked = file.about.overridden(alpha=args.alpha, size=args.size, **(args.model_args or {}))
+        weights = str(file.file)
+
+    def make(classes: int | None) -> Any:
+        torch.manual_seed(0)  # random weights are the same on every process
+        return create(name, args.alpha, file, classes if random else None, model_args=args.model_args)
+
+    return name, weights, asked, make

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ._arguments import add_alpha, add_checkpoint, add_model, add_size, add_threads, positive
+from ._arguments import add_alpha, add_checkpoint, add_model, add_model_args, add_threads, positive
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_alpha(parser)
     add_checkpoint(parser)
-    add_size(parser)
+    add_model_args(parser)
+    parser.add_argument("--size", metavar="N", type=positive, help="height and width of the images (the network's own)")
     parser.add_argument("--batch-size", metavar="N", type=positive, default=1, help="images per call (%(default)s)")
     add_threads(parser)
     parser.add_argument("--runs", metavar="N", type=positive, default=20, help="timed calls of each (%(default)s)")
@@ -37,17 +38,21 @@ def run(args: argparse.Namespace) -> Any:
 
     from .. import env
     from .._text import say, text_table
+    from ..data.datasets import preprocessing
     from ..errors import UsageError
     from ..export import check, export
     from ..models import published
-    from ..models.create import create
+    from ..models.create import create, source
 
     args.format = check(args.format, args.out)
     if args.runs < 2:
         raise UsageError(f"--runs must be at least 2, for quartiles, got {args.runs}")
     torch.manual_seed(0)  # random weights are the same each time
-    model = create(args.model, args.alpha, args.checkpoint).eval()
-    weights = str(args.checkpoint or ("published" if published(args.model) else "random, seed 0"))
+    args.model, file = source(args.model, args.checkpoint)
+    model = create(args.model, args.alpha, file, model_args=args.model_args).eval()
+    weights = str(file.file) if file else "published" if published(args.model) else "random, seed 0"
+    asked = file.about.overridden(alpha=args.alpha, size=args.size, **(args.model_args or {})) if file else ""
+    args.size = args.size or preprocessing(model).size[0]
     figures = {
         "model": args.model,
         "alpha": None if _is_octavified(model) else getattr(model, "alpha", 0),
@@ -62,7 +67,7 @@ def run(args: argparse.Namespace) -> Any:
     figures |= {"difference": differences}
     kind = "octavified" if figures["alpha"] is None else f"alpha {figures['alpha']:g}"
     say(
-        f"{args.out}: {args.model}, {kind}, weights {weights}; batches of any size of images of "
+        f"{args.out}: {args.model}, {kind}, weights {weights}{asked}; batches of any size of images of "
         f"{args.size}x{args.size} pixels"
     )
     print(
@@ -118,7 +123,7 @@ def _timed(args: argparse.Namespace, model: Any, x: Any, count: int) -> dict[str
     files = dict.fromkeys(networks, args.out)
     with threads(count), tempfile.TemporaryDirectory() as folder:
         if "octave" in networks:
-            networks["dense twin"], files["dense twin"] = _twin(args.model, model), Path(folder) / args.out.name
+            networks["dense twin"], files["dense twin"] = _twin(args, model), Path(folder) / args.out.name
             export(networks["dense twin"], x, files["dense twin"], format=args.format)
         calls = {name: partial(load(file, format=args.format, threads=count), x) for name, file in files.items()}
         timings = interleaved(calls, args.runs, isolate=True)
@@ -142,15 +147,12 @@ def _timed(args: argparse.Namespace, model: Any, x: Any, count: int) -> dict[str
     return figures
 
 
-def _twin(name: str, model: Any) -> Any:
+def _twin(args: argparse.Namespace, model: Any) -> Any:
     """The same network at alpha 0, with random weights, which do not affect its time."""
-    from ..models import published
-    from ..models.create import create
+    from ..models.create import create, family_of
 
-    if _is_octavified(model):
-        return create(name, None, None, model.num_classes, pretrained=False).eval()
-    record = published(name)
-    return create(record.network if record else name, 0.0, None, model.num_classes, pretrained=False).eval()
+    name, alpha = (args.model, None) if _is_octavified(model) else (family_of(args.model), 0.0)
+    return create(name, alpha, None, model.num_classes, pretrained=False, model_args=model.model_args).eval()
 
 
 def _is_octavified(model: Any) -> bool:

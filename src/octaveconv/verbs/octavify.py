@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ._arguments import add_model, positive
+from ._arguments import add_model, add_model_args, positive
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -16,10 +16,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     Example: octaveconv octavify resnet50 --checkpoint r50.pth --data imagenet --out r50_oct.safetensors
     """
     parser.usage = "%(prog)s MODEL --out FILE [options]"
-    add_model(parser, "a network from timm")
+    add_model(parser, "a network from timm, or a run folder or file of weights that records its network")
     parser.add_argument("--alpha", metavar="A", default="0.25", help="share, or auto with --macs (%(default)s)")
     parser.add_argument("--macs", metavar="S", type=float, help="budget for auto: share of the dense MACs")
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="file of its weights (random, seed 0)")
+    add_model_args(parser)
     parser.add_argument("--pretrained", action="store_true", help="download timm's weights")
     parser.add_argument("--data", metavar="SRC", help="images to order channels and estimate norms with")
     parser.add_argument("--images", metavar="N", type=positive, default=256, help="images to take (%(default)s)")
@@ -33,26 +34,30 @@ def run(args: argparse.Namespace) -> Any:
     import torch
 
     from .._text import say
+    from ..about import About
     from ..data.datasets import preprocessing
     from ..errors import UsageError
-    from ..models.create import create
+    from ..models.create import create, source
     from ..octavify.octavify import octavify
-    from ..train.network import metadata_of
     from ..weights import files as weights
 
     if args.out.suffix != ".safetensors":
         raise UsageError(f"--out {args.out} must end in .safetensors: timm tells the format by it")
+    if args.pretrained and args.checkpoint:
+        raise UsageError("pretrained and a checkpoint are two sources of weights: give one")
+    args.model, file = source(args.model, args.checkpoint)
     if args.model.startswith("oct_"):
         raise UsageError(f"{args.model} is an octave network already: load dense weights into it with --checkpoint")
     alpha = _alpha(args)
     torch.manual_seed(0)
-    model = create(args.model, None, args.checkpoint, pretrained=args.pretrained).eval()
-    if getattr(model, "conversion", None) is not None:
+    model = create(args.model, None, file, pretrained=args.pretrained, model_args=args.model_args).eval()
+    if file is not None and file.about.octavify is not None:
         raise UsageError(
-            f"{args.checkpoint} holds an octavified network already: fine-tune it with octaveconv train {args.model} "
-            f"--checkpoint {args.checkpoint}, or octavify the dense weights that it was made from"
+            f"{file.file} holds an octavified network already: fine-tune it with octaveconv train {args.model} "
+            f"--checkpoint {file.file}, or octavify the dense weights that it was made from"
         )
     size = preprocessing(model, args.size).size
+    model.pretrained_cfg["input_size"] = (3, *size)  # which the file records
     sample = _sample(model, args) if args.data else None
     try:
         with warnings.catch_warnings():
@@ -64,7 +69,7 @@ def run(args: argparse.Namespace) -> Any:
     if alpha and not octave.conversion["octave"]:
         raise UsageError(f"nothing was written: {plan.nothing()}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    metadata = weights.write(args.out, octave.state_dict(), metadata_of(octave, args.model))
+    metadata = weights.write(args.out, octave.state_dict(), About.of(octave, args.model).metadata())
     say("", f"{args.out}: fine-tune with octaveconv train {args.model} --checkpoint {args.out} --data SRC")
     return {"out": str(args.out), "model": metadata["model"], **plan.to_dict()}
 

@@ -22,7 +22,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     Example: octaveconv train --recipe recipes/cifar10.yaml --data cifar10 --alpha 0.25
     """
     parser.usage = "%(prog)s [MODEL] [--recipe FILE] --data SRC [options] | --resume DIR"
-    add_model(parser, "a network of timm's (that of the recipe, or oct_resnetv2_50)", optional=True)
+    add_model(
+        parser, "a network, or a run or file to fine-tune (that of the recipe, or oct_resnetv2_50)", optional=True
+    )
     parser.add_argument("--recipe", metavar="FILE", type=Path, help="YAML file of fields; options override it")
     parser.add_argument("--resume", metavar="DIR", type=Path, help="resume this run, to the same result")
     parser.add_argument("--fields", action="store_true", help="print every field of a recipe and exit")
@@ -66,8 +68,8 @@ def run(args: argparse.Namespace) -> Any:
             held.enter_context(RunFolder.open(resumed).alone())
         resumed = processes.gather(resumed)[0]  # so none reads the checkpoint before the first has the lock
         state = RunFolder.open(resumed).load() if resumed else None
-        recipe = Recipe.of(state["recipe"]) if state else Recipe.of(_file(args), _options(args)).checked()
-        training = Training(recipe, device)
+        recipe, start = _of_run(resumed, state) if resumed else _recipe(args)
+        training = Training(recipe if resumed else recipe.checked(), device, start)
         if state:
             training.restore(state)
         folder = _folder(args, recipe, resumed, training, held) if is_first else None
@@ -100,6 +102,29 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def _recipe(args: argparse.Namespace) -> tuple[Recipe, Any]:
+    """The recipe of a new run, with the size that its weights record unless one is given, and these weights."""
+    from ..models.create import source
+
+    given = _file(args) | _options(args)
+    recipe = Recipe.of(given)
+    name, start = source(recipe.model, recipe.checkpoint or None)
+    if start is None:
+        return recipe, None
+    recorded = {"size": start.about.size, "crop_pct": start.about.pretrained_cfg.get("crop_pct")}
+    recorded = {field: value for field, value in recorded.items() if value is not None}
+    return Recipe.of(recorded, given, {"model": name, "checkpoint": recipe.checkpoint or recipe.model}), start
+
+
+def _of_run(folder: Path, state: Any) -> tuple[Recipe, Any]:
+    """The recipe of a run that is resumed, and the weights in its checkpoint: those it started from may be gone."""
+    from ..weights import files as weights
+
+    if not isinstance(state, dict) or not isinstance(state.get("recipe"), dict):
+        raise UsageError(f"the checkpoint of {folder} is not one of octaveconv train, which records its recipe")
+    return Recipe.of(state["recipe"]), weights.of_state(folder, state)
+
+
 def _name(args: argparse.Namespace, recipe: Recipe) -> str:
     return args.name or recipe.model + ("" if recipe.alpha is None else f"-{recipe.alpha:g}")
 
@@ -112,7 +137,7 @@ def _to_resume(args: argparse.Namespace, restarts: int) -> Path | None:
         return args.resume  # type: ignore[no-any-return]
     from ..train.folder import RunFolder
 
-    recipe = Recipe.of(_file(args), _options(args))
+    recipe, _ = _recipe(args)
     name = _name(args, recipe)
     runs = [path for path in args.out.glob(f"{name}*") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", path.name)]
     runs = [path for path in runs if any(path.glob("last*.pth")) and RunFolder(path).config() == recipe.to_dict()]
@@ -138,7 +163,8 @@ def _folder(args: argparse.Namespace, recipe: Recipe, resumed: Path | None, trai
     scaled = f" (lr {recipe.lr:g} is for a batch of {recipe.lr_batch_size})" if recipe.lr_batch_size else ""
     say(
         f"{folder.path}: batch {recipe.batch_size}, learning rate {recipe.scaled_lr():g}{scaled}, {recipe.dtype}, "
-        f"{training.device}; {len(training.train_set):,} images, {training.steps} steps per epoch",
+        f"{training.device}; {len(training.train_set):,} images of {recipe.size}x{recipe.size} pixels, "
+        f"{training.steps} steps per epoch",
         *training.train_set.notes,
         *training.val_set.notes,
     )

@@ -7,10 +7,11 @@ It reads the original's MXNet files (also as tar, gzip, xz), safetensors, and Py
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +21,14 @@ from safetensors.torch import save
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from .. import _atomic
+from .. import _atomic, _checksum
+from ..about import About
 from ..mxnet.container import HEAD, kind_of
 from ..mxnet.params import load_mxnet
 from . import keymaps
 
+IN_RUNS = ("model.safetensors", "best.pth", "last.pth", "last.prev.pth")  # the weights in a run folder, best first
+_NESTED = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")  # timm's order, and a run's averaged weights
 _CLASSIFIERS = (
     "fc.weight",
     "arg:classifier_weight",
@@ -41,28 +45,25 @@ class Weights(NamedTuple):
     Attributes:
         file: its path.
         tensors: by the names in it.
-        mark: the alpha that it records, if it does.
-        conversion: how the network was octavified, if it was (`Plan.conversion`).
-        model: the name of their network, if it is recorded.
+        about: what it says of itself.
     """
 
     file: Path
     tensors: dict[str, Tensor]
-    mark: float | None = None
-    conversion: dict[str, Any] | None = None
-    model: str | None = None
+    about: About = About()
 
     @property
     def alpha(self) -> float | None:
         """The alpha of these weights: the recorded one, or that of the original's parts; otherwise unknown."""
-        if self.mark is not None or not keymaps.is_foreign(self.tensors):
-            return self.mark
+        if self.about.alpha is not None or not keymaps.is_foreign(self.tensors):
+            return self.about.alpha
         return keymaps.alpha_of(self.tensors)
 
     @property
     def num_classes(self) -> int | None:
         """The number of classes, if there is a classifier."""
-        return next((len(self.tensors[name]) for name in _CLASSIFIERS if name in self.tensors), None)
+        recorded = self.about.pretrained_cfg.get("num_classes")
+        return next((len(self.tensors[name]) for name in _CLASSIFIERS if name in self.tensors), recorded)
 
     def state_dict(self, model: nn.Module, rebuilt: bool = False) -> dict[str, Tensor]:
         """These weights by the names of ``model``; only its shapes are used.
@@ -74,8 +75,8 @@ class Weights(NamedTuple):
         Raises:
             ValueError: they belong to another network, or to another alpha; the message lists what does not fit.
         """
-        if self.conversion is not None and not rebuilt:
-            raise _is_octavified(self.file, self.model or architecture(model))
+        if self.about.octavify is not None and not rebuilt:
+            raise _is_octavified(self.file, self.about.model or architecture(model))
         keymap = keymaps.keymap_for(self.tensors, model)
         if keymap is not None:
             try:
@@ -83,40 +84,63 @@ class Weights(NamedTuple):
             except ValueError as error:
                 raise ValueError(f"{self.file}: {error}") from error
         alpha = getattr(model, "alpha", 0)
-        if self.mark not in (None, 0, alpha):
+        mark = self.about.alpha
+        if mark not in (None, 0, alpha):
             raise ValueError(
-                f"{self.file} has weights of alpha {self.mark}, the network has alpha {alpha}: create it at alpha "
-                f"{self.mark}"
+                f"{self.file} has weights of alpha {mark}, the network has alpha {alpha}: create it at alpha {mark}"
             )
         return self.tensors
 
 
 def read(path: str | os.PathLike[str]) -> Weights:
-    """Read a file of weights.
+    """Read a file of weights, or those of a run folder: the final ones, or else those of its best checkpoint.
 
     Raises:
-        ValueError: it is not such a file, or holds objects that only running code could restore; `MXNetFormatError`
-            for a damaged MXNet file.
+        ValueError: it is not such a file, is damaged, or holds objects that only running code could restore;
+            `MXNetFormatError` for a damaged MXNet file.
         OSError: there is no such file.
     """
-    path = Path(path)
-    check_file(path)
+    given = Path(path)
+    path = find(given)
     with open(path, "rb") as file:
         head = file.read(HEAD)
     if kind_of(head):
         return Weights(path, load_mxnet(path))
-    if head[8:9] == b"{":
-        return _read_safetensors(path)
-    return _read_torch(path)
+    check_sum(path)
+    found = _read_safetensors(path) if head[8:9] == b"{" else of_state(path, _load(path))
+    recipe = given / "config.yaml"
+    if found.about.model_args or not (given.is_dir() and recipe.is_file()):
+        return found
+    return found._replace(about=_completed(found.about, recipe))  # of a run of an earlier version
 
 
-def check_file(path: Path) -> None:
-    """Raise FileNotFoundError if there is nothing at ``path``, IsADirectoryError if a folder is there."""
+def find(path: str | os.PathLike[str]) -> Path:
+    """The file of weights that is meant: the one at ``path``, or if that is a run folder, the one to use in it.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is none.
+    """
+    path = Path(path)
     if path.is_dir():
-        found = next((file for name in ("model.safetensors", "best.pth") if (file := path / name).is_file()), None)
-        raise IsADirectoryError(f"{path} is a folder: name a file of weights" + (f", such as {found}" if found else ""))
+        found = next((path / name for name in IN_RUNS if (path / name).is_file()), None)
+        if found is None:
+            raise IsADirectoryError(f"{path} is a folder without {', '.join(IN_RUNS[:2])}: name a file of weights")
+        return found
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    return path
+
+
+def check_sum(path: Path) -> None:
+    """Raise ValueError if a file is damaged, as far as its checksums tell; the message names what is beside it."""
+    if problem := _checksum.problem(path):
+        others = [name for name in IN_RUNS if name != path.name and (path.parent / name).is_file()]
+        cure = (
+            f"use another file of the run: {', '.join(others)}"
+            if path.name in IN_RUNS and others
+            else "copy it or write it again"
+        )
+        raise ValueError(f"{path} is damaged: {problem}: {cure}")
 
 
 def architecture(model: nn.Module) -> str:
@@ -125,40 +149,47 @@ def architecture(model: nn.Module) -> str:
     return str(config.get("architecture", "..."))
 
 
+def _completed(about: About, recipe: Path) -> About:
+    """What a file says, and where it says nothing, the recipe of its run."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(recipe.read_text("utf-8"))
+        told = About.of_recipe(content if isinstance(content, dict) else {})
+    except (yaml.YAMLError, ValueError, OSError):
+        return about
+    return replace(told, **{key: value for key, value in vars(about).items() if value not in (None, {})})
+
+
 def _read_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            mark = metadata.get("alpha")
+            about = About.read(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-            alpha = None if mark is None else float(mark)
-            return Weights(path, tensors, alpha, _conversion(path, metadata), metadata.get("model"))
-    except SafetensorError as error:
+            return Weights(path, tensors, about)
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _conversion(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+def _load(path: Path) -> Any:
     try:
-        found = json.loads(metadata.get("octavify", "null"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: its record of octavify is not JSON ({error})") from error
-    return found if isinstance(found, dict) else None
-
-
-def _read_torch(path: Path) -> Weights:
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} is not an MXNet or safetensors file, and PyTorch cannot read it with weights_only=True: it is "
             f"damaged, or holds more than tensors (then save its state_dict alone)"
         ) from error
-    recipe = state.get("recipe") if isinstance(state, Mapping) else None
-    model = recipe.get("model") if isinstance(recipe, Mapping) else None  # of a run of octaveconv train
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):  # timm's order
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-            break
+
+
+def of_state(path: Path, state: Any) -> Weights:
+    """The weights in what PyTorch has read from a file: a state dict, or a checkpoint that holds one.
+
+    Raises:
+        ValueError: there is none in it, or what it says of itself is not what it should be.
+    """
+    about, outer = About(), state
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in _NESTED if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} does not hold a state dict")
     modules = getattr(state, "_metadata", {})
@@ -166,8 +197,19 @@ def _read_torch(path: Path) -> Weights:
         (modules[name] for name in ("", "module", "_orig_mod") if {"alpha", "octavify"} & modules.get(name, {}).keys()),
         {},
     )
-    mark = next(iter(root.get("alpha", ())), None)
-    return Weights(path, clean_state_dict(dict(state)), mark, _conversion(path, root), model)
+    try:
+        if isinstance(outer.get("about"), Mapping):
+            about = About.read(outer["about"])
+        elif isinstance(outer.get("recipe"), Mapping):
+            with suppress(ValueError):  # of another program
+                about = About.of_recipe(outer["recipe"])
+        marks = About.read({"alpha": next(iter(root.get("alpha", ())), None), "octavify": root.get("octavify")})
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    about = replace(
+        about, **{key: value for key in ("alpha", "octavify") if (value := getattr(marks, key)) is not None}
+    )
+    return Weights(path, clean_state_dict(dict(state)), about)
 
 
 def load(model: nn.Module, path: str | os.PathLike[str], strict: bool = True) -> Any:
@@ -175,8 +217,8 @@ def load(model: nn.Module, path: str | os.PathLike[str], strict: bool = True) ->
     return model.load_state_dict(read(path).state_dict(model), strict=strict)
 
 
-def refuse_octavified(path: str | os.PathLike[str], name: str = "...") -> None:
-    """Raise ValueError if a file is marked as an octavified network's, whose tensors would fit the dense one as well.
+def refuse(path: str | os.PathLike[str], name: str = "...") -> None:
+    """Raise ValueError if a file is damaged, or an octavified network's, whose tensors would fit the dense one as well.
 
     What else is in a file, and whether it can be read at all, is for timm to say.
 
@@ -184,6 +226,8 @@ def refuse_octavified(path: str | os.PathLike[str], name: str = "...") -> None:
         path: a file of any kind.
         name: the dense network's name.
     """
+    if Path(path).is_file():
+        check_sum(Path(path))
     try:
         with safe_open(path, "pt") as file:
             marked = "octavify" in (file.metadata() or {})
@@ -225,7 +269,7 @@ def convert(
         sha256: the digest that the source must have.
 
     Returns:
-        The metadata written: model, alpha (of an octave network), source, sha256 (of the source).
+        The metadata written: what `About.metadata` gives, source, and sha256 (of the source).
 
     Raises:
         ValueError: the weights do not fit the network completely, or the digest differs.
@@ -235,9 +279,8 @@ def convert(
     if sha256 not in (None, digest):
         raise ValueError(f"{source} has sha256 {digest}, expected {sha256}: delete it and download it again")
     state = read(source).state_dict(model)
-    _check_complete(state, model, source)
-    alpha = {"alpha": str(model.alpha)} if hasattr(model, "alpha") else {}
-    metadata = {"model": name, **alpha, "source": origin or source.name, "sha256": digest}
+    check_complete(state, model, source)
+    metadata = About.of(model, name).metadata() | {"source": origin or source.name, "sha256": digest}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         return write(out, state, metadata)
@@ -246,11 +289,13 @@ def convert(
 
 
 def write(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Write tensors as safetensors, complete or not at all; returns the metadata with the format's own."""
+    """Write tensors as safetensors with a checksum, complete or not at all; returns the metadata without it."""
     metadata = {"format": "pt", **metadata}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    data = save(tensors, metadata | {"checksum": _checksum.EMPTY})
     with _atomic.replacing(out) as file:
-        file.write(save(tensors, metadata))
+        for piece in _checksum.sealed(data):
+            file.write(piece)
     return metadata
 
 
@@ -262,7 +307,8 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_complete(state: Mapping[str, Tensor], model: nn.Module, source: Path) -> None:
+def check_complete(state: Mapping[str, Tensor], model: nn.Module, source: Path) -> None:
+    """Raise ValueError unless a state dict fills a network, which may be on ``meta``, completely and exactly."""
     shapes = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
     keymaps.check_leftovers(source, [k for k in state if k not in shapes], [k for k in shapes if k not in state])
     for key, tensor in state.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -10,6 +11,7 @@ from filelock import FileLock
 from timm.models._hub import get_cache_dir
 from torch import nn
 
+from .. import _checksum
 from .download import DownloadError, fetch
 from .files import convert
 
@@ -33,12 +35,14 @@ def fetch_converted(
     cache = Path(cache_dir or get_cache_dir())
     archive = cache / Path(urlparse(url).path).name
     converted = cache / f"{name}-{archive.name}.safetensors"
-    if converted.exists():
+    if converted.exists() and not _checksum.problem(converted):
         return converted
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{converted}.lock"):
-        if converted.exists():  # another process wrote it meanwhile
-            return converted
+        if converted.exists():  # another process wrote it meanwhile, or it is damaged
+            if not (problem := _checksum.problem(converted)):
+                return converted
+            warnings.warn(f"{converted} is damaged: {problem}: it is made again", RuntimeWarning, stacklevel=2)
         by_hand = archive.exists()
         try:
             fetch(url, archive, sha256=sha256, size=size)

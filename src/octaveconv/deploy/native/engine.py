@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ..._atomic import replacing
 from ..._text import one_line
+from ...about import About
 from ...errors import BackendUnavailable, UsageError
 from ..cache import Table
 from ..capture import Captured, Captures
@@ -47,6 +49,8 @@ class NativeNetwork(nn.Module):
         tune: tune each new size when it comes, too.
 
     Attributes:
+        about: what is known of the model: its name, preprocessing and classes.
+        pretrained_cfg, num_classes: the same as timm's networks have them.
         threads: how many threads a call uses. If it is None, ``torch.get_num_threads()``, which calls at the same time
             share: each takes those that are free, but at least one.
 
@@ -74,6 +78,9 @@ class NativeNetwork(nn.Module):
 
     def _start(self, captures: Captures | SavedForms, dtype: torch.dtype, library: Any) -> None:
         self._captures, self.dtype, self.library = captures, dtype, library
+        self.about = captures.about if isinstance(captures, SavedForms) else About.of(captures.model)
+        self.num_classes = self.about.pretrained_cfg.get("num_classes")
+        self.pretrained_cfg = self.about.overlay(None)  # so that timm and `evaluate` prepare images for it
         self._forms = Recent(FORMS)
         self._lock = Lock()
         self._shapes = Recent(SHAPES)
@@ -100,7 +107,7 @@ class NativeNetwork(nn.Module):
 
     def to_bytes(self) -> bytes:
         """What `save` writes."""
-        return dumps(self._lowered(), self.dtype)
+        return dumps(self._lowered(), self.dtype, replace(self.about, model_args={}))
 
     @property
     def report(self) -> Report:

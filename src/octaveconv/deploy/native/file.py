@@ -6,7 +6,6 @@ A file is damaged, or made by someone else, until the contrary is shown: nothing
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -18,7 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ... import _checksum
 from ..._text import one_line
+from ...about import About
 from ...env import version
 from ...errors import BackendUnavailable, UsageError
 from ..capture import Captured
@@ -32,7 +33,6 @@ HEADER = 2**23  # bytes of layers, at most; those of oct_resnet50 take 130 KB
 FORMS = 64
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _IN_FILE = {"F32": torch.float32, "BF16": torch.bfloat16}  # safetensors' names
-_NO_DIGEST = "0" * 64
 
 
 class Saved:
@@ -99,10 +99,11 @@ class SavedForms:
     Args:
         forms: at least one.
         name: of the file, for messages.
+        about: what the file says of the network.
     """
 
-    def __init__(self, forms: Sequence[Saved], name: str) -> None:
-        self.forms, self.name = list(forms), name
+    def __init__(self, forms: Sequence[Saved], name: str, about: About) -> None:
+        self.forms, self.name, self.about = list(forms), name, about
 
     def __iter__(self) -> Iterator[Saved]:
         return iter(self.forms)
@@ -129,7 +130,7 @@ class SavedForms:
         )
 
 
-def dumps(forms: Iterable[tuple[Captured | Saved, Lowered]], dtype: torch.dtype) -> bytes:
+def dumps(forms: Iterable[tuple[Captured | Saved, Lowered]], dtype: torch.dtype, about: About) -> bytes:
     """The bytes of a file that holds these forms.
 
     Raises:
@@ -139,12 +140,13 @@ def dumps(forms: Iterable[tuple[Captured | Saved, Lowered]], dtype: torch.dtype)
     name = next(name for name, known in _DTYPES.items() if known == dtype)
     written_forms = [_write_form(form, network, writer) for form, network in forms]
     record = {
-        "sha256": _NO_DIGEST,
+        "sha256": _checksum.EMPTY,
         "version": VERSION,
         "octaveconv": version("octaveconv"),
         "torch": version("torch"),
         "dtype": name,
         "forms": written_forms,
+        "about": about.metadata(),
     }
     text = json.dumps(record, allow_nan=False, separators=(",", ":"))
     data = bytearray(save(writer.tensors, {"deployed": text}))
@@ -153,10 +155,12 @@ def dumps(forms: Iterable[tuple[Captured | Saved, Lowered]], dtype: torch.dtype)
             f"the network has {length:,} bytes of layers in {len(written_forms)} forms, and a file holds {HEADER:,} "
             f"bytes in {FORMS}: deploy the model again, and save it after fewer sizes"
         )
-    at = data.index(_NO_DIGEST.encode(), 8, 8 + length)
-    data[at : at + 64] = _digest(memoryview(data), at).encode()
+    at = data.index(_checksum.EMPTY.encode(), 8, 8 + length)
+    data[at : at + 64] = _checksum.digest(data, at).encode()
     try:
-        _read_forms(json.loads(text), writer.tensors)
+        again = json.loads(text)
+        _about(again)
+        _read_forms(again, writer.tensors)
     except ValueError as error:
         raise UsageError(f"a file cannot hold this network: {error}") from error
     return bytes(data)
@@ -188,8 +192,9 @@ def loads(data: bytes | memoryview, name: str) -> tuple[SavedForms, torch.dtype]
         found = record.get("version")
         if type(found) is int and found > VERSION:
             raise _Newer(str(record.get("octaveconv"))[:20])
+        about = _about(record)
         forms = _read_forms(record, _tensors(header, data, 8 + length))
-        return SavedForms(forms, name), _DTYPES[record["dtype"]]
+        return SavedForms(forms, name, about), _DTYPES[record["dtype"]]
     except _Foreign as error:
         raise ValueError(f"{name} is not a file that save() of a deployed network has written") from error
     except _Newer as error:
@@ -247,15 +252,14 @@ def _json(text: Any) -> Any:
 def _check_digest(data: memoryview, length: int, digest: Any) -> None:
     require(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None, "it has no checksum")
     at = 8 + bytes(data[8 : 8 + length]).find(digest.encode())
-    require(at >= 8 and _digest(data, at) == digest, "its checksum is not that of its content")
+    require(at >= 8 and _checksum.digest(data, at) == digest, "its checksum is not that of its content")
 
 
-def _digest(data: memoryview, at: int) -> str:
-    """The checksum of a file, with zeros where it stands itself."""
-    digest = hashlib.sha256()
-    for part in (data[:at], _NO_DIGEST.encode(), data[at + 64 :]):
-        digest.update(part)
-    return digest.hexdigest()
+def _about(record: dict[str, Any]) -> About:
+    """What a record says of the network, taken out of it; earlier files say nothing."""
+    found = record.pop("about", {})
+    require(type(found) is dict, "what it says of the network is not an object")
+    return About.read(found)
 
 
 def _write_form(form: Captured | Saved, network: Lowered, writer: Writer) -> dict[str, Any]:
