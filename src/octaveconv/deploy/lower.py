@@ -98,7 +98,7 @@ class Lowering:
 
     def given(self, argument: fx.Node) -> Ref:
         """A map from outside of the stretch."""
-        val = argument.meta.get("val")
+        val: Any = argument.meta.get("val")
         batch = self.captured.input.meta["val"].shape[0]
         is_map = (
             isinstance(val, Tensor) and val.dtype == torch.float32 and val.dim() in ((3, 4) if self.is_last else (2, 4))
@@ -111,13 +111,14 @@ class Lowering:
         raise self.unsupported(f"{argument.name}, which it reads, is not a float32 map of all images")
 
     def handler(self, operation: Any) -> Callable[..., Value]:
+        """The method of a subclass that takes the operation's arguments."""
         if operation in SAME:
             return lambda x, *others, **named: x
-        if operation in ACTIVATIONS:
-            return lambda x: self.activate(x, *ACTIVATIONS[operation])
-        if operation in METHODS:
-            return getattr(self, METHODS[operation])  # type: ignore[no-any-return]
-        raise self.unsupported()
+        name = "activate" if operation in ACTIVATIONS else METHODS.get(operation)
+        if name is None:
+            raise self.unsupported()
+        method: Callable[..., Value] = getattr(self, name)
+        return (lambda x: method(x, *ACTIVATIONS[operation])) if operation in ACTIVATIONS else method
 
     def ref(self, value: Value) -> Ref:
         """Let a value be computed, unless it is a map already."""

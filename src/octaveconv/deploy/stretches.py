@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import defaultdict
 from collections.abc import Mapping
@@ -218,8 +219,9 @@ class Eager(nn.Module):
 def multiply_adds(captured: Captured, stretch: Stretch) -> int:
     """Those of its convolutions and matrix products, for the example of the capture."""
     sizes = [size.node for size in captured.input.meta["val"].shape if isinstance(size, torch.SymInt)]
-    symbols = {size.expr: size.hint for size in sizes}
-    return sum(_multiply_adds(node, symbols) for node in stretch.nodes)
+    symbols: dict[Any, Any] = {size.expr: size.hint for size in sizes}
+    counts: list[int] = [_multiply_adds(node, symbols) for node in stretch.nodes]
+    return sum(counts)
 
 
 def _multiply_adds(node: fx.Node, symbols: Mapping[Any, int]) -> int:
@@ -228,11 +230,5 @@ def _multiply_adds(node: fx.Node, symbols: Mapping[Any, int]) -> int:
         return 0
     x, weight = (argument.meta["val"].shape for argument in node.args[:2])  # type: ignore[union-attr]
     pixels = x if "transpose" in name else node.meta["val"].shape
-    count = 1
-    for size in pixels:
-        count *= number(size, symbols)
-    if name.startswith("conv"):
-        for size in weight[1:]:
-            count *= number(size, symbols)
-        return count
-    return count * number(x[-1], symbols)
+    factors = [*pixels, *(weight[1:] if name.startswith("conv") else x[-1:])]
+    return math.prod(number(size, symbols) for size in factors)

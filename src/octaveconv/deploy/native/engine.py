@@ -114,8 +114,9 @@ class NativeNetwork(nn.Module):
         """The parts of the network, those that the engine runs and those that PyTorch runs between them."""
         with self._lock:
             forms = self._forms.values()
-        form = forms[0] if forms else self._form(next(iter(self._captures)))
-        return form.report  # type: ignore[no-any-return]
+        captured: Any = next(iter(self._captures))
+        report: Report = (forms[0] if forms else self._form(captured)).report
+        return report
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the deployed network as one file, which `octaveconv.load_deployed` reads.
@@ -190,8 +191,8 @@ class NativeNetwork(nn.Module):
         for start, end, images, program in chunks:
             frame = self._programs.take(program)
             frame.choose(threads)
-            some = ([tensor[start:end] for tensor in tensors] for tensors in (inputs, outputs))
-            frame.run(native.outside(*some, images), (end - start) // images, threads)
+            given, made = ([tensor[start:end] for tensor in tensors] for tensors in (inputs, outputs))
+            frame.run(native.outside(given, made, images), (end - start) // images, threads)
             self._programs.give_back(frame)
 
     def tune(self, x: Tensor) -> None:
@@ -205,9 +206,10 @@ class NativeNetwork(nn.Module):
         """
         shape = self._checked(x)
         if shape is not None:
-            for native, _, together in shape.parts:
-                for *_, program in self._chunks(native, shape, together) if isinstance(native, Native) else ():
-                    self._tune(native, program, shape)
+            for stretch, _, together in shape.parts:
+                if isinstance(stretch, Native):
+                    for *_, program in self._chunks(stretch, shape, together):
+                        self._tune(stretch, program, shape)
 
     def _checked(self, x: Tensor) -> _Shape | None:
         if x.device.type != "cpu" or x.dtype != self.dtype or x.dim() != 4:

@@ -84,6 +84,8 @@ class Form:
 
     def __init__(self, captured: Captured | Saved, library: Any, dtype: torch.dtype) -> None:
         self.captured = captured
+        self.input: Any
+        self.outputs: list[Any]
         if isinstance(captured, Saved):
             constants: Mapping[Any, Any] = {}
             self.input, self.outputs = captured.network.input, list(range(len(captured.network.outputs)))

@@ -85,7 +85,7 @@ class _Check:
         if size in self._numbers:
             return self._numbers[size]
         try:
-            found = number(size, self.sizes)
+            found: int = number(size, self.sizes)
         except ZeroDivisionError as error:
             raise ValueError("a size is divided by zero") from error
         if not least <= found <= PIXELS:
