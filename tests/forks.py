@@ -4,6 +4,7 @@ Not from the one that tests: where autograd has started threads, a fork cannot t
 """
 
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -70,3 +71,16 @@ def wait_for(path, seconds=240):
     while not path.exists():
         assert time.time() < end, f"{path} did not come"
         time.sleep(0.02)
+
+
+def exit_code_of_a_fork(check):
+    """0 if ``check()`` holds in a forked child, which has half a minute."""
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(30)
+        try:
+            os._exit(0 if check() else 1)
+        finally:
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

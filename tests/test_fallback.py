@@ -1,11 +1,13 @@
 """The inference form in PyTorch alone: what is folded, the same answer, what happens without a compiler."""
 
 import copy
+import os
 import pickle
 import re
 
 import pytest
 import torch
+from forks import exit_code_of_a_fork
 from networks import ALPHAS, every_block, image, shallow
 from torch import nn
 
@@ -412,3 +414,21 @@ def test_without_any_compiler_nothing_is_left_to_inductor(monkeypatch):
     deployed = fallback(model, image(1, 3, 16, 16))
     assert (deployed.engine, deployed.reason) == ("eager", "no compiler here")
     assert_same(deployed(image(2, 3, 9, 9)), model(image(2, 3, 9, 9)).detach())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_runs_the_graph_eagerly(monkeypatch, threads):
+    """With one thread: it has none of those that its parent's PyTorch has started."""
+    threads(2)
+    monkeypatch.setattr(torch, "compile", lambda graph: graph)
+    model, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Softmax(1)).eval(), image(4, 3, 64, 64)
+    deployed = oc.deploy(model, x, engine="inductor")
+    expected = deployed(x)
+
+    def right():
+        found = deployed(x)
+        torch.set_num_threads(1)  # for the comparison, in a child
+        return torch.equal(found, expected)
+
+    assert exit_code_of_a_fork(right) == 0
+    assert [part.engine for part in deployed.report] == ["inductor"]

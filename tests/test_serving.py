@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import exit_code_of_a_fork
 from networks import difference, image, settle, shallow
 from torch import nn
 
@@ -115,19 +115,6 @@ def test_a_network_may_have_threads_of_its_own(deploy, threads, monkeypatch):
     deployed.threads = 3
     assert torch.equal(deployed(image(1, 3, 64, 64)), expected)
     assert taken == [1, 3]
-
-
-def exit_code_of_a_fork(check):
-    """0 if ``check()`` holds in a forked child, which has half a minute."""
-    child = os.fork()
-    if not child:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(30)
-        try:
-            os._exit(0 if check() else 1)
-        finally:
-            os._exit(2)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

@@ -25,9 +25,10 @@ def deploy(
     On the CPU that is the native engine: C++, compiled on first use where no wheel brings it, with folded norms, packed
     weights and fused layers. On an NVIDIA GPU it is the CUDA engine: the folded network as one CUDA graph, each layer
     run by cuDNN, our Triton kernel or Inductor, whichever was measured to be fastest. Where the engine for the device
-    cannot run (no compiler, or an operation that it does not know), it is PyTorch's Inductor on the folded network, and
+    cannot run (no compiler, or operations that it does not know), it is PyTorch's Inductor on the folded network, and
     without a compiler for that the folded network, run eagerly. The result's ``engine`` says which one was chosen, and
-    ``reason`` why the one for the device was not.
+    ``reason`` why the one for the device was not. PyTorch also runs single operations that the native engine does not
+    know, where these leave it most of the work: the result's ``report`` says what runs where.
 
     Args:
         model: any network of images, octave or dense. It is not changed, and the deployed network is a snapshot of it:

@@ -14,7 +14,9 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from .._text import one_line
 from ..errors import BackendUnavailable, UsageError
 from .capture import Captured, Captures, only_input
+from .eagerly import in_pytorch, is_forked
 from .fold import folded
+from .report import Part, Report
 
 _inductor = cast(Any, torch._inductor.config)
 _OPS = torch.ops.aten
@@ -61,17 +63,22 @@ class Fallback(nn.Module):
             self.reason, self._folds = one_line(error), False
 
     def forward(self, x: Tensor) -> Any:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), in_pytorch():
             graph = self._by_shape.get(x.shape) or self._graph_for(x.shape)
             if graph is self._captures.model:
                 return graph(x)
             x = x.contiguous(memory_format=graph.layout)
-            if self.engine == "eager":
+            if self.engine == "eager" or is_forked():  # for what is compiled has numbers of threads in it
                 return graph(x)
             if x.is_inference():  # which would be compiled once more
                 x = x.clone()
             with _inductor.patch(freezing=True):  # weights become constants, packed as the kernels read them
                 return graph.compiled(x)
+
+    @property
+    def report(self) -> Report:
+        """The network, in one part."""
+        return Report([Part(self.engine, why=(self.reason,) if self.reason else ())])
 
     def save(self, path: str | os.PathLike[str]) -> NoReturn:
         """Refuse: what Inductor compiles cannot be taken to a file.

@@ -22,6 +22,7 @@ from ...errors import BackendUnavailable, UsageError
 from ...octave import Octave
 from ..capture import Captured, Captures, exported
 from ..fold import folded
+from ..report import Part, Report
 from .choices import Choices
 from .executor import Executor
 from .graphs import Graph
@@ -92,6 +93,11 @@ class CudaNetwork(nn.Module):
             )
         with self._turn():
             return self._for(x)(x)
+
+    @property
+    def report(self) -> Report:
+        """The network, in one part."""
+        return Report([Part(self.engine)])
 
     def save(self, path: str | os.PathLike[str]) -> NoReturn:
         """Refuse: what was recorded for one GPU cannot be taken to a file.

@@ -19,6 +19,7 @@ from ...about import About
 from ...errors import BackendUnavailable, UsageError
 from ..cache import Table
 from ..capture import Captured, Captures
+from ..eagerly import in_pytorch
 from ..ir import Lowered
 from ..report import Report
 from ..stretches import Eager
@@ -26,7 +27,7 @@ from .file import Saved, SavedForms, dumps, loads
 from .form import Form, Native, layers
 from .library import DTYPES, default_target, load, table_of
 from .program import Program
-from .sharing import THREADS, Lock, Programs, Recent, in_pytorch, measuring, new_scratch
+from .sharing import THREADS, Lock, Programs, Recent, measuring, new_scratch
 from .tune import kept, restored
 
 SHAPES = 256  # whose form is remembered: those used last
@@ -172,7 +173,7 @@ class NativeNetwork(nn.Module):
 
     def _run(self, x: Tensor, shape: _Shape, threads: int) -> Any:
         values = {shape.form.input: x}
-        for stretch, numbers, together in shape.parts:
+        for (stretch, numbers, together), dead in zip(shape.parts, shape.form.dead):
             inputs = [values[node] for node in stretch.inputs]
             if isinstance(stretch, Native):
                 made = [torch.empty(size, dtype=self.dtype) for size in numbers]
@@ -183,6 +184,8 @@ class NativeNetwork(nn.Module):
                 with in_pytorch():
                     made = stretch(inputs, numbers)
             values |= zip(stretch.outputs, made)
+            for node in dead:
+                del values[node]
         return shape.form.answer(values, self.dtype)
 
     def _run_native(

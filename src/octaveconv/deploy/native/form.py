@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from ...errors import UsageError
 from .. import plain
 from ..capture import Captured
+from ..eagerly import in_pytorch
 from ..ir import Lowered, number
 from ..lower import Unsupported
 from ..report import Part, Report
@@ -22,7 +23,6 @@ from . import records
 from .constants import Constants
 from .file import Saved
 from .pack import Format, pack
-from .sharing import in_pytorch
 
 SHARE = 0.5  # of the multiply-adds, at least, must be the engine's; Inductor runs the other networks
 
@@ -78,6 +78,12 @@ class Form:
         library: the engine.
         dtype: of maps and weights.
 
+    Attributes:
+        input, outputs: what the values of the input and of the outputs are kept under.
+        stretches: in the order in which they run.
+        dead: for each stretch, the values that nothing reads after it.
+        report: what runs where.
+
     Raises:
         Unsupported: PyTorch would do most of the work.
     """
@@ -99,6 +105,11 @@ class Form:
             Eager(part, constants) if part.network is None else Native(part, library, dtype) for part in self.parts
         ]
         self.natives = [stretch for stretch in self.stretches if isinstance(stretch, Native)]
+        last = {node: i for i, stretch in enumerate(self.stretches) for node in stretch.inputs}
+        self.dead = [
+            [node for node, end in last.items() if end == i and node not in self.outputs]
+            for i in range(len(self.stretches))
+        ]
 
     def _report(self, captured: Captured) -> Report:
         report = Report(

@@ -6,8 +6,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -148,32 +147,12 @@ def new_scratch(size: int) -> Array:
     return torch.empty(size, dtype=torch.uint8).numpy()
 
 
-@contextmanager
-def in_pytorch() -> Iterator[None]:
-    """Let PyTorch compute a part of an answer: without gradients and autocast, and in a forked child with one thread.
-
-    A child has none of the threads that its parent's PyTorch has started, and would wait for them.
-    """
-    threads = torch.get_num_threads()
-    if _forked:
-        torch.set_num_threads(1)
-    try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        if _forked:
-            torch.set_num_threads(threads)
-
-
-_forked = False
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 THREADS = Threads()
 measuring = Lock()  # held by whoever measures
 
 
 def _renew() -> None:
-    global _forked
-    _forked = True
     for lock in list(_locks):
         lock.renew()
     THREADS.running = 0
