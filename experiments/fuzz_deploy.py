@@ -26,7 +26,7 @@ import octaveconv as oc  # noqa: E402
 from octaveconv import env  # noqa: E402
 from octaveconv.errors import BackendUnavailable  # noqa: E402
 
-CHUNK = 20  # networks of one process: one that dies takes no more with it
+CHUNK = 50  # networks of one process: one that dies takes no more with it
 LIMIT = 2e-4  # of the largest value
 
 
@@ -83,7 +83,7 @@ def try_network(seed, engine):
         return row | {"engine": "refused", "why": str(error)[:200]}
     except Exception as error:  # it must be refused instead
         return row | {"engine": engine, "wrong": f"deploy raises {type(error).__name__}: {str(error)[:200]}"}
-    row["engine"] = deployed.engine
+    row |= {"engine": deployed.engine, "stretches": len(deployed.report)}
     for shape in shapes(network, draw):
         x = torch.randn(shape)
         kept = x.clone()
@@ -106,56 +106,59 @@ def run_chunk(first, count, engine):
             print(json.dumps(try_network(seed, engine)), flush=True)
 
 
-def run(options):
-    """Try networks in processes of their own; those that die are wrong too."""
-    rows, seed, end = [], options.first, options.first + options.networks
-    while seed < end:
-        command = [
-            sys.executable,
-            __file__,
-            "--chunk",
-            str(seed),
-            str(min(CHUNK, end - seed)),
-            "--engine",
-            options.engine,
-        ]
+def run(first, count, engine):
+    """Try networks in a process of their own. One that dies is wrong, and the rest goes on in another process."""
+    rows, seed = [], first
+    while seed < first + count:
+        numbers = str(seed), str(first + count - seed)
+        command = [sys.executable, __file__, "--chunk", *numbers, "--engine", engine]
         done = subprocess.run(command, capture_output=True, text=True)
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        made = [line for line in lines if "operations" in line]
+        rows += [line for line in lines if "operations" in line]
         if done.returncode:
             last = lines[-1].get("begins", seed) if lines else seed
-            made.append(
-                {"seed": last, "engine": options.engine, "comparisons": 0, "wrong": f"died: {done.stderr[-200:]}"}
-            )
-        rows += made
-        seed = max(row["seed"] for row in made) + 1
-        for row in made:
-            if "wrong" in row:
-                print(row, flush=True)
+            rows.append({"seed": last, "engine": engine, "comparisons": 0, "wrong": f"died: {done.stderr[-200:]}"})
+        seed = rows[-1]["seed"] + 1
     return rows
 
 
+def added(result, rows):
+    """The result with more rows."""
+    counted = {
+        "ran": [row["engine"] for row in rows],
+        "stretches": [row["stretches"] for row in rows if "stretches" in row],
+        "refused": [row["why"].split(" in ")[0].split(" (")[0][:80] for row in rows if "why" in row],
+    }
+    for name, values in counted.items():
+        result[name] = dict((Counter(result.get(name, {})) + Counter(map(str, values))).most_common())
+    result["networks"] = result.get("networks", 0) + len(rows)
+    result["comparisons"] = result.get("comparisons", 0) + sum(row["comparisons"] for row in rows)
+    result["wrong"] = result.get("wrong", []) + [row for row in rows if "wrong" in row]
+    return result
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", type=int, default=100)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", type=int, default=100, help="how many, from the first seed on")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--engine", choices=("native", "fallback"), default="native")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--chunk", type=int, nargs=2)
+    parser.add_argument("--json", type=Path, help="the result; what is there already is not done again")
+    parser.add_argument("--chunk", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.chunk:
         return run_chunk(*options.chunk, options.engine)
-    rows = run(options)
-    reasons = Counter(row["why"].split(" in ")[0].split(" (")[0][:80] for row in rows if "why" in row)
-    result = {
-        "networks": len(rows), "first_seed": options.first, "engine": options.engine,
-        "comparisons": sum(row["comparisons"] for row in rows), "wrong": sum("wrong" in row for row in rows),
-        "ran": Counter(row["engine"] for row in rows), "refused": dict(reasons.most_common()), "threads": 1,
-        "env": env.facts(),
-    }  # fmt: skip
+    result = {"engine": options.engine, "first_seed": options.first, "threads": 1, "env": env.facts()}
+    if options.json and options.json.exists():
+        result = json.loads(options.json.read_text())
+    while (done := result.get("networks", 0)) < options.networks:
+        rows = run(result["first_seed"] + done, min(CHUNK, options.networks - done), options.engine)
+        result = added(result, rows)
+        for row in rows:
+            if "wrong" in row:
+                print(row, flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
     return None
 
 

@@ -320,6 +320,31 @@ class RandomNetwork(nn.Module):
         number = self.layer(nn.Linear(values[x].shape[1], self.draw.choice((4, 8))))
         return lambda v: self.layers[number](v[x].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
+    def draw_pixel_block(self, values, x):
+        """As in ConvNeXt."""
+        channels = values[x].shape[1]
+        layers = [nn.LayerNorm(channels), nn.Linear(channels, 8), nn.GELU(), nn.Linear(8, channels)]
+        number = self.layer(nn.Sequential(*layers[self.draw.choice((0, 1)) :]))
+        scale = self.layer(nn.ParameterList([torch.randn(channels)]))
+        return lambda v: (
+            v[x] + (self.layers[number](v[x].permute(0, 2, 3, 1)) * self.layers[scale][0]).permute(0, 3, 1, 2)
+        )
+
+    def draw_tokens(self, values, x):
+        """As in a vision transformer."""
+        channels = values[x].shape[1]
+        number = self.layer(nn.ModuleList([nn.LayerNorm(channels), nn.Linear(channels, 3 * channels)]))
+        attends = self.draw.random() < 0.3 and values[x].shape[2:].numel() < 200
+
+        def mixed(v):
+            norm, linear = self.layers[number]
+            y = v[x].flatten(2).transpose(1, 2)
+            first, second, third = linear(norm(y)).chunk(3, -1)
+            y = y + (F.scaled_dot_product_attention(first, second, third) if attends else first.tanh() * second)
+            return y.transpose(1, 2).unflatten(2, v[x].shape[2:])
+
+        return mixed
+
     def draw_head(self, values, x):
         number = self.layer(nn.Linear(values[x].shape[1], 5))
         number2 = self.layer(nn.Linear(5, values[x].shape[1]))

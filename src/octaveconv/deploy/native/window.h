@@ -74,9 +74,12 @@ inline void pad(const Window& w, Kind kind, int thread, int threads) {
         Real* to = w.target + int64_t(image) * w.target_image + y * w.target_row;
         for (int x = 0; x < w.out_width; x++, to += w.target_stride) {
             int column = repeated(x - w.padding[1], w.width, kind);
+            if (row < 0 || column < 0) {
+                std::memset(to, 0, w.channels * sizeof(Real));
+                continue;
+            }
             const Real* from = w.source + int64_t(image) * w.source_image + row * w.source_row + column * w.source_stride;
-            if (row < 0 || column < 0) std::memset(to, 0, w.channels * sizeof(Real));
-            else std::memcpy(to, from, w.channels * sizeof(Real));
+            std::memcpy(to, from, w.channels * sizeof(Real));
         }
     }
 }
@@ -92,6 +95,13 @@ void copy(const Window& w, const Outside& outside, int64_t pass, int thread, int
         Real* map = READS ? w.target + int64_t(image) * w.target_image + y * w.target_row
                            : w.source + int64_t(image) * w.source_image + y * w.source_row;
         int stride = READS ? w.target_stride : w.source_stride;
+        if (outside.strides[1] == 1) {  // the channels of a pixel are side by side there, too
+            for (int x = 0; x < w.width; x++) {
+                Real* there = row + x * outside.strides[3];
+                std::memcpy(READS ? map + x * stride : there, READS ? there : map + x * stride, w.channels * sizeof(Real));
+            }
+            continue;
+        }
         for (int c = 0; c < w.channels; c++) {
             Real* there = row + c * outside.strides[1];
             for (int x = 0; x < w.width; x++) {
