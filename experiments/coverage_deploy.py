@@ -25,13 +25,25 @@ from octaveconv.errors import BackendUnavailable
 SIZE, UNSEEN = 224, (2, 3, 256, 224)
 
 
-def networks():
-    """Names, and functions that build them."""
+def networks(only):
+    """Names to functions that build: those with the fewest layers first."""
+    found = {}
     for name in torchvision.models.list_models(torchvision.models):
-        yield f"torchvision {name}", lambda name=name: torchvision.models.get_model(name, weights=None)
+        found[f"torchvision {name}"] = lambda name=name: torchvision.models.get_model(name, weights=None)
     for name in timm.list_models("oct_*"):
         if "." not in name:
-            yield name, lambda name=name: timm.create_model(name, alpha=0.5 if "next" not in name else 0.25)
+            found[name] = lambda name=name: timm.create_model(name, alpha=0.25)
+    chosen = [item for item in found.items() if only in item[0]]
+    return dict(sorted(chosen, key=lambda item: layers(item[1])))
+
+
+def layers(build):
+    """How many; a RegNet, which reads its widths from tensors, comes in the middle."""
+    try:
+        with torch.device("meta"):
+            return sum(1 for module in build().modules() if not list(module.children()))
+    except NotImplementedError:
+        return 200
 
 
 def try_network(build):
@@ -68,8 +80,8 @@ def main():
     torch.set_num_threads(1)
     tune.SECONDS = 0.0  # any choice is right
     rows = json.loads(options.json.read_text())["networks"] if options.json.exists() else {}
-    for name, build in networks():
-        if options.only in name and name not in rows:
+    for name, build in networks(options.only).items():
+        if name not in rows:
             rows[name] = try_network(build)
             print(name, rows[name], flush=True)
             options.json.write_text(json.dumps({"env": env.facts(), "threads": 1, "networks": rows}, indent=1) + "\n")

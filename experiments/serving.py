@@ -1,12 +1,17 @@
-"""Measures what a server sees of a deployed network: new sizes, memory, several callers, and one core for two threads.
+"""Measures what a server sees of a deployed network: new sizes, memory, callers, one core for two threads, starting.
 
-python experiments/serving.py --network oct_resnet50:0.5
+python experiments/serving.py --network oct_resnet50:0.5 --json results/serving.json
 """
 
 import argparse
 import contextlib
+import json
 import os
+import random
 import statistics
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from functools import partial
@@ -17,6 +22,17 @@ import torch
 
 import octaveconv as oc
 import octaveconv.models  # registers the networks
+from octaveconv import env
+
+START = """
+import sys, time
+import torch
+torch.set_num_threads(int(sys.argv[2]))
+import octaveconv as oc
+start = time.perf_counter()
+oc.load_deployed(sys.argv[1])(torch.randn(1, 3, 224, 224))
+print(time.perf_counter() - start)
+"""  # without the imports, which take longer
 
 
 def seconds(call):
@@ -30,31 +46,41 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def milliseconds(value):
+    return round(1e3 * value, 1)
+
+
 def new_sizes(deployed):
-    """The first call of a size, and the calls after it."""
-    for shape in ((1, 3, 72, 80), (1, 3, 160, 176), (1, 3, 224, 224), (8, 3, 96, 96)):
+    """The first call of each of 20 sizes, the calls after it, and what the first may take."""
+    draw, rows = random.Random(0), []
+    for _ in range(20):
+        shape = (1, 3, draw.randint(160, 800), draw.randint(160, 800))
         call = partial(deployed, torch.randn(shape))
         first = seconds(call)
-        steady = statistics.median(seconds(call) for _ in range(9))
-        limit = 0.03 + 4 * steady  # the plan, and the call itself
-        print(f"{list(shape)}: first call {1e3 * first:.1f} ms, then {1e3 * steady:.1f}; limit {1e3 * limit:.1f}")
+        steady = statistics.median(seconds(call) for _ in range(5))
+        limit = 0.03 + 3 * steady
+        rows.append(
+            {
+                "size": shape[2:],
+                **dict(zip(("first_ms", "steady_ms", "limit_ms"), map(milliseconds, (first, steady, limit)))),
+            }
+        )
+    return rows
 
 
 def memory(deployed):
-    """What 200 sizes leave."""
-    before = resident()
+    """MB more than before, after so many sizes."""
+    before, more = resident(), {}
     for i in range(200):
-        deployed(torch.randn(1, 3, 64 + i % 100, 224 - i // 2))
-        if i in (0, 49, 199):
-            print(f"after {i + 1} sizes: {resident() - before:.0f} MB more than before")
-    programs = deployed._programs
-    scratch = [frame.scratch.nbytes / 1e6 for frame in programs._idle]
-    print(f"{len(programs._programs.values())} programs, scratch memory {scratch} MB")
+        deployed(torch.randn(1, 3, 160 + i % 100, 260 - i // 2))
+        if i + 1 in (1, 50, 200):
+            more[i + 1] = round(resident() - before)
+    return {"more_mb": more, "programs": len(deployed._programs._programs.values())}
 
 
-def callers(deployed, count=4, calls=12):
-    """Several callers in turn, and at once."""
-    x = torch.randn(1, 3, 128, 128)
+def callers(deployed, calls=4):
+    """Images per second of eight callers in turn, and at once; the median of five rounds."""
+    x = torch.randn(1, 3, 224, 224)
     deployed(x)
 
     def call():
@@ -62,12 +88,12 @@ def callers(deployed, count=4, calls=12):
             deployed(x)
 
     def at_once():
-        workers = [threading.Thread(target=call) for _ in range(count)]
+        workers = [threading.Thread(target=call) for _ in range(8)]
         [worker.start() for worker in workers], [worker.join() for worker in workers]
 
-    for _ in range(3):
-        turns, once = seconds(lambda: [call() for _ in range(count)]), seconds(at_once)
-        print(f"{count} callers: {count * calls / turns:.1f} images/s in turn, {count * calls / once:.1f} at once")
+    rounds = [(seconds(lambda: [call() for _ in range(8)]), seconds(at_once)) for _ in range(5)]
+    turns, once = (statistics.median(each) for each in zip(*rounds))
+    return {"in_turn": round(8 * calls / turns, 2), "at_once": round(8 * calls / once, 2)}
 
 
 def pin(cores):
@@ -78,10 +104,10 @@ def pin(cores):
 
 
 def one_core(deployed):
-    """Two threads on one core, against one thread there."""
+    """Milliseconds of one and of two threads on one core."""
     cores = os.sched_getaffinity(0)
-    call = partial(deployed, torch.randn(1, 3, 128, 128))
-    times = {1: [], 2: []}
+    call = partial(deployed, torch.randn(1, 3, 224, 224))
+    times, kept = {1: [], 2: []}, torch.get_num_threads()
     pin({min(cores)})
     for _ in range(15):
         for threads, each in times.items():
@@ -89,23 +115,44 @@ def one_core(deployed):
             call()
             each.append(seconds(call))
     pin(cores)
+    torch.set_num_threads(kept)
     one, two = (statistics.median(each) for each in times.values())
-    print(f"on one core: one thread {1e3 * one:.1f} ms, two threads {1e3 * two:.1f} ms, {two / one:.2f} times")
+    return {"one_thread_ms": milliseconds(one), "two_threads_ms": milliseconds(two), "ratio": round(two / one, 3)}
+
+
+def starts(deployed):
+    """Seconds to load a saved network and give the first answer, in a new process; the median of five."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/net.octave"
+        deployed.save(path)
+        found = {}
+        for threads in ("1", "2"):
+            commands = [[sys.executable, "-c", START, path, threads]] * 5
+            times = [
+                float(subprocess.run(each, capture_output=True, text=True, check=True).stdout) for each in commands
+            ]
+            found[threads] = round(statistics.median(times), 2)
+    return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="oct_resnet50:0.5", help="NAME:ALPHA")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     name, alpha = options.network.split(":")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model = timm.create_model(name, alpha=float(alpha)).eval()
-    deployed = oc.deploy(model, torch.randn(1, 3, 64, 64), engine="native")
-    del model
-    for measure in (new_sizes, memory, callers, one_core):
-        measure(deployed)
+    deployed = oc.deploy(
+        timm.create_model(name, alpha=float(alpha)).eval(), torch.randn(1, 3, 224, 224), engine="native"
+    )
+    result = {"network": options.network, "threads": options.threads, "commit": env.commit(), "env": env.facts()}
+    for measure in (new_sizes, memory, callers, one_core, starts):
+        result[measure.__name__] = measure(deployed)
+        print(measure.__name__, result[measure.__name__], flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -147,7 +148,8 @@ def exported(model: nn.Module, example: Tensor, dynamic: Sequence[int], form: st
         example = torch.cat([example, example])
     sizes: dict[int, Any] = dict.fromkeys(dynamic, Dim.AUTO)
     # in its turn: the time to wait is not the network's, and its hooks are not for another thread's capture
-    with _exporting, backend(form), torch.no_grad(), _in_time(model) if 2 in dynamic else nullcontext():
+    in_time = _in_time(model) if 2 in dynamic else nullcontext()
+    with _exporting, _quietly(), backend(form), torch.no_grad(), in_time:
         program = torch.export.export(model, (example,), dynamic_shapes=(sizes,))
         return Captured(functionalized(program))
 
@@ -174,6 +176,18 @@ def capture(model: nn.Module, example: Tensor, form: str = "reference", any_size
         if captured.sizes(example.shape) is not None:
             break
     return captured
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the hundreds of lines that PyTorch logs about inequalities that it cannot simplify."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _TooLong(Exception):
