@@ -64,6 +64,13 @@ def shuffled(m, x):
 
 
 NATIVE = {
+    "other outputs": lambda m, x: {
+        "a": m.conv(x),
+        "b": x.shape[2],
+        "c": None,
+        "d": m.vector,
+        "e": (x.shape[3] // 2, 1.5),
+    },
     "a linear layer over pixels": (
         lambda m, x: m.pixels(F.gelu(m.conv(x).permute(0, 2, 3, 1) * m.vector)).permute(0, 3, 1, 2) - m.scale[:5]
     ),
@@ -103,8 +110,6 @@ REFUSED = {  # and the reason
     "changes its input": (changes_input, "changes its input"),
     "dropout in evaluation": (lambda m, x: F.dropout(m.conv(x), 0.5, training=True), "draws random numbers"),
     "noise": (lambda m, x: m.conv(x) + torch.randn(1), "draws random numbers"),
-    "a number among the outputs": (lambda m, x: (m.conv(x), x.shape[2]), "is not a tensor that depends on the input"),
-    "nothing among the outputs": (lambda m, x: (m.conv(x), None), "is not a tensor that depends on the input"),
     "a size by values": (
         lambda m, x: m.conv(x)[(x.mean((1, 2, 3)) > 0).nonzero()[:, 0]],
         "cannot capture|depends on the v",

@@ -174,9 +174,13 @@ def test_an_unknown_operation_is_named_with_its_place():
         oc.deploy(strange(), image(1, 3, 8, 8), engine="native")
 
 
-def test_an_absent_part_of_an_octave_is_refused():
-    with pytest.raises(BackendUnavailable, match="is not a tensor that depends on the input"):
-        oc.deploy(oc.OctConv2d(3, 4, 1).eval(), image(1, 3, 8, 8), engine="native")
+def test_an_absent_part_of_an_octave_stays_absent(tmp_path):
+    model, x = oc.OctConv2d(3, 4, 1).eval(), image(1, 3, 8, 8)
+    deployed = oc.deploy(model, x, engine="native")
+    assert deployed(x).low is None
+    torch.testing.assert_close(deployed(x).high, model(x).high.detach())
+    with pytest.raises(oc.UsageError, match="the output None is not a tensor that depends on the input"):
+        deployed.save(tmp_path / "net.octave")
 
 
 def test_the_fallback_takes_over_and_says_why(monkeypatch):

@@ -66,6 +66,12 @@ def joined(captured: Captured, stretches: list[Stretch]) -> Lowered:
     why = [reason for stretch in stretches for reason in stretch.why]
     if any(each for stretch in stretches for each in stretch.last):
         why.append("an input or output of the network has its channels in the last axis")
+    made_here = [node for stretch in stretches for node in stretch.outputs]
+    why += [
+        f"the output {each} is not a tensor that depends on the input"
+        for each in captured.outputs
+        if each not in made_here
+    ]
     if why:
         raise Unsupported(why[0])
     (only,) = stretches
@@ -107,10 +113,6 @@ class _Division:
         self.levels: dict[fx.Node, int] = {}
         self.why: dict[int, list[str]] = defaultdict(list)
         self.symbols = {symbol for size in captured.input.meta["val"].shape for symbol in _symbols(size)}
-        for output in captured.outputs:
-            known = isinstance(output, fx.Node) and (output is captured.input or output in captured.nodes)
-            if not known or is_size(output):
-                raise Unsupported(f"the output {output} is not a tensor that depends on the input")
         for node in captured.nodes:
             self._check(node)
             if not is_size(node):

@@ -186,7 +186,7 @@ class NativeNetwork(nn.Module):
             values |= zip(stretch.outputs, made)
             for node in dead:
                 del values[node]
-        return shape.form.answer(values, self.dtype)
+        return shape.form.answer(values, shape.symbols, self.dtype)
 
     def _run_native(
         self, native: Native, inputs: list[Tensor], outputs: list[Tensor], chunks: Iterable[_Chunk], threads: int

@@ -16,7 +16,7 @@ from .. import plain
 from ..capture import Captured
 from ..eagerly import in_pytorch
 from ..ir import Lowered, number
-from ..lower import Unsupported
+from ..lower import Unsupported, is_size
 from ..report import Part, Report
 from ..stretches import Eager, Stretch, divided, joined, multiply_adds
 from . import records
@@ -93,16 +93,17 @@ class Form:
         self.input: Any
         self.outputs: list[Any]
         if isinstance(captured, Saved):
-            constants: Mapping[Any, Any] = {}
+            self._constants: Mapping[Any, Any] = {}
             self.input, self.outputs = captured.network.input, list(range(len(captured.network.outputs)))
             self.parts = [Stretch([], [self.input], self.outputs, captured.network, [], [])]
             self.report = Report([Part("native", len(captured.network.layers))])
         else:
-            constants = captured.constants
+            self._constants = captured.constants
             self.input, self.outputs, self.parts = captured.input, captured.outputs, divided(captured)
             self.report = self._report(captured)
         self.stretches = [
-            Eager(part, constants) if part.network is None else Native(part, library, dtype) for part in self.parts
+            Eager(part, self._constants) if part.network is None else Native(part, library, dtype)
+            for part in self.parts
         ]
         self.natives = [stretch for stretch in self.stretches if isinstance(stretch, Native)]
         last = {node: i for i, stretch in enumerate(self.stretches) for node in stretch.inputs}
@@ -122,11 +123,20 @@ class Form:
             raise Unsupported(f"{why[0]}; PyTorch would run most of the network's multiply-adds")
         return report
 
-    def answer(self, values: Mapping[Any, Tensor], dtype: torch.dtype) -> Any:
-        """The network's output, given what the stretches have made."""
-        found = [values[output] for output in self.outputs]
-        found = [y.to(dtype) if y.dtype == torch.float32 else y for y in found]
-        return pytree.tree_unflatten(found, self.captured.out_spec)
+    def answer(self, values: Mapping[Any, Tensor], symbols: Mapping[Any, int], dtype: torch.dtype) -> Any:
+        """The network's output, given what the stretches have made and the values of the input's symbols."""
+
+        def found(output: Any) -> Any:
+            if output in values:
+                made = values[output]
+            elif is_size(output):
+                return number(output.meta["val"], symbols)
+            else:
+                made = self._constants.get(output, output)
+                made = made.clone() if isinstance(made, Tensor) else made
+            return made.to(dtype) if isinstance(made, Tensor) and made.dtype == torch.float32 else made
+
+        return pytree.tree_unflatten(map(found, self.outputs), self.captured.out_spec)
 
 
 def layers(captured: Captured | Saved, parts: list[Stretch] | None = None) -> Lowered:
