@@ -297,6 +297,37 @@ def coverage_table():
     return f"{markdown(rows)}\n\n{note}"
 
 
+def deployed_table():
+    """What runs the networks of `coverage_deploy.py`: by family, since their sizes differ in depth alone."""
+    result = json.loads((ROOT / "results" / "deploy_coverage.json").read_text())
+    families = defaultdict(list)
+    for name, row in result["networks"].items():
+        families[re.split(r"[\d_]", name.removeprefix("torchvision "))[0]].append(row)
+    rows = [["torchvision's", "networks", "native alone", "native and PyTorch", "native share", "Inductor", "wrong"]]
+    for family, found in sorted(families.items()):
+        native = [row for row in found if row["engine"] == "native"]
+        alone = sum(row["stretches"] == 1 for row in native)
+        share = min((row["native_share"] for row in native), default=0)
+        wrong = sum("wrong" in row for row in found)
+        counts = len(found), alone, len(native) - alone, f"{share:.0%}", len(found) - len(native), wrong
+        rows.append([f"`{family}`", *map(str, counts)])
+    return markdown(rows)
+
+
+def deploy_fuzz_table():
+    result = json.loads((ROOT / "results" / "deploy_fuzz.json").read_text())
+    ran, stretches = result["ran"], result["stretches"]
+    rows = [
+        ["random networks", f"{result['networks']:,}"],
+        ["compared answers", f"{result['comparisons']:,}"],
+        ["wrong", str(len(result["wrong"]))],
+        ["native", f"{ran.get('native', 0) / result['networks']:.1%}"],
+        ["of these by the engine alone", f"{stretches.get('1', 0) / max(1, ran.get('native', 0)):.1%}"],
+        ["left to Inductor", f"{ran.get('refused', 0) / result['networks']:.1%}"],
+    ]
+    return markdown(rows)
+
+
 def operations_table():
     """What the engines take, and what they leave to PyTorch: the reasons that `deploy/handlers.py` gives."""
     tree = ast.parse(Path(handlers.__file__).read_text())
@@ -327,6 +358,8 @@ def _reasons(methods, name):
 
 
 TABLES = {
+    "deployed": deployed_table,
+    "deploy_fuzz": deploy_fuzz_table,
     "operations": operations_table,
     "octavify": coverage_table,
     "finetune": finetune_table,

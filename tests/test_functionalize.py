@@ -1,11 +1,14 @@
 """In-place operations become plain ones: from the graph alone where that is safe, by torch.export elsewhere."""
 
+import logging
+
 import pytest
 import torch
 import torch.nn.functional as F
 from graphs import Net, kept_half
 from torch import nn
 
+from octaveconv.deploy.capture import Captures
 from octaveconv.deploy.functionalize import functionalized
 
 
@@ -71,3 +74,17 @@ def test_nothing_is_written_and_the_answer_is_the_same(name, monkeypatch):
     assert not quick or not [operation for operation in operations if operation._schema.is_mutable]
     with torch.no_grad():
         torch.testing.assert_close(found.module()(x.clone()), expected)
+
+
+def test_what_pytorch_logs_of_inequalities_is_not_shown(monkeypatch, caplog):
+    logger, export = logging.getLogger("torch.fx.experimental.symbolic_shapes"), torch.export.export
+    level = logger.level
+
+    def noisy(*args, **kwargs):
+        logger.warning("Failed to reduce inequalities")
+        return export(*args, **kwargs)
+
+    monkeypatch.setattr(torch.export, "export", noisy)
+    Captures(nn.Conv2d(3, 4, 1)).of(torch.Size((1, 3, 8, 8)))
+    assert "inequalities" not in caplog.text
+    assert logger.level == level
