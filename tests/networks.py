@@ -15,6 +15,11 @@ from octaveconv.models.oct_resnetv2 import PreActBottleneck
 from octaveconv.octave import split_channels
 
 NAMES = list(octaveconv.models.COSTS)
+SHALLOW = [  # of networks that differ in depth, one
+    "oct_seresnetv2_50", "oct_seresnet152e", "oct_resnextv2_50_32x4d", "oct_resnext50_32x4d", "oct_resnetv2_26",
+    "oct_resnet152f", "oct_resnet26", "oct_resnet18", "oct_mobilenetv2_100", "oct_mobilenetv1_075", "oct_densenet121",
+    "oct_densenet161",
+]  # fmt: skip
 ALPHAS = {name: (0.25, 0.5, 0.75) if "next" in name else (0.125, 0.3, 0.75) for name in NAMES}
 
 
@@ -29,12 +34,6 @@ def shallow(name, alpha, tiny=False, **kwargs):
     return timm.create_model(name, alpha=alpha, **(dict(num_classes=10) | small | kwargs))
 
 
-def shapes_of(name):
-    with torch.device("meta"):
-        return str({key: tensor.shape for key, tensor in shallow(name, 0).state_dict().items()})
-
-
-SHALLOW = list({shapes_of(name): name for name in reversed(NAMES)}.values())  # of networks that differ in depth, one
 
 
 def few_layers(alpha=0.25):

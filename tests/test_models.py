@@ -36,8 +36,13 @@ def deep_dense(name):
     return deep(name, 0)
 
 
-every_shallow = pytest.mark.parametrize(
-    ("name", "alpha"), [(name, alpha) for name in SHALLOW for alpha in (0, *ALPHAS[name], 1)]
+every_shallow = pytest.mark.parametrize(  # at one alpha inside, of which each comes up, and at both ends
+    ("name", "alpha"),
+    [
+        pytest.param(name, alpha, marks=[pytest.mark.slow] * (0 < alpha < 1 and i % 3 != j % 3))
+        for i, name in enumerate(SHALLOW)
+        for j, alpha in enumerate((*ALPHAS[name], 0, 1))
+    ],
 )
 CLASSES = ("oct_resnet18", "oct_seresnetv2_50", "oct_densenet121", "oct_mobilenetv1_075", "oct_mobilenetv2_100")
 one_alpha_or_the_ends = pytest.mark.parametrize(  # which make the same layers in every network of a class
@@ -309,6 +314,12 @@ def test_small_image_stem():
         (9,) * 2,
         (5,) * 2,
     ]
+
+
+def test_of_networks_that_differ_in_depth_one_is_shallow():
+    kinds = [str(shapes(on_meta(name, 0))) for name in SHALLOW]
+    assert len(set(kinds)) == len(SHALLOW)
+    assert set(kinds) == {str(shapes(on_meta(name, 0))) for name in NAMES}
 
 
 def test_every_network_is_listed_once_and_under_our_module():
