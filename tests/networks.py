@@ -23,17 +23,18 @@ SHALLOW = [  # of networks that differ in depth, one
 ALPHAS = {name: (0.25, 0.5, 0.75) if "next" in name else (0.125, 0.3, 0.75) for name in NAMES}
 
 
-def shallow(name, alpha, tiny=False, **kwargs):
-    """The network with few blocks: two in one stage, or with ``tiny`` as few as it can have."""
-    torch.manual_seed(0)
+def few_blocks(name, tiny):
+    """The arguments for two blocks in one stage, or with ``tiny`` for as few as it can have."""
     if "mobilenet" in name:
         layers = dict(v1=(1, 1, 1, 2, 1), v2=(1, 1, 1, 1, 1, 1, 1) if tiny else (1, 2, 1, 1, 1, 1, 1))
-        small = dict(channel_multiplier=0.25, layers=layers[name[13:15]])
-    else:
-        small = dict(layers=(1, 1, 1, 1) if tiny else (2, 1, 1, 1))
-    return timm.create_model(name, alpha=alpha, **(dict(num_classes=10) | small | kwargs))
+        return dict(channel_multiplier=0.25, layers=layers[name[13:15]])
+    return dict(layers=(1, 1, 1, 1) if tiny else (2, 1, 1, 1))
 
 
+def shallow(name, alpha, tiny=False, **kwargs):
+    """The network with few blocks."""
+    torch.manual_seed(0)
+    return timm.create_model(name, alpha=alpha, **(dict(num_classes=10) | few_blocks(name, tiny) | kwargs))
 
 
 def few_layers(alpha=0.25):

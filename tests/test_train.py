@@ -16,7 +16,7 @@ import timm
 import torch
 import yaml
 from folders import encoded, make_folder, make_records, make_tar, webdataset_shards
-from forks import Fork, ranks, wait_for
+from forks import Fork, impatient, ranks, wait_for
 
 import octaveconv.models  # noqa: F401  # registers
 from octaveconv import cli
@@ -527,7 +527,7 @@ def test_a_run_is_continued_by_one_process(data, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert f"{folder} is in use by process {first.pid} on " in error
     assert len(error.splitlines()) == 1
-    second = ranks(cli.main, ["train", "--resume", str(folder)])
+    second = ranks(impatient, ["train", "--resume", str(folder)])
     assert all(process.wait() for process in second)
     assert any("is in use by process" in process.output()[1] for process in second)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == files
