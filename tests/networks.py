@@ -20,6 +20,7 @@ SHALLOW = [  # of networks that differ in depth, one
     "oct_resnet152f", "oct_resnet26", "oct_resnet18", "oct_mobilenetv2_100", "oct_mobilenetv1_075", "oct_densenet121",
     "oct_densenet161",
 ]  # fmt: skip
+CLASSES = ("oct_resnet18", "oct_seresnetv2_50", "oct_densenet121", "oct_mobilenetv1_075", "oct_mobilenetv2_100")
 ALPHAS = {name: (0.25, 0.5, 0.75) if "next" in name else (0.125, 0.3, 0.75) for name in NAMES}
 
 

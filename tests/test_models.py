@@ -10,7 +10,7 @@ import timm
 import torch
 import torchvision
 from helpers import TOLERANCE, assert_close
-from networks import ALPHAS, NAMES, SHALLOW, every_block, image, shallow
+from networks import ALPHAS, CLASSES, NAMES, SHALLOW, every_block, image, shallow
 from timm.models._features_fx import create_feature_extractor
 from torch import nn
 
@@ -49,7 +49,6 @@ every_shallow = pytest.mark.parametrize(  # at one alpha inside, of which each c
         for j, alpha in enumerate((*ALPHAS[name], 0, 1))
     ],
 )
-CLASSES = ("oct_resnet18", "oct_seresnetv2_50", "oct_densenet121", "oct_mobilenetv1_075", "oct_mobilenetv2_100")
 one_alpha_or_the_ends = pytest.mark.parametrize(  # which make the same layers in every network of a class
     ("name", "alpha"),
     [(name, ALPHAS[name][0]) for name in SHALLOW] + [(name, alpha) for name in CLASSES for alpha in (0, 1)],

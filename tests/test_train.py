@@ -551,7 +551,8 @@ def interrupted(run, folder, **changes):
     return torch.load(run_folder / "last.pth", weights_only=True)
 
 
-def test_two_processes_killed_and_continued(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", [pytest.param("resumed", marks=pytest.mark.slow), "anew"])
+def test_two_processes_killed_and_continued(data, tmp_path, monkeypatch, how):
     """By the user, or by starting anew as torchrun does: the same end as that of a run which nothing disturbs."""
     changes = dict(epochs=3, save_steps=2, ema=0.9)
     ended_well(ranks(cli.main, options(data, tmp_path / "whole", **changes)))
@@ -564,10 +565,9 @@ def test_two_processes_killed_and_continued(data, tmp_path, monkeypatch):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         return ranks(cli.main, options(data, folder.parent, **changes))
 
-    for name, run in (("resumed", resumed), ("anew", anew)):
-        state = interrupted(run, (data, tmp_path / name), **changes)
-        assert_same(dict(state["model"]), dict(expected["model"]))
-        assert_same(dict(state["ema"]), dict(expected["ema"]))
+    state = interrupted({"resumed": resumed, "anew": anew}[how], (data, tmp_path / how), **changes)
+    assert_same(dict(state["model"]), dict(expected["model"]))
+    assert_same(dict(state["ema"]), dict(expected["ema"]))
 
 
 @pytest.mark.slow

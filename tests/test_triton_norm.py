@@ -406,7 +406,9 @@ def test_it_fuses_on_new_gpus_alone_and_only_if_asked_for(monkeypatch):
 
 
 @on_host
-@pytest.mark.parametrize(("name", "maps"), [("basic", 5), ("grouped pre-activation", 4)])
+@pytest.mark.parametrize(
+    ("name", "maps"), [("basic", 5), pytest.param("grouped pre-activation", 4, marks=pytest.mark.slow)]
+)
 def test_compiled_it_keeps_no_activation(name, maps):
     """No graph break, forward or backward; and kernels that are known to write their outputs alone.
 
