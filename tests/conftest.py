@@ -63,6 +63,14 @@ def empty_cache(monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def lightly_optimized(monkeypatch):
+    """Engines for other instruction sets than "native" compile in a third of the time; they answer the same."""
+    for target, flags in library.TARGETS.items():
+        if target != "native":
+            monkeypatch.setitem(library.TARGETS, target, [*flags, "-O1"])
+
+
+@pytest.fixture
 def captured_as(monkeypatch):
     """``captured_as(captures)``: the native engine takes these captures in place of its own, which take time."""
     return lambda captures: monkeypatch.setattr(engine, "Captures", lambda model: captures)

@@ -28,6 +28,15 @@ def _call(function, arguments, environment, outputs):
     sys.exit(function(*arguments))
 
 
+def impatient(argv):
+    """`octaveconv.cli.main`, which does not wait for a lock."""
+    from octaveconv import cli
+    from octaveconv.train import lock
+
+    lock.PATIENCE = 0.5
+    return cli.main(argv)
+
+
 class Fork:
     """A process that calls ``function(*arguments)`` and exits with what that returns, if it is a number."""
 

@@ -15,26 +15,27 @@ from octaveconv.models.oct_resnetv2 import PreActBottleneck
 from octaveconv.octave import split_channels
 
 NAMES = list(octaveconv.models.COSTS)
+SHALLOW = [  # of networks that differ in depth, one
+    "oct_seresnetv2_50", "oct_seresnet152e", "oct_resnextv2_50_32x4d", "oct_resnext50_32x4d", "oct_resnetv2_26",
+    "oct_resnet152f", "oct_resnet26", "oct_resnet18", "oct_mobilenetv2_100", "oct_mobilenetv1_075", "oct_densenet121",
+    "oct_densenet161",
+]  # fmt: skip
+CLASSES = ("oct_resnet18", "oct_seresnetv2_50", "oct_densenet121", "oct_mobilenetv1_075", "oct_mobilenetv2_100")
 ALPHAS = {name: (0.25, 0.5, 0.75) if "next" in name else (0.125, 0.3, 0.75) for name in NAMES}
 
 
-def shallow(name, alpha, tiny=False, **kwargs):
-    """The network with few blocks: two in one stage, or with ``tiny`` as few as it can have."""
-    torch.manual_seed(0)
+def few_blocks(name, tiny):
+    """The arguments for two blocks in one stage, or with ``tiny`` for as few as it can have."""
     if "mobilenet" in name:
         layers = dict(v1=(1, 1, 1, 2, 1), v2=(1, 1, 1, 1, 1, 1, 1) if tiny else (1, 2, 1, 1, 1, 1, 1))
-        small = dict(channel_multiplier=0.25, layers=layers[name[13:15]])
-    else:
-        small = dict(layers=(1, 1, 1, 1) if tiny else (2, 1, 1, 1))
-    return timm.create_model(name, alpha=alpha, **(dict(num_classes=10) | small | kwargs))
+        return dict(channel_multiplier=0.25, layers=layers[name[13:15]])
+    return dict(layers=(1, 1, 1, 1) if tiny else (2, 1, 1, 1))
 
 
-def shapes_of(name):
-    with torch.device("meta"):
-        return str({key: tensor.shape for key, tensor in shallow(name, 0).state_dict().items()})
-
-
-SHALLOW = list({shapes_of(name): name for name in reversed(NAMES)}.values())  # of networks that differ in depth, one
+def shallow(name, alpha, tiny=False, **kwargs):
+    """The network with few blocks."""
+    torch.manual_seed(0)
+    return timm.create_model(name, alpha=alpha, **(dict(num_classes=10) | few_blocks(name, tiny) | kwargs))
 
 
 def few_layers(alpha=0.25):

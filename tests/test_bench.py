@@ -600,7 +600,7 @@ def test_a_real_run_in_eager_mode(monkeypatch, capsys, mode):
     assert "batch 2, alpha 0.5: octave is" in out
 
 
-@pytest.mark.parametrize("mode", ["infer", "train"])
+@pytest.mark.parametrize("mode", [pytest.param("infer", marks=pytest.mark.slow), "train"])
 def test_a_real_run_compiled(monkeypatch, mode):
     monkeypatch.setattr(speed, "make_cases", smaller)
     settings = cases.BenchSettings("oct_resnet18", (0.5,), 32, (4,), 1, mode=mode, runtimes=("compiled",), runs=2)
@@ -609,8 +609,10 @@ def test_a_real_run_compiled(monkeypatch, mode):
     assert all(one["peak_bytes"] > 0 for one in batch["candidates"])
 
 
-def test_a_real_run_exported(monkeypatch):
-    runtimes = ("openvino", "onnxruntime")
+@pytest.mark.parametrize(
+    "runtimes", [("onnxruntime",), pytest.param(("openvino", "onnxruntime"), marks=pytest.mark.slow)]
+)
+def test_a_real_run_exported(monkeypatch, runtimes):
     for runtime in runtimes:
         pytest.importorskip(runtime)
     monkeypatch.setattr(speed, "make_cases", smaller)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from graphs import CONVOLUTIONS, GRAPHS, Net, captured_graph
-from networks import every_block, few_layers, image, settle
+from networks import few_layers, image, settle
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.fixture(params=["native", "avx2"])
-def target(request):
-    if request.param not in ("native", *library.runnable()):
-        pytest.skip(f"this CPU has no {request.param}")
+def target(request, lightly_optimized):
+    if request.param not in ("native", *library.runnable(BFLOAT16)[1:]):
+        pytest.skip(f"this CPU has no {request.param}, or that is its native one")
     return request.param
 
 
@@ -42,8 +42,17 @@ def check_exactly(model, target, *xs):
             assert torch.equal(actual, y.to(BFLOAT16))
 
 
-@pytest.mark.parametrize(
-    ("inputs", "outputs", "groups"), [(3, 5, 1), (16, 64, 1), (24, 24, 24), (36, 12, 4), (64, 100, 2), (67, 48, 1)]
+def on_every_target(names, kinds, on_both):
+    """Every kind on the native instruction set, and some on another one; there the others are slow."""
+    others = [pytest.param(*kind, "avx2", marks=[pytest.mark.slow] * (kind not in on_both)) for kind in kinds]
+    cases = [(*kind, "native") for kind in kinds] + others
+    return pytest.mark.parametrize((*names, "target"), cases, indirect=["target"])
+
+
+@on_every_target(
+    ("inputs", "outputs", "groups"),
+    [(3, 5, 1), (16, 64, 1), (24, 24, 24), (36, 12, 4), (64, 100, 2), (67, 48, 1)],
+    on_both=[(24, 24, 24), (67, 48, 1)],
 )
 def test_convolutions(inputs, outputs, groups, target):
     """All kinds side by side, in one network that is captured once."""
@@ -54,8 +63,15 @@ def test_convolutions(inputs, outputs, groups, target):
     check_exactly(model, target, whole(2, inputs, 13, 16), whole(1, inputs, 11, 9))
 
 
-@pytest.mark.parametrize(("alpha_in", "alpha_out"), [(0, 0.5), (0.25, 0.25), (0.5, 0), (0.3, 0.6)])
-@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2)])
+@on_every_target(
+    ("alpha_in", "alpha_out", "kernel", "stride"),
+    [
+        (*alphas, *window)
+        for window in [(1, 1), (3, 1), (3, 2)]
+        for alphas in [(0, 0.5), (0.25, 0.25), (0.5, 0), (0.3, 0.6)]
+    ],
+    on_both=[(0.3, 0.6, 3, 1), (0.3, 0.6, 3, 2)],
+)
 def test_octave_convolutions(alpha_in, alpha_out, kernel, stride, target):
     """With more than one staging area of pixels, and more than one panel."""
     model = nn.Sequential(
@@ -77,8 +93,9 @@ def errors(model, x, target="native"):
     return [((y.double() - exact).abs().max() / exact.abs().max()).item() for y in (got, eager)]
 
 
-def test_every_block():
-    model = settle(every_block())
+def test_every_block(blocks, captured_as):
+    model, captures = blocks
+    captured_as(captures)
     got, eager = errors(model, image(2, 3, 65, 49))
     assert got <= 1.5 * eager + 0.002
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from networks import SHALLOW, shallow
+from networks import CLASSES, SHALLOW, shallow
 from torch import nn
 
 import octaveconv as oc
@@ -18,8 +18,11 @@ def report_of(name, alpha, size):
         return oc.cost(shallow(name, alpha, tiny=True), input_size=size)
 
 
-@pytest.mark.parametrize(("alpha", "size"), [(0.25, 65), (1, 64)])
-@pytest.mark.parametrize("name", SHALLOW)
+@pytest.mark.parametrize(
+    ("name", "alpha", "size"),
+    [(name, 0.25, 65) for name in SHALLOW]
+    + [pytest.param(name, 1, 64, marks=[pytest.mark.slow] * (name not in CLASSES)) for name in SHALLOW],
+)
 def test_formula_count_and_dense_twin_agree(name, alpha, size):
     """The layers of a deep network are these; `test_parity.py` counts all of it."""
     report, dense = (report_of(name, of, size) for of in (alpha, 0))

@@ -449,13 +449,13 @@ def test_times_depend_on_the_kernel_and_on_the_steps():
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_interpreted():
     """The tests below, on the CPU."""
-    assert passed_interpreted(__file__) == 3
+    assert passed_interpreted(__file__) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_interpreted_slowly():
-    assert passed_interpreted(__file__, "slow") == 2
+    assert passed_interpreted(__file__, "slow") == 3
 
 
 def residual_blocks(kind, last):
@@ -476,8 +476,8 @@ def residual_blocks(kind, last):
     ("kind", "last", "steps"),
     # of 12 convolutions the last two have one frequency; shortcuts count where a gate keeps them apart
     [
-        ("grouped", 2, 6),
         ("pre-activation with gates", 3, 11),
+        pytest.param("grouped", 2, 6, marks=pytest.mark.slow),
         pytest.param("post-activation", 4, 11, marks=pytest.mark.slow),
         pytest.param("pre-activation with gates", 4, 13, marks=pytest.mark.slow),
     ],
@@ -500,7 +500,7 @@ def test_by_the_kernel(kind, last, steps):
 @pytest.mark.usefixtures("anywhere")
 def test_the_kernel_is_taken_where_it_is_the_fastest(monkeypatch):
     prefer(monkeypatch, "triton")
-    assert check(residual_blocks("post-activation", last=1), image(1, 3, 3, 4)).forms["triton"] == 3
+    assert check(residual_blocks("grouped", last=1), image(1, 3, 3, 4)).forms["triton"] == 3
 
 
 # On a GPU: graphs, streams, and every form.

@@ -19,7 +19,17 @@ def test_costs_are_of_every_network():
     assert list(models.COSTS) == networks(), CURE
 
 
-@pytest.mark.parametrize("name", [name for name in models.COSTS if re.search("18|26|50|121|mobilenet", name)])
+QUICK = "oct_resnet(18|v2_26)$|seresnetv2_50|resnext50|mobilenetv._100|densenet121"  # of each class one
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (not re.search(QUICK, name)))
+        for name in models.COSTS
+        if re.search("18|26|50|121|mobilenet", name)
+    ],
+)
 def test_costs_are_up_to_date(name):
     """The deeper ones have the same layers; `test_parity.py` counts them."""
     known = models.COSTS[name]

@@ -38,9 +38,12 @@ def run(files, tmp_path):
 
 
 def wrong(path):
-    found = [*examine(path)]
-    assert all("\n" not in finding.text for finding in found)
-    return [f"{finding.path}: {finding.text}" for finding in found if finding.wrong]
+    return texts_of_the_wrong([finding._asdict() for finding in examine(path)])
+
+
+def texts_of_the_wrong(found):
+    assert all("\n" not in finding["text"] for finding in found)
+    return [f"{finding['path']}: {finding['text']}" for finding in found if finding["wrong"]]
 
 
 def flip(path):
@@ -88,13 +91,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_run_with_a_fault(run, what, capsys):
+def test_a_run_with_a_fault(run, tmp_path, what, capsys):
     break_it, message = WRONG[what]
     break_it(run)
-    found = wrong(run)
-    assert len(found) == 1
-    assert message in found[0]
-    assert cli_run(capsys, "doctor", str(run))[0] == 1
+    assert cli_run(capsys, "doctor", str(run), "--json", str(tmp_path / "found.json"))[0] == 1
+    [found] = texts_of_the_wrong(json.loads((tmp_path / "found.json").read_text())["findings"])
+    assert message in found
 
 
 def test_final_weights_of_another_time(run):

@@ -10,7 +10,7 @@ import timm
 import torch
 import torchvision
 from helpers import TOLERANCE, assert_close
-from networks import ALPHAS, NAMES, SHALLOW, every_block, image, shallow
+from networks import ALPHAS, CLASSES, NAMES, SHALLOW, every_block, image, shallow
 from timm.models._features_fx import create_feature_extractor
 from torch import nn
 
@@ -36,10 +36,19 @@ def deep_dense(name):
     return deep(name, 0)
 
 
-every_shallow = pytest.mark.parametrize(
-    ("name", "alpha"), [(name, alpha) for name in SHALLOW for alpha in (0, *ALPHAS[name], 1)]
+@functools.cache
+def shapes_of_the_dense_twin(name):
+    return shapes(on_meta(name, 0))
+
+
+every_shallow = pytest.mark.parametrize(  # at one alpha inside, of which each comes up, and at both ends
+    ("name", "alpha"),
+    [
+        pytest.param(name, alpha, marks=[pytest.mark.slow] * (0 < alpha < 1 and i % 3 != j % 3))
+        for i, name in enumerate(SHALLOW)
+        for j, alpha in enumerate((*ALPHAS[name], 0, 1))
+    ],
 )
-CLASSES = ("oct_resnet18", "oct_seresnetv2_50", "oct_densenet121", "oct_mobilenetv1_075", "oct_mobilenetv2_100")
 one_alpha_or_the_ends = pytest.mark.parametrize(  # which make the same layers in every network of a class
     ("name", "alpha"),
     [(name, ALPHAS[name][0]) for name in SHALLOW] + [(name, alpha) for name in CLASSES for alpha in (0, 1)],
@@ -76,9 +85,9 @@ def test_any_size_at_full_depth(name):
 def test_any_size(name, alpha):
     """The state dict has the keys and shapes of the dense twin."""
     model = on_meta(name, alpha)
-    for size in ((32, 32), (33, 47), (224, 160)) if alpha == ALPHAS[name][0] else ((33, 47),):
+    for size in ((32, 32), (33, 47), (224, 160)) if 0 < alpha < 1 else ((33, 47),):
         check_shapes(model, *size)
-    assert shapes(model) == shapes(on_meta(name, 0))
+    assert shapes(model) == shapes_of_the_dense_twin(name)
 
 
 @every_name
@@ -106,7 +115,7 @@ def test_features_only(name, alpha):
         assert tap.shape == (1, channels, -(-65 // reduction), -(-97 // reduction))
 
 
-@some_shallow
+@one_alpha_or_the_ends
 def test_feature_values_and_pruning(name, alpha):
     x = image(1, 3, 64, 64)
     model = shallow(name, alpha).eval()
@@ -249,7 +258,9 @@ def test_weights_of_another_alpha_are_refused(name, alpha):
     assert str(error.value).count("Build it with that alpha") == 1
 
 
-@pytest.mark.parametrize(("name", "alpha"), [(name, alpha) for name in SHALLOW for alpha in (ALPHAS[name][1], 1)])
+@pytest.mark.parametrize(
+    ("name", "alpha"), [(name, ALPHAS[name][1]) for name in SHALLOW] + [(name, 1) for name in CLASSES]
+)
 def test_dense_weights_mean_the_same_at_every_alpha(name, alpha):
     """Where neither resolution nor border matters (constant maps, kernels reduced to their centre) octave is dense.
 
@@ -309,6 +320,12 @@ def test_small_image_stem():
         (9,) * 2,
         (5,) * 2,
     ]
+
+
+def test_of_networks_that_differ_in_depth_one_is_shallow():
+    kinds = [str(shapes_of_the_dense_twin(name)) for name in SHALLOW]
+    assert len(set(kinds)) == len(SHALLOW)
+    assert set(kinds) == {str(shapes_of_the_dense_twin(name)) for name in NAMES}
 
 
 def test_every_network_is_listed_once_and_under_our_module():

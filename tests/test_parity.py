@@ -21,10 +21,10 @@ def test_logits_equal_the_original(name):
     assert difference(name) <= LIMIT
 
 
-OTHER_ALPHAS = [f"symbol_resnetv2-26_alpha-{alpha}" for alpha in (0.125, 0.5, 0.75)]
+SLOW = [f"symbol_resnetv2-26_alpha-{alpha}" for alpha in (0.125, 0.5, 0.75)] + ["gluon_resnet152_v1f_alpha-0.125"]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in OTHER_ALPHAS)) for n in GOLDENS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in GOLDENS])
 def test_cost_equals_the_original(name):
     golden = json.loads((ORACLE / f"{name}.json").read_text())
     with torch.device("meta"):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from forks import exit_code_of_a_fork
-from networks import difference, image, settle, shallow
+from networks import difference, few_layers, image, settle
 from torch import nn
 
 from octaveconv.deploy import cache
@@ -29,7 +29,7 @@ LIMIT = 1e-5
 @pytest.fixture(scope="module")
 def captured():
     """A network, captured once."""
-    model = settle(shallow("oct_resnet18", 0.25, tiny=True))
+    model = settle(few_layers())
     captures = Captures(model)
     captures.of(torch.Size((1, 3, 64, 64)))
     return model, captures
@@ -273,13 +273,13 @@ def test_a_large_size_is_forgotten_with_its_memory(deploy, monkeypatch):
 
 @pytest.mark.usefixtures("quickly")
 def test_tables_are_bounded_in_bytes(deploy, monkeypatch):
-    monkeypatch.setattr(sharing, "KEPT_BYTES", 100_000)
+    monkeypatch.setattr(sharing, "KEPT_BYTES", 150_000)
     deployed = deploy()
     for i in range(20):
         deployed(image(1, 3, 64 + i, 64))
     kept = deployed._programs._programs.values()
     assert 1 < len(kept) < 15
-    assert sum(each.nbytes for each in kept) <= 100_000
+    assert sum(each.nbytes for each in kept) <= 150_000
     deployed(image(1, 3, 400, 400))
     assert len(deployed._programs._programs.values()) == 1
 
@@ -322,7 +322,7 @@ def test_a_size_that_cannot_be_captured_runs_eagerly_with_one_warning(captured, 
         assert difference(model, deployed, image(2, 3, 40, 40)) < LIMIT
         assert difference(model, deployed, image(1, 3, 41, 41)) < LIMIT
         assert torch.equal(deployed(image(1, 3, 64, 64)), expected)
-    with pytest.raises(ValueError, match=r"cannot take \[1, 4, 32, 32\]: .*expected input.* to have 3 channels"):
+    with pytest.raises(ValueError, match=r"cannot take \[1, 4, 32, 32\]: .*3 high and 0 low channels"):
         deployed(image(1, 4, 32, 32))
 
 
@@ -332,7 +332,7 @@ def test_maps_that_are_too_large_for_several_images_run_one_by_one(deploy, monke
     x = image(3, 3, 64, 64)
     expected = deployed(x)
     deployed = deploy()
-    monkeypatch.setattr(program.Memory, "LIMIT", 64 * 64 * 16 * 2)
+    monkeypatch.setattr(program.Memory, "LIMIT", 32 * 32 * 24 * 2)
     assert torch.equal(deployed(x), expected)
     assert [part.together for part in deployed._shape(x.shape).parts] == [1]
 

@@ -16,7 +16,7 @@ import timm
 import torch
 import yaml
 from folders import encoded, make_folder, make_records, make_tar, webdataset_shards
-from forks import Fork, ranks, wait_for
+from forks import Fork, impatient, ranks, wait_for
 
 import octaveconv.models  # noqa: F401  # registers
 from octaveconv import cli
@@ -527,7 +527,7 @@ def test_a_run_is_continued_by_one_process(data, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert f"{folder} is in use by process {first.pid} on " in error
     assert len(error.splitlines()) == 1
-    second = ranks(cli.main, ["train", "--resume", str(folder)])
+    second = ranks(impatient, ["train", "--resume", str(folder)])
     assert all(process.wait() for process in second)
     assert any("is in use by process" in process.output()[1] for process in second)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == files
@@ -551,7 +551,8 @@ def interrupted(run, folder, **changes):
     return torch.load(run_folder / "last.pth", weights_only=True)
 
 
-def test_two_processes_killed_and_continued(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", [pytest.param("resumed", marks=pytest.mark.slow), "anew"])
+def test_two_processes_killed_and_continued(data, tmp_path, monkeypatch, how):
     """By the user, or by starting anew as torchrun does: the same end as that of a run which nothing disturbs."""
     changes = dict(epochs=3, save_steps=2, ema=0.9)
     ended_well(ranks(cli.main, options(data, tmp_path / "whole", **changes)))
@@ -564,10 +565,9 @@ def test_two_processes_killed_and_continued(data, tmp_path, monkeypatch):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         return ranks(cli.main, options(data, folder.parent, **changes))
 
-    for name, run in (("resumed", resumed), ("anew", anew)):
-        state = interrupted(run, (data, tmp_path / name), **changes)
-        assert_same(dict(state["model"]), dict(expected["model"]))
-        assert_same(dict(state["ema"]), dict(expected["ema"]))
+    state = interrupted({"resumed": resumed, "anew": anew}[how], (data, tmp_path / how), **changes)
+    assert_same(dict(state["model"]), dict(expected["model"]))
+    assert_same(dict(state["ema"]), dict(expected["ema"]))
 
 
 @pytest.mark.slow

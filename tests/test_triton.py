@@ -3,6 +3,7 @@
 import io
 import operator
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from triton_parts import (
     on_host,
     passed_interpreted,
     pretend_gpu,
+    quick,
     triton,
 )
 
@@ -25,6 +27,7 @@ from octaveconv import backends
 from octaveconv.octave import ChannelSplit
 from octaveconv.resolution import pool
 
+NORM = str(Path(__file__).with_name("test_triton_norm.py"))
 pytestmark = pytest.mark.usefixtures("poisoned", "exact_and_untuned")
 
 # in, out, kernel, size and batch leave a rest in every block; the interpreter's are 16 low pixels or 64 pixels, by 16
@@ -63,6 +66,13 @@ CASES = {
         channels=(16, 16), alphas=(ChannelSplit(3, 1).then(ChannelSplit(9, 3, 3)), ChannelSplit(8, 8, 4)), kernel=1
     ),
 }
+
+
+QUICK = (  # of each kind one; the others are slow
+    "3x3", "a pixel", "even size", "taps and many channels", "dilated, even kernel", "from high", "to high", "from low",
+    "to low", "high to low", "low to high", "stride, even size", "stride across", "stride from low",
+    "grouped, many channels", "depthwise stride", "concatenated",
+)  # fmt: skip
 
 
 def problem(
@@ -114,12 +124,18 @@ def check(layer, x):
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_interpreted():
-    """The tests below, on the CPU."""
-    assert passed_interpreted(__file__) > len(CASES)
+    """The tests below and those of the norm, on the CPU, in one process: to start another takes seconds."""
+    assert passed_interpreted(__file__, "not slow", NORM) > 120
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
+def test_interpreted_slowly():
+    assert passed_interpreted(__file__, "slow", NORM) > len(CASES) - len(QUICK)
 
 
 @on_device
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", quick(CASES, QUICK))
 def test_against_reference(case):
     check(*problem(**CASES[case]))
 
@@ -145,7 +161,7 @@ def test_half_is_averaged_in_float32(part, more):
 
 @on_device
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", ["even size", "stride across", "depthwise stride"])
+@pytest.mark.parametrize("case", quick(["stride across", "even size", "depthwise stride"], ["stride across"]))
 def test_layouts(case, layout):
     layer, x = problem(**CASES[case])
     x = oc.octave_map(lambda part: LAYOUTS[layout](part.detach()).requires_grad_(), x)
@@ -295,7 +311,10 @@ def test_autocast_keeps_the_dtype_of_a_dense_layer(dtype):
 
 
 @on_device
-@pytest.mark.parametrize("case", ["stride from high", "grouped stride", "depthwise cut", "low to high"])
+@pytest.mark.parametrize(
+    "case",
+    quick(["stride from high", "grouped stride", "depthwise cut", "low to high"], ["depthwise cut", "low to high"]),
+)
 def test_opcheck(case):
     layer, x = problem(**CASES[case])
     spec = layer.spec

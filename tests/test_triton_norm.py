@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from helpers import assert_close, random_octave
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from triton_parts import DEVICE, INTERPRETED, LAYOUTS, on_cuda, on_device, on_host, passed_interpreted, pretend_gpu
+from triton_parts import DEVICE, INTERPRETED, LAYOUTS, on_cuda, on_device, on_host, pretend_gpu, quick
 
 import octaveconv as oc
 from octaveconv import backends
@@ -38,12 +38,6 @@ def kernels():
 def _few_shares(monkeypatch):
     """So that a share has more than one tile even in small maps, and not all of them as many."""
     monkeypatch.setattr(kernels(), "SHARES", 2)
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
-def test_interpreted():
-    """The tests below, on the CPU."""
-    assert passed_interpreted(__file__) > 30
 
 
 def problem(channels="both", layout="contiguous", dtype=torch.float32, size=(17, 17)):
@@ -223,7 +217,7 @@ def results(block, x, backend, run=lambda block, x: block(x)):
 
 
 @on_device
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", quick(BLOCKS, ["basic", "grouped pre-activation"]))
 def test_blocks(name, calls):
     block = BLOCKS[name]().to(DEVICE)
     x = random_octave(8, 0.5, (5, 4), device=DEVICE, requires_grad=True)
@@ -330,13 +324,14 @@ def saved(kept):
 def test_training_gives_the_same_losses():
     unit = PreActConv(MAKE, 8, 8, 1, alpha_in=0.5, alpha_out=0.5)
     net = nn.Sequential(oc.OctConv2d(3, 8, 1, alpha_out=0.5), unit, oc.Merge()).to(DEVICE)
-    x, target = torch.randn(1, 3, 8, 8, device=DEVICE), torch.randn(1, 8, 8, 8, device=DEVICE)
+    size, steps = ((4, 4), 6) if INTERPRETED else ((8, 8), 50)
+    x, target = torch.randn(1, 3, *size, device=DEVICE), torch.randn(1, 8, *size, device=DEVICE)
     curves = []
     for backend in ("triton", "merged"):
         model, losses = copy.deepcopy(net), []
         optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
         with oc.backend(backend):
-            for _ in range(10 if INTERPRETED else 50):
+            for _ in range(steps):
                 losses.append(F.mse_loss(model(x), target))
                 optimizer.zero_grad()
                 losses[-1].backward()
@@ -411,7 +406,9 @@ def test_it_fuses_on_new_gpus_alone_and_only_if_asked_for(monkeypatch):
 
 
 @on_host
-@pytest.mark.parametrize(("name", "maps"), [("basic", 5), ("grouped pre-activation", 4)])
+@pytest.mark.parametrize(
+    ("name", "maps"), [("basic", 5), pytest.param("grouped pre-activation", 4, marks=pytest.mark.slow)]
+)
 def test_compiled_it_keeps_no_activation(name, maps):
     """No graph break, forward or backward; and kernels that are known to write their outputs alone.
 

@@ -27,15 +27,23 @@ def triton():
     return triton
 
 
-def passed_interpreted(file, kind="not slow"):
-    """How many of a file's tests pass. Triton looks for the variable when it is imported: it takes a fresh process."""
+def passed_interpreted(file, kind="not slow", *more):
+    """How many tests of a file, and of more, pass.
+
+    Triton looks for the variable when it is imported: it takes a fresh process.
+    """
     options = "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", "-m", kind
-    command = [sys.executable, "-m", "pytest", *options, file]
+    command = [sys.executable, "-m", "pytest", *options, file, *more]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     if "only 0-dimensional arrays can be converted" in done.stdout:
         pytest.skip("the interpreter of Triton 3.6 needs a NumPy before 2.4")
     assert done.returncode == 0, done.stdout + done.stderr
     return int(re.search(r"(\d+) passed", done.stdout)[1])
+
+
+def quick(cases, some):
+    """Cases to run, of which those are slow that are not among ``some``."""
+    return [pytest.param(case, marks=[pytest.mark.slow] * (case not in some)) for case in cases]
 
 
 def strided(part):
