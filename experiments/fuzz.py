@@ -93,7 +93,7 @@ class Trial:
         try:
             found = self.place(data)
         except Exception as error:
-            found = f"{type(error).__name__} at {' '.join(lines(error))}: {str(error)[:300]}"
+            found = f"{type(error).__name__} at {' '.join(lines(error.__cause__ or error))}: {str(error)[:300]}"
         seconds = time.perf_counter() - start
         if seconds > SECONDS and not isinstance(found, str):
             seconds = min(seconds, *(self.seconds(data) for _ in range(2)))
@@ -202,7 +202,7 @@ def add(total, result):
     """A reader's figures with those of one more chunk."""
     summed = {key: total.get(key, 0) + result.get(key, 0) for key in COUNTS}
     largest = {key: max(total.get(key, 0), result.get(key, 0)) for key in ("places", "longest_s")}
-    problems = total.get("problems", []) + result["problems"]
+    problems = (total.get("problems", []) + result["problems"])[:40]
     seconds = round(total.get("seconds", 0) + result.get("seconds", 0), 1)
     return summed | largest | {"seconds": seconds, "result": "failed" if problems else "passed", "problems": problems}
 
@@ -236,10 +236,17 @@ def main():
         return 0
     from octaveconv import env
 
-    report = {"env": env.facts(), "commit": env.commit(), "chunk": options.chunk, "seconds_limit": SECONDS}
+    report = {
+        "env": env.facts(),
+        "commit": env.commit().removesuffix(env.DIRTY),
+        "chunk": options.chunk,
+        "seconds_limit": SECONDS,
+    }
     known = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     same = all(known.get(key) == report[key] for key in report)
     report["readers"], lock = known["readers"] if same else {}, threading.Lock()
+    if known and not same:
+        print(f"{options.json} is of another commit or machine: starting again", flush=True)
 
     def write(name, found):
         with lock:

@@ -248,8 +248,9 @@ def runs():
 
     names = ("config.yaml", "results.csv", "env.json", "last.pth")
     training, row = _small_training(), {"epoch": 1, "lr": 0.1, "train_loss": 1.0, "top1": 50.0, "top5": 100.0}
-    state, folder = training.state(), RunFolder(Path(tempfile.mkdtemp()))
-    folder.write_config({"model": "oct_resnet18", "alpha": 0.5, "model_args": {"width": 4}, "epochs": 3, "data": "d"})
+    recipe = {"model": "oct_resnet18", "alpha": 0.5, "model_args": {"width": 4}, "epochs": 3, "data": "d"}
+    state, folder = training.state() | {"recipe": recipe}, RunFolder(Path(tempfile.mkdtemp()))
+    folder.write_config(recipe)
     folder.append(row)
     folder.append(row | {"epoch": 2})
     folder.write_env()
