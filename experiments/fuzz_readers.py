@@ -287,13 +287,13 @@ def runs():
 
     def changed(seed, draw):
         name, content = seed
-        if isinstance(content, dict) and name == "records":
+        if name == "records":
             record = draw.choice(list(content))
             return name, content | {record: bytes_changed(content[record], draw)}
-        if isinstance(content, dict):
-            content = [copy.deepcopy(content)]
-            change(content, draw)
-            return name, content[0] if content else None
+        if name == "state":
+            holder = [copy.deepcopy(content)]  # so that the whole can be changed, too
+            change(holder, draw)
+            return name, holder[0] if holder else None
         return name, bytes_changed(content, draw, YAML)
 
     def packed(seed):
