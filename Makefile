@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow lint docs fuzz flips fault sanitize parity coverage wheel dist clean
+.PHONY: help demo test test-slow lint docs fuzz flips soak sanitize parity coverage wheel dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -25,15 +25,14 @@ docs: .venv/test  ## write the generated tables of the documents
 	$(BIN)/python scripts/write_docs.py
 
 # Proofs that take minutes to hours; each writes its file in results/, which `make docs` then shows.
-fuzz: .venv/test  ## 1.5 million hostile files for each reader (minutes)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
-	$(BIN)/python experiments/fuzz_mxnet.py --runs 1500000 --json results/fuzz.json
+fuzz: .venv/test  ## a million random files for each reader of foreign bytes (hours; it goes on where it stopped)
+	$(BIN)/python experiments/fuzz.py --cases 1000000 --json results/fuzz.json
 
 flips: .venv/test  ## flip 400 bits in each kind of file that we write (minutes)
 	$(BIN)/python experiments/bit_flips.py --json results/bit_flips.json
 
-fault: .venv/test  ## kill and continue 50 training runs (half an hour)
-	$(BIN)/python experiments/fault_train.py --json results/fault.json
+soak: .venv/test  ## stop and resume 100 training runs (hours; it goes on where it stopped)
+	$(BIN)/python experiments/soak_train.py --json results/soak.json
 
 sanitize: .venv/test  ## the native engine under the sanitizers, in both dtypes (minutes)
 	OCTAVECONV_SANITIZE="float32 bfloat16" OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_native.py tests/test_serving.py -k "sanitizer or race"

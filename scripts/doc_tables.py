@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -67,17 +67,18 @@ def parity_table():
 
 def fuzz_table():
     result = json.loads((ROOT / "results" / "fuzz.json").read_text())
-    rows = [["reader", "cases", "read", "refused", "seconds", "result"]]
+    rows = [["reader", "files", "read", "refused", "longest", "result"]]
     rows += [
-        [name, *(f"{run[key]:,}" for key in ("cases", "read", "refused")), f"{run['seconds']:.0f}", run["result"]]
+        [f"`{name}`", *(f"{run[key]:,}" for key in ("cases", "read", "refused")),
+         f"{1000 * run['longest_s']:.0f} ms", run["result"]]
         for name, run in result["readers"].items()
-    ]
-    conditions = (
-        f"Conditions: atheris {result['env']['atheris']}, coverage-guided, files up to 4 KiB, 1 thread; a case fails "
-        f"if it crashes, raises another error, takes 10 s, or needs {result['allocation_limit_mib']} MiB beyond what "
-        f"is in use."
+    ]  # fmt: skip
+    return (
+        f"{markdown(rows)}\n\nConditions: `python experiments/fuzz.py`, commit {result['commit']}, PyTorch "
+        f"{result['env']['torch']}, 1 thread, {result['env']['cpu']}; a file fails if reading it ends the process, "
+        f"raises another error than the reader promises, takes more than {result['seconds_limit']:g} s of the processor, "
+        f"or more than its size and 64 MiB of address space (`params`: 82, for a file that xz -9 has compressed needs 65)."
     )
-    return f"{markdown(rows)}\n\n{conditions}"
 
 
 def scoring_table():
@@ -99,14 +100,20 @@ def fields_table():
     return markdown([["field", "default", "meaning"], *([f"`{row[0]}`", *row[1:]] for row in train_verb.describe())])
 
 
-def fault_table():
-    result = json.loads((ROOT / "results" / "fault.json").read_text())
+def soak_table():
+    result = json.loads((ROOT / "results" / "soak.json").read_text())
+    runs, stops = (
+        result["runs"],
+        Counter(stop.partition(" after")[0] for run in result["runs"] for stop in run["stops"]),
+    )
+    told = ", ".join(f"{count} by {name}" for name, count in sorted(stops.items()))
     return (
-        f"`python experiments/fault_train.py`: {result['runs']} runs of two processes were killed by SIGKILL at random "
-        f"moments and continued; {result['identical']} ended with the very weights of the uninterrupted run, "
-        f"{result['unreadable']} checkpoints were unreadable ({result['killed_before_a_checkpoint']} runs were killed "
-        f"before their first one). Conditions: PyTorch {result['env']['torch']}, {result['threads']} thread each, "
-        f"{result['env']['cpu']}."
+        f"`python experiments/soak_train.py`: {len(runs)} runs of {result['processes']} processes, each of about "
+        f"{result['seconds_of_work']:g} seconds of work, were stopped {stops.total()} times at random moments ({told}) "
+        f"and resumed; {sum(run['result'] == 'identical' for run in runs)} ended with the very weights and results.csv "
+        f"of the run that nothing disturbed, every epoch once. Conditions: PyTorch {result['env']['torch']}, "
+        f"{result['threads']} thread each, {result['env']['cpu']}; {sum(run['seconds'] for run in runs) / 60:.0f} "
+        f"minutes in all."
     )
 
 
@@ -371,7 +378,7 @@ TABLES = {
     "ablation": ablation_table,
     "overhead": overhead_table,
     "fields": fields_table,
-    "fault": fault_table,
+    "soak": soak_table,
     "flips": flips_table,
     "fuzz": fuzz_table,
     "scoring": scoring_table,

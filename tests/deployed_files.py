@@ -78,21 +78,30 @@ def change(record, draw):
         holder[key] = draw.choice(choices)()
 
 
-def mutated(parts, seed):
-    """A file with some random changes, and the right checksum; now and then only its bytes are changed."""
-    draw = random.Random(seed)
-    header, record, tensors = copy.deepcopy(parts)
+def changed(parts, draw):
+    """The parts of a file with some random changes; now and then other tensors, or only its bytes, changed."""
     kind = draw.random()
+    if isinstance(parts, bytes) or kind < 0.05:
+        data = bytearray(packed(parts))
+        for _ in range(draw.choice((1, 2, 20))):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        return bytes(data)
+    header, record, tensors = copy.deepcopy(parts)
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         change(header if kind < 0.15 else record, draw)
     if kind > 0.95:
-        tensors = bytes(draw.randrange(256) for _ in tensors)
-    if kind > 0.05:
-        return put_together(header, record, tensors)
-    data = bytearray(put_together(*parts))
-    for _ in range(draw.choice((1, 2, 20))):
-        data[draw.randrange(len(data))] = draw.randrange(256)
-    return bytes(data)
+        tensors = draw.randbytes(len(tensors))
+    return header, record, tensors
+
+
+def packed(parts):
+    """The bytes of a file, with the right checksum, of what `changed` returns."""
+    return parts if isinstance(parts, bytes) else put_together(*parts)
+
+
+def mutated(parts, seed):
+    """A file with some random changes."""
+    return packed(changed(parts, random.Random(seed)))
 
 
 def fate(data, shapes):
@@ -106,6 +115,11 @@ def fate(data, shapes):
         if not re.fullmatch(r"net\.octave .{1,1000}", str(error)):
             raise RuntimeError("an error that misleads") from error
         return "refused"
+    return "run" if runs(forms, dtype, shapes) else "not run"
+
+
+def runs(forms, dtype, shapes):
+    """Whether a network that was read runs for any shape."""
     network = engine.NativeNetwork._of(forms, dtype, engine.load(engine.default_target(), dtype))
     network.to_bytes()
     run = False
@@ -116,7 +130,7 @@ def fate(data, shapes):
         except ValueError as error:
             if "net.octave" not in str(error) and "too large for the native engine" not in str(error):
                 raise RuntimeError("an error that misleads") from error
-    return "run" if run else "not run"
+    return run
 
 
 class Everything(nn.Module):
@@ -148,6 +162,39 @@ class Everything(nn.Module):
         return {"logits": self.fc(nn.functional.adaptive_avg_pool2d(z, 1).flatten(1)), "maps": (z, [pool(y)])}
 
 
+class Part(nn.Module):
+    """A network of two or three layers, of one of the kinds in `PARTS`."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.a, self.n = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.b = {
+            "sum": nn.Conv2d(8, 8, 3, padding=1, groups=8),
+            "octave": nn.Conv2d(8, 4, (1, 3), padding=(0, 1), groups=2),
+            "gate": nn.Conv2d(8, 8, 1),
+            "window": nn.Conv2d(11, 5, 3, stride=2, padding=2, dilation=2),
+        }[kind]
+        self.c = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        from octaveconv.octave import pool, upsample
+
+        y = self.a(x)
+        if self.kind == "sum":
+            y = self.n(y).relu()
+            return self.n(y + self.b(y)).relu()
+        if self.kind == "octave":
+            return nn.functional.silu(self.b(y) + upsample(self.c(pool(y)), (2, 2), y.shape[-2:]))
+        if self.kind == "gate":
+            z = y * self.b(y.mean((2, 3), keepdim=True)).sigmoid() + y
+            return nn.functional.adaptive_avg_pool2d(z, 1).flatten(1)
+        z = self.b(nn.functional.max_pool2d(torch.cat([y, x], 1), 3, 1, 1))
+        return {"z": z, "maps": (pool(x), [y])}
+
+
+PARTS = ("sum", "octave", "gate", "window")
 SHAPES = ((1, 3, 12, 12), (2, 3, 7, 9), (3, 3, 16, 5))
 
 
@@ -156,5 +203,15 @@ def small_files():
     for dtype in (torch.float32, torch.bfloat16):
         deployed = engine.NativeNetwork(Everything().eval().to(dtype), image(1, 3, 12, 12).to(dtype))
         if dtype == torch.float32:
+            deployed(image(1, 3, 1, 6))
+        yield deployed.to_bytes()
+
+
+def tiny_files():
+    """Files of a few layers each, for many changes; between them they have the same fields."""
+    for kind in PARTS:
+        dtype = torch.bfloat16 if kind == "octave" else torch.float32
+        deployed = engine.NativeNetwork(Part(kind).eval().to(dtype), image(1, 3, 12, 12).to(dtype))
+        if kind == "sum":
             deployed(image(1, 3, 1, 6))
         yield deployed.to_bytes()

@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 import torch
@@ -22,6 +22,9 @@ def _call(function, arguments, environment, outputs):
     os.environ.clear()
     os.environ |= environment
     torch.set_num_threads(1)
+    set_start_method(
+        "fork", force=True
+    )  # as by itself: loading workers that a fork server made outlive a killed parent
     sys.stdout, sys.stderr = (path.open("w", buffering=1) for path in outputs)
     for number, file in ((1, sys.stdout), (2, sys.stderr)):
         os.dup2(file.fileno(), number)
@@ -53,6 +56,9 @@ class Fork:
 
     def kill(self):
         self._process.kill()
+
+    def running(self):
+        return self._process.is_alive()
 
     def wait(self, timeout=240):
         """The exit code."""

@@ -202,6 +202,8 @@ def test_classes_of_other_names(place, tmp_path, capsys):
         ({"pretrained_cfg": "[" * 100_000}, "its record of pretrained_cfg is not JSON"),
         ({"pretrained_cfg": '{"input_size": [3, 1e9, 5]}'}, "its record of input_size"),
         ({"pretrained_cfg": '{"std": [1, 0, 1]}'}, "its record of std"),
+        ({"alpha": "1" + "0" * 400}, "its record of alpha is '1000"),  # no float is so large
+        ({"pretrained_cfg": '{"mean": [1' + "0" * 400 + "]}"}, "its record of mean"),
         ({"pretrained_cfg": '{"mean": [NaN]}'}, "its record of mean"),
         ({"pretrained_cfg": '{"interpolation": ["x"]}'}, "its record of interpolation"),
         ({"pretrained_cfg": '{"label_names": [1]}'}, "its record of label_names"),

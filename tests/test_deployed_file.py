@@ -389,7 +389,7 @@ def test_tensors_must_fill_the_file(files):
 
 @pytest.mark.parametrize("part", range(4))
 def test_changed_files_are_refused_or_run(part, files, monkeypatch, threads):
-    """`experiments/fuzz_deployed.py` changes more, under the sanitizers."""
+    """`experiments/fuzz.py` changes more, under the sanitizers."""
     threads(1)
     monkeypatch.setattr(geometry, "MEMORY", 2**27)
     fates = Counter(fate(mutated(files[seed % 2], seed), SHAPES) for seed in range(150 * part, 150 * part + 150))
