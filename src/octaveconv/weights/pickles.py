@@ -98,17 +98,14 @@ def _check(file: BinaryIO) -> None:
         elif name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
-            node = memo[argument]
-            if node is None or node.is_open:
-                raise _Refused("a part of it contains itself")
-            stack.append(node)
+            stack.append(memo[argument])
         else:
             items = _taken(stack, opcode) if opcode.stack_before else []
             node = _filled(items) if name in _FILL else _made(items, argument, name in _OPEN)
             work += node.size
             if node.depth > DEEPEST:
                 raise _Refused(f"it is nested more than {DEEPEST} levels deep")
-            if work > _REPEATED * (at - start) + _SMALL:
+            if work > _REPEATED * ((at or 0) - start) + _SMALL:
                 raise _Refused("it repeats its parts too often")
             if opcode.stack_after:
                 stack.append(node)
@@ -140,11 +137,11 @@ def _made(items: list[_Node], argument: Any, is_open: bool) -> _Node:
 
 
 def _filled(items: list[_Node]) -> _Node:
-    """A container, the first, after the others have been put into it."""
+    """A container, the first, after the others have been put into it; it may not be in another yet, nor in itself."""
     target, *others = items
-    if not target.is_open:
-        raise _Refused("a part of it changes after it was used")
     made = _made(others, None, False)
+    if not target.is_open:
+        raise _Refused("a part of it contains itself, or changes after it was used")
     target.depth, target.size = max(target.depth, made.depth), target.size + made.size
     return target
 
