@@ -150,11 +150,11 @@ def problems(given: Mapping[str, Any]) -> dict[str, str]:
         if value is None and name in OPEN:
             continue
         try:
-            limited = _outside(_as(hints[name], value), known[name])
+            value = _as(hints[name], value)
         except (TypeError, ValueError, OverflowError):
             found[name] = f"{name} must be {_KINDS[hints[name]]}, got {_told(value)}"
             continue
-        if limited:
+        if limited := _outside(value, known[name]):
             found[name] = f"{name} must be {limited}, got {_told(value)}"
     return found
 
