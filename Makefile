@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow lint docs fuzz flips fault sanitize parity coverage wheel dist clean
+.PHONY: help demo test test-slow lint docs fuzz fuzz-files flips fault sanitize parity coverage wheel dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -28,6 +28,9 @@ docs: .venv/test  ## write the generated tables of the documents
 fuzz: .venv/test  ## 1.5 million hostile files for each reader (minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
 	$(BIN)/python experiments/fuzz_mxnet.py --runs 1500000 --json results/fuzz.json
+
+fuzz-files: .venv/test  ## mutate checkpoints, recipes, metadata and the files of a run (an hour)
+	$(BIN)/python experiments/fuzz_files.py --cases 100000 --json results/fuzz_files.json
 
 flips: .venv/test  ## flip 400 bits in each kind of file that we write (minutes)
 	$(BIN)/python experiments/bit_flips.py --json results/bit_flips.json

@@ -208,7 +208,7 @@ def _folder(args: argparse.Namespace, training: Any, resumed: Path | None, held:
     say(
         f"{folder.path}: batch {recipe.batch_size}, learning rate {recipe.scaled_lr():g}{scaled}, {recipe.dtype}, "
         f"{training.device}; {len(training.train_set):,} images of {recipe.size}x{recipe.size} pixels, "
-        f"{counted(training.steps, 'step')} per epoch, {counted(training.workers, 'loading process')}",
+        f"{counted(training.steps, 'step')} per epoch, {counted(training.workers, 'loading worker')}",
         *filter(None, [training.chosen]),
         *training.train_set.notes,
         *training.val_set.notes,
