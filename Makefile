@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow lint docs fuzz flips soak sanitize parity coverage wheel dist clean
+.PHONY: help demo test test-slow lint docs fuzz fuzz-files flips soak sanitize parity coverage wheel dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -27,6 +27,9 @@ docs: .venv/test  ## write the generated tables of the documents
 # Proofs that take minutes to hours; each writes its file in results/, which `make docs` then shows.
 fuzz: .venv/test  ## a million random files for each reader of foreign bytes (hours; it goes on where it stopped)
 	$(BIN)/python experiments/fuzz.py --cases 1000000 --json results/fuzz.json
+
+fuzz-files: .venv/test  ## mutate checkpoints, recipes, metadata and the files of a run (an hour)
+	$(BIN)/python experiments/fuzz_files.py --cases 100000 --json results/fuzz_files.json
 
 flips: .venv/test  ## flip 400 bits in each kind of file that we write (minutes)
 	$(BIN)/python experiments/bit_flips.py --json results/bit_flips.json

@@ -5,9 +5,11 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,12 @@ from forks import Fork, impatient, ranks, wait_for
 
 import octaveconv.models  # noqa: F401  # registers
 from octaveconv import cli
+from octaveconv.data import datasets, loading
 from octaveconv.data.augment import generators_kept, seed_generators, seed_of, training_batches
 from octaveconv.data.datasets import CorruptImage, open_dataset
 from octaveconv.errors import Stopped, UsageError
 from octaveconv.nn import OctBatchNorm2d
+from octaveconv.train import RunFolder
 from octaveconv.train import lock as _lock
 from octaveconv.train.loop import Training, train
 from octaveconv.train.recipe import Recipe, read_yaml
@@ -476,8 +480,184 @@ def test_a_finished_run_is_said_to_be_finished(data, tmp_path, capsys):
     before = {path.name for path in folder.iterdir()}
     capsys.readouterr()
     assert cli.main(["train", "--resume", str(folder), "--device", "cpu"]) == 0
-    assert capsys.readouterr().out == f"{folder} is finished: it has trained its 1 epoch\n"
+    assert capsys.readouterr().out == (
+        f"{folder} is finished: it has trained its 1 epoch (to train on: --epochs N)\n{what_next(folder, data)}"
+    )
     assert {path.name for path in folder.iterdir()} == before
+
+
+def what_next(folder, data):
+    return (
+        f"the network: {folder}/model.safetensors; next:\n  octaveconv eval {folder} --data {data}\n"
+        f"  octaveconv export {folder} --out {folder}/model.onnx\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    assert cli.main(options(data, out, epochs=1)) == 0
+    return out / "oct_resnetv2_26-0.5"
+
+
+def test_a_run_is_extended(finished, data, tmp_path, capsys):
+    """A finished one, or one that is not: on the schedule of the longer run from there on, and for good."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    resume = ["train", "--resume", str(folder), "--device", "cpu"]
+    assert cli.main([*resume, "--epochs", "3"]) == 0
+    out = capsys.readouterr().out
+    assert f"resuming {folder} in epoch 2, step 0 of 4" in out
+    assert out.endswith(what_next(folder, data))
+    rows = (folder / "results.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["1", "2", "3"]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["epochs"] == 3
+    state = torch.load(folder / "last.pth", weights_only=True)
+    assert (state["epoch"], state["recipe"]["epochs"]) == (3, 3)
+    assert float(rows[1].split(",")[1]) == pytest.approx(0.05 * (1 + math.cos(math.pi * 6 / 10)), rel=1e-4)
+    assert cli.main([*resume, "--epochs", "2"]) == 2
+    assert "has trained 3 epochs: --epochs must be at least that" in capsys.readouterr().err
+    assert cli.main([*resume, "--epochs", "1e23"]) == 2
+    assert "epochs must be a whole number, got '1e23'" in capsys.readouterr().err
+
+
+def test_an_extended_run_stays_extended(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "train_step", lambda *_: math.nan)  # dies in its first step
+        assert cli.main(["train", "--resume", str(folder), "--device", "cpu", "--epochs", "2"]) == 1
+    assert cli.main(["train", "--resume", str(folder), "--device", "cpu"]) == 0
+    assert len((folder / "results.csv").read_text().splitlines()) == 1 + 2
+
+
+def test_ones_own_folder_with_defaults(data, tmp_path, capsys):
+    small = ["--model-args", json.dumps(SMALL["model_args"]), "--size", "16", "--device", "cpu", "--threads", "1"]
+    argv = ["train", "oct_resnetv2_26", "--data", data, "--out", str(tmp_path), *small]
+    assert cli.main([*argv, "--epochs", "1", "--workers", "64"]) == 0
+    out = capsys.readouterr().out
+    assert "chosen for 34 images: batch_size 8, lr 0.003125, warmup_epochs 0.25\n" in out
+    assert f" {loading.worker_count(64)} loading worker" in out
+    assert loading.worker_count(64) <= os.cpu_count()
+    folder = tmp_path / "oct_resnetv2_26"
+    assert out.endswith(what_next(folder, data))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["batch_size"], config["lr"], config["epochs"]) == (8, 0.003125, 1)
+    assert cli.main(["eval", str(folder), "--data", data, "--device", "cpu"]) == 0
+    assert training(data, batch_size=None, lr=None, epochs=None).recipe.epochs == 60
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), RuntimeError("out of memory"), KeyError("x")]
+)
+def test_a_failed_start_leaves_no_folder(data, tmp_path, monkeypatch, failure):
+    def fail(*_):
+        raise failure
+
+    monkeypatch.setattr(Training, "train_step", fail)
+    run = [*options(data, tmp_path / "new" / "runs")]
+    with pytest.raises(KeyError) if isinstance(failure, KeyError) else nullcontext():
+        assert cli.main(run) == 1
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "new" / "runs" / "other").mkdir(parents=True)
+    with suppress(KeyError):
+        cli.main(run)
+    assert os.listdir(tmp_path / "new" / "runs") == ["other"]
+
+
+def test_a_run_that_fails_later_stays(data, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cli.main(options(data, tmp_path, epochs=1))
+    assert cli.main(["train", "--resume", str(tmp_path / "oct_resnetv2_26-0.5"), "--device", "cpu"]) == 0
+    assert (tmp_path / "oct_resnetv2_26-0.5" / "model.safetensors").exists()
+
+
+def test_out_into_a_run_leaves_that_run_alone(finished, data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert cli.main(options(data, folder, epochs=1)) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert (folder / "oct_resnetv2_26-0.5" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: [1], "last.pth is not a checkpoint of octaveconv train: start again"),
+        (lambda state: {"state_dict": state["model"]}, "is not one of octaveconv train, which records its recipe"),
+        (lambda state: state | {"recipe": {"lr": 1}}, "the recipe of this run has lost its epochs, batch_size, warmup"),
+        (lambda state: state | {"recipe": {"frob": 1}}, "a recipe has no field 'frob'"),
+        (lambda state: state | {"recipe": state["recipe"] | {"lr": math.inf}}, "lr must be a finite number, got inf"),
+        (
+            lambda state: state | {"epoch": "one"},
+            "does not fit this run (ValueError: it is in epoch 'one', step 0 of 4)",
+        ),
+        (lambda state: state | {"step": 7}, "it is in epoch 1, step 7 of 4): are its data the same?"),
+        (lambda state: state | {"optimizer": {"state": 1}}, "does not fit this run (KeyError: "),
+        (lambda state: state | {"model": {1: torch.zeros(1)}}, "its entry '1' is not a named tensor"),
+        (lambda state: {key: state[key] for key in state if key != "best"}, "does not fit this run (KeyError: 'best')"),
+    ],
+)
+def test_a_checkpoint_of_another_program(finished, tmp_path, capsys, change, message):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    torch.save(change(torch.load(folder / "last.pth", weights_only=True)), folder / "last.pth")
+    assert cli.main(["train", "--resume", str(folder), "--device", "cpu"]) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert cli.main(["doctor", str(folder)]) in (0, 1)
+
+
+def test_a_results_file_that_is_no_table(finished, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for content, message in [
+        (b"\x89PNG\r\n\x1a\n\xff", "results.csv is not a table ("),
+        (b"epoch,top1\n1," + b"9" * 200_000 + b"\n", "results.csv is not a table (field larger than field limit"),
+        (b"epoch,top1\n1,x\n", "results.csv cannot be drawn (could not convert string to float: 'x')"),
+    ]:
+        (folder / "results.csv").write_bytes(content)
+        assert cli.main(["train", "--resume", str(folder), "--device", "cpu"]) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
+        assert cli.main(["doctor", str(folder)]) in (0, 1)
+
+
+def test_a_killed_loading_worker_ends_the_run_with_one_line(data, tmp_path, monkeypatch, capfd):
+    decode = datasets.decode
+
+    def dies(file):
+        if torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "decode", dies)
+        capfd.readouterr()
+        assert cli.main(options(data, tmp_path, workers=1)) == 1
+        error = capfd.readouterr().err
+    assert re.search(r"DataLoader worker .*(is killed by signal|exited unexpectedly)", error)
+    assert len(error.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_dead_rank_ends_the_other(data, tmp_path):
+    """With one line, instead of waiting for ever; what was saved stays."""
+    both = ranks(cli.main, options(data, tmp_path, epochs=500, save_steps=1))
+    folder = tmp_path / "oct_resnetv2_26-0.5"
+    wait_for(folder / "last.pth")
+    both[1].kill()
+    assert both[0].wait(60) == 1
+    assert both[1].wait() == -signal.SIGKILL
+    error = both[0].output()[1]
+    assert "octaveconv: " in error
+    assert "Traceback" not in error
+    assert RunFolder.open(folder).load()["epoch"] < 500
 
 
 def test_fields_are_listed(capsys):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from ._text import one_line
 from .errors import UsageError
 
 
@@ -39,16 +41,26 @@ def append_row(path: Path, columns: Sequence[str], figures: Mapping[str, Any]) -
 
 
 def header(path: Path) -> list[str]:
-    """The columns of a table; none if a crash cut the line off."""
-    with path.open(encoding="utf-8") as file:
+    """The columns of a table; none if a crash cut the line off. ValueError if it is not a table."""
+    with readable(path) as file:
         line = file.readline()
-    return next(csv.reader([line])) if line.endswith("\n") else []
+        return next(csv.reader([line])) if line.endswith("\n") else []
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, by column."""
-    with path.open(encoding="utf-8", newline="") as file:
+    """The rows of a table, by column. ValueError if it is not a table."""
+    with readable(path) as file:
         return list(csv.DictReader(file))
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[TextIO]:
+    """Open a table; what is not one raises ValueError, which names the file and the cure."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            yield file
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a table ({one_line(error)}): restore it, or move it away") from error
 
 
 def _cell(value: Any) -> Any:

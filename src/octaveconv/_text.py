@@ -56,6 +56,6 @@ def reason(error: BaseException) -> str:
     return error.strerror or "" if isinstance(error, OSError) and error.filename else one_line(error)
 
 
-def one_line(error: BaseException, length: int = 300) -> str:
+def one_line(error: object, length: int = 300) -> str:
     """What an error says, in one line of at most ``length`` characters."""
     return " ".join(str(error).split())[:length]

@@ -19,6 +19,7 @@ from . import env
 from .errors import UsageError
 
 Plain = dict[str, Any]
+_DEEPEST = 20  # levels of what is recorded
 _PACKAGES = ("octaveconv", "torch", "timm")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
 _CROP_MODES = ("center", "squash", "border")
@@ -190,8 +191,17 @@ def _decoded(data: Mapping[str, Any], key: str, check: Callable[[Any], bool]) ->
     value = data.get(key)
     try:
         value = json.loads(value) if isinstance(value, str) else value
+        deep = _depth_exceeds(value, _DEEPEST)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its record of {key} is not JSON ({type(error).__name__})") from error
+    if deep:
+        raise ValueError(f"its record of {key} is nested more than {_DEEPEST} levels deep")
     if value is not None and not check(value):
         raise ValueError(f"its record of {key} is {str(value)[:40]!r}")
     return value
+
+
+def _depth_exceeds(value: Any, levels: int) -> bool:
+    """Whether plain data are lists or mappings in more levels than these."""
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return levels < 0 or any(_depth_exceeds(item, levels - 1) for item in items)

@@ -23,6 +23,7 @@ from .models.create import check
 from .train.folder import RunFolder
 from .train.recipe import Recipe
 from .weights import files as weights
+from .weights import pickles
 
 LISTED = 10  # names in one finding
 _FAULTS = (UsageError, MissingExtra, ValueError, OSError, RuntimeError, AssertionError)
@@ -146,7 +147,7 @@ def _listed(names: Sequence[str]) -> str:
 def _run(run: RunFolder) -> Iterator[Finding]:
     recipe = None
     try:
-        recipe = Recipe.of(run.config())
+        recipe = Recipe.of(run.config()).complete()
         yield Finding(str(run.path / "config.yaml"), False, f"the recipe, of {counted(recipe.epochs, 'epoch')}")
     except _FAULTS as error:
         cure = "last.pth has the recipe, too, with which octaveconv train --resume resumes"
@@ -161,7 +162,7 @@ def _run(run: RunFolder) -> Iterator[Finding]:
     for path in sorted(run.path.glob("env*.json")):
         try:
             json.loads(path.read_text())
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             yield Finding(str(path), True, f"it is not JSON ({reason(error)}): it only tells the versions")
     for path in sorted(run.path.glob("*.part")):
         yield Finding(str(path), False, "left by a crash, or being written now; the next save replaces it")
@@ -174,14 +175,16 @@ def _checkpoint(run: RunFolder, path: Path) -> tuple[Finding, Any]:
     )
     try:
         problem = _checksum.problem(path)
-        state: Any = None if problem else torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = None if problem else pickles.read(path)
     except FileNotFoundError:
         problem = "there is no such checkpoint"
-    except Exception as error:  # a damaged file makes PyTorch raise anything
-        problem = type(error).__name__
+    except (ValueError, OSError) as error:
+        problem = reason(error)
     if problem:
         return Finding(str(path), True, f"it cannot be read ({problem}): {cure}"), None
-    missing = [key for key in ("model", "optimizer", "epoch", "step", "recipe", "streams") if key not in state]
+    kinds = {"model": dict, "optimizer": dict, "epoch": int, "step": int, "recipe": dict, "streams": int}
+    held = state if isinstance(state, dict) else {}
+    missing = [key for key, kind in kinds.items() if not isinstance(held.get(key), kind)]
     if missing:
         return Finding(str(path), True, f"it has no {', '.join(missing)}: it cannot be resumed from"), None
     found = _weights(path)

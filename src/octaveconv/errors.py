@@ -1,6 +1,7 @@
 """The errors of this package that are not plain ValueError or TypeError, and the check for optional packages."""
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 
 
@@ -64,6 +65,22 @@ class UsageError(ValueError):
 
 class Stopped(RuntimeError):
     """A run was asked to stop. It has saved its state; the message says how to resume it."""
+
+
+def raise_together(found: Sequence[Exception]) -> None:
+    """Raise the one error there is, or all of them as one UsageError; with none, do nothing.
+
+    Example:
+        >>> raise_together([UsageError("epochs must be at least 1, got 0"), ValueError("a.pth is damaged")])
+        Traceback (most recent call last):
+        ...
+        octaveconv.errors.UsageError: 2 things are wrong: (1) epochs must be at least 1, got 0; (2) a.pth is damaged
+    """
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        listed = "; ".join(f"({number}) {error}" for number, error in enumerate(found, 1))
+        raise UsageError(f"{len(found)} things are wrong: {listed}")
 
 
 def require(package: str, extra: str) -> ModuleType:

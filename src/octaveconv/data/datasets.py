@@ -172,7 +172,7 @@ def open_dataset(
         ...     len(images), images.num_classes, images[1][1]
         (2, 2, 1)
     """
-    path, prefix = Path(source), str(source).partition("/")[0].lower()
+    path = Path(source)
     if path.is_dir():
         return _folder(path, split, transform, classes)
     if path.suffix == ".rec" and path.is_file():
@@ -181,11 +181,17 @@ def open_dataset(
         return _tar(path, split, transform, classes)
     if path.exists():
         raise UsageError(f"{path} is neither a folder nor a .tar nor a .rec file: unpack it and name the folder")
-    if prefix in _NAMED and "/" in str(source):
+    if is_named(str(source)):
         named = _named(str(source), split, transform, root)
         _check_order(named.source, named.classes, classes)
         return named
     raise UsageError(f"there is no folder or file {str(source)!r}: name one, or a data set as in hfds/NAME")
+
+
+def is_named(source: str) -> bool:
+    """Whether a source has the form of a name, as in ``hfds/NAME``."""
+    prefix, slash, _ = source.partition("/")
+    return bool(slash) and prefix.lower() in _NAMED
 
 
 def _folder(path: Path, split: str | None, transform: Transform | None, classes: Sequence[str] | None) -> Images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,12 @@ def batches(
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),  # the global one is left as it is
     )
+
+
+def worker_count(asked: int) -> int:
+    """As many loading processes as were asked for, but at most this process's share of the cores that it may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(asked, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes.world_size()))))
 
 
 @dataclass

@@ -14,18 +14,18 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
-from .. import _atomic, _checksum, _csv, _figure, env
-from .._text import say
+from .. import _atomic, _checksum, _csv, _figure, _yaml, env
+from .._text import one_line, reason, say
 from ..errors import UsageError, require
 from ..weights import files as weights
+from ..weights import pickles
 from . import curves as _curves
 from . import lock as _lock
 from . import state as _state
@@ -49,6 +49,7 @@ class RunFolder:
         self.last, self.previous, self.best = (path / name for name in ("last.pth", "last.prev.pth", "best.pth"))
         self.results = path / "results.csv"
         self._has_saved = False
+        self._made: list[Path] = []  # folders that `new` has made
         self._tensorboard = tensorboard
         self._writer: Any = None
 
@@ -66,8 +67,8 @@ class RunFolder:
             MissingExtra: TensorBoard is not installed.
             OSError: the folder cannot be created.
         """
-        if name != Path(name).name or name in ("", ".."):
-            raise UsageError(f"{name!r} is not a name for a run: use letters, digits, - and _")
+        check_name(name)
+        made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             run = cls(parent / (name if number == 1 else f"{name}-{number}"), tensorboard)
@@ -76,6 +77,7 @@ class RunFolder:
             except FileExistsError:
                 continue
             _atomic.sync(parent)
+            run._made = [run.path, *made]
             return run
         raise AssertionError
 
@@ -97,6 +99,19 @@ class RunFolder:
             )
         return run
 
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        """Remove the folder that `new` made if the block fails before there is anything worth keeping in it."""
+        try:
+            yield
+        except BaseException:
+            if self._made and not (self.last.exists() or self.results.exists()):
+                shutil.rmtree(self.path, ignore_errors=True)
+                with suppress(OSError):  # another run is in it
+                    for folder in self._made[1:]:
+                        folder.rmdir()
+            raise
+
     def alone(self) -> AbstractContextManager[Any]:
         """Keep other processes from training in this folder, from this call to the end of a ``with`` block.
 
@@ -109,17 +124,22 @@ class RunFolder:
         with self._explained():
             return _lock.take(self.path)
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the settings of a new run, plain data, to config.yaml.
+    def write_config(self, config: Mapping[str, Any], again: bool = False) -> None:
+        """Write the settings of a run, plain data, to config.yaml.
+
+        Args:
+            config: the settings.
+            again: replace those that were written before: a run is to have more epochs.
 
         Raises:
             FileExistsError: they were written before.
+            ValueError: they are not plain data.
             OSError: they cannot be written.
         """
         path = self.path / "config.yaml"
-        if path.exists():
+        if path.exists() and not again:
             raise FileExistsError(f"{path} exists: a run has one configuration")
-        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        text = _yaml.dump(dict(config))
         with self._writing(path) as file:
             file.write(text.encode())
 
@@ -131,8 +151,8 @@ class RunFolder:
         """
         path = self.path / "config.yaml"
         try:
-            config = yaml.safe_load(path.read_text("utf-8"))
-        except yaml.YAMLError as error:
+            config = _yaml.read(path)
+        except ValueError as error:
             raise UsageError(f"{path} is not YAML: {error}") from error
         if not isinstance(config, dict):
             raise UsageError(f"{path} does not hold settings: it must consist of lines NAME: VALUE")
@@ -179,18 +199,20 @@ class RunFolder:
         for path in (self.last, self.previous, *([self.best] if self.best.exists() else [])):
             try:
                 problem = _checksum.problem(path)
-                state: Any = None if problem else torch.load(path, map_location="cpu", weights_only=True)
+                state: Any = None if problem else pickles.read(path)
             except FileNotFoundError:
                 problems.append(f"{path} does not exist")
                 continue
-            except Exception as error:  # a damaged file makes PyTorch raise anything
-                problem = type(error).__name__
+            except (ValueError, OSError) as error:
+                problem = reason(error)
             if problem:
                 problems.append(f"{path} cannot be read ({problem})")
                 continue
             if problems:
                 say(f"octaveconv: {' and '.join(problems)}: resuming from {path}", error=True)
-            return state  # type: ignore[no-any-return]
+            if not isinstance(state, dict):
+                raise ValueError(f"{path} is not a checkpoint of octaveconv train: start again")
+            return state
         raise ValueError(f"{' and '.join(problems)}: there is nothing to resume from: start again")
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -218,8 +240,9 @@ class RunFolder:
             return
         if not (columns := _csv.header(self.results)):
             return self.results.unlink()
-        lines = [line for line in self.results.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        kept = [line for line, cells in zip(lines, csv.reader(lines)) if _epoch(columns, cells) < epoch]
+        with _csv.readable(self.results) as file:
+            lines = [line for line in file if line.endswith("\n")]
+            kept = [line for line, cells in zip(lines, csv.reader(lines)) if _epoch(columns, cells) < epoch]
         with self._writing(self.results) as file:
             file.write("".join([lines[0], *kept]).encode())
 
@@ -235,8 +258,14 @@ class RunFolder:
 
         Raises:
             MissingExtra: matplotlib is not installed.
+            ValueError: the table is not one of epochs and numbers.
         """
-        figure = _curves.draw(self.rows())
+        try:
+            figure = _curves.draw(self.rows())
+        except (KeyError, TypeError, OverflowError, ValueError) as error:
+            raise ValueError(
+                f"{self.results} cannot be drawn ({one_line(error)}): another program has changed it"
+            ) from error
         paths = [self.path / "curves.png", self.path / "curves.svg"] if figure else []
         for path in paths:
             with self._writing(path) as file:
@@ -285,6 +314,12 @@ class RunFolder:
                 kept, cure = f"{self.last} is unchanged", f"resume: octaveconv train --resume {self.path}"
             reason = cause.strerror or cause
             raise OSError(f"cannot write to {self.path}: {reason}{needs}; {kept}: {first}{cure}") from error
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError unless a run can have this name."""
+    if name != Path(name).name or name in ("", ".."):
+        raise UsageError(f"{name!r} is not a name for a run: use letters, digits, - and _")
 
 
 def _system_error(error: BaseException | None) -> OSError | None:

@@ -42,5 +42,5 @@ def _holder(folder: Path) -> str:
         newest = max(folder.glob("env*.json"), key=lambda path: path.stat().st_mtime)
         found = json.loads(newest.read_text())
         return f"process {found['process']} on {found['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -25,14 +25,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import evaluate, processes
 from .._modes import DTYPES
-from .._text import counted, say
+from .._text import counted, one_line, say
 from ..about import About
+from ..data import loading
 from ..data.augment import STREAMS, generators_kept, seed_generators, train_transform, training_batches
 from ..data.datasets import Images, Stream, open_dataset, preprocessing
-from ..errors import MissingExtra, Stopped, UsageError
+from ..errors import MissingExtra, Stopped, UsageError, raise_together
 from ..weights import Weights
+from .check import complaints, unit
+from .defaults import settle
 from .folder import RunFolder
-from .network import check, network, norms
+from .network import network, norms
 from .progress import progress
 from .recipe import Recipe
 
@@ -40,24 +43,34 @@ from .recipe import Recipe
 class Training:
     """One run: network, data, optimizer, and position (``epoch``, and ``step`` within it).
 
+    Attributes:
+        recipe: what it does, without open fields.
+        chosen: what of that was chosen for the number of images, in words.
+        workers: processes that load images.
+
     Args:
-        recipe: see `Recipe`.
+        recipe: see `Recipe`; `defaults.settle` says how open fields are chosen.
         device: ``cpu`` or ``cuda``, or one GPU such as ``cuda:1``.
         start: weights in place of the recipe's checkpoint, which a run that is resumed does not need again.
 
     Raises:
-        UsageError: the recipe names a network, data or a batch that cannot be; the message says which.
+        UsageError: the recipe names a network, data or a batch that cannot be; the message lists all that is wrong.
         ValueError, OSError: the weights to start from cannot be read, or do not fit.
     """
 
     def __init__(self, recipe: Recipe, device: str, start: Weights | None = None) -> None:
-        self.recipe, self.device = recipe, torch.device(device)
-        if recipe.sync_bn and self.device.type == "cpu" and processes.world_size() > 1:
-            raise UsageError("sync_bn needs GPUs: PyTorch's own norms, as in the stem, synchronize nowhere else")
-        check(recipe, start)  # at once; listing the images may take minutes
+        self.device = torch.device(device)
+        raise_together(complaints(recipe, device, start))
         self.train_set, self.val_set = _data(recipe)
-        self.steps = len(self.train_set) // recipe.batch_size  # of an epoch
-        _check_batch(recipe, len(self.train_set))
+        count = len(self.train_set)
+        self.recipe, self.chosen = settle(recipe, count, unit(recipe))
+        recipe = self.recipe
+        if recipe.batch_size > count:
+            raise UsageError(
+                f"batch_size {recipe.batch_size} is more than the {count} training images: lower or omit it"
+            )
+        self.steps = count // recipe.batch_size  # of an epoch
+        self.workers = loading.worker_count(recipe.workers)
         self.model: Any = network(recipe, _num_classes(recipe, self.train_set), self.train_set.classes, start)
         self.about = About.of(self.model, recipe.model).metadata()
         evaluate.check_classes(self.model, self.val_set)
@@ -109,7 +122,7 @@ class Training:
         """Take over the state of a run with the same recipe.
 
         Raises:
-            UsageError: a version of octaveconv with other random streams wrote it.
+            UsageError: a version of octaveconv with other random streams wrote it, or it is another run's.
         """
         if state.get("streams") != STREAMS:
             raise UsageError(
@@ -117,13 +130,23 @@ class Training:
                 "augmentation: finish it with that version (env.json names it), start again, or give its last.pth "
                 "as the checkpoint of a new run"
             )
+        try:
+            self._restore(state)
+        except Exception as error:  # PyTorch raises anything about a state that is not what it should be
+            problem = f"{type(error).__name__}: {one_line(error)}"
+            raise UsageError(f"the checkpoint does not fit this run ({problem}): are its data the same?") from error
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        epoch, step = state["epoch"], state["step"]
+        if not all(type(count) is int and count >= 0 for count in (epoch, step)) or step > self.steps:
+            raise ValueError(f"it is in epoch {epoch!r}, step {step!r} of {self.steps}")
+        self.best, self.loss_sum = float(state["best"]), float(state["loss_sum"])
         self.model.load_state_dict(state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.loss_sum = state["loss_sum"]
+        self.epoch, self.step = epoch, step
 
     def learning_rate(self) -> float:
         """The learning rate of this step: a linear warm-up, then a cosine to 0."""
@@ -154,7 +177,7 @@ class Training:
             start=self.step,
             batch_size=recipe.batch_size,
             parts=recipe.accumulate,
-            workers=recipe.workers,
+            workers=self.workers,
             pin_memory=self.device.type == "cuda",
             skipped=self.skipped if recipe.skip_corrupt else None,
         )
@@ -210,7 +233,7 @@ class Training:
             max(1, self.recipe.batch_size // processes.world_size() // self.recipe.accumulate),
             str(self.device),
             self.recipe.dtype,
-            workers=self.recipe.workers,
+            workers=self.workers,
             skip_corrupt=self.recipe.skip_corrupt,
         )
         score = evaluate.evaluate(model, self.val_set, settings)
@@ -256,12 +279,12 @@ def train(training: Training, folder: RunFolder | None) -> dict[str, Any]:
             log.epoch(row)
             _save(training, folder, is_best)
     if folder is not None:
+        best = training.ema.module if training.ema else training.model
+        folder.finish(best.state_dict(), training.about)
         try:
             folder.curves()
         except MissingExtra as error:
             say(f"no curves: {error}")
-        best = training.ema.module if training.ema else training.model
-        folder.finish(best.state_dict(), training.about)
     return row | ({"skipped": len(training.told)} if training.recipe.skip_corrupt else {})
 
 
@@ -358,8 +381,6 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def _data(recipe: Recipe) -> tuple[Images, Images | Stream]:
-    if not recipe.data:
-        raise UsageError("there are no images: give data, for instance a folder with train/CLASS/* and val/CLASS/*")
     has_parts = not recipe.data.endswith(".rec") and not recipe.val_data
     train_set = open_dataset(recipe.data, "train" if has_parts else None)
     if isinstance(train_set, Stream):
@@ -376,15 +397,3 @@ def _num_classes(recipe: Recipe, train_set: Images) -> int:
             f"{train_set.source} has {train_set.num_classes} classes, but num_classes is {recipe.num_classes}: omit it"
         )
     return train_set.num_classes or recipe.num_classes
-
-
-def _check_batch(recipe: Recipe, count: int) -> None:
-    mixes = bool(recipe.mixup or recipe.cutmix)
-    unit = processes.world_size() * recipe.accumulate * (2 if mixes else 1)
-    if recipe.batch_size % unit:
-        raise UsageError(
-            f"batch_size {recipe.batch_size} cannot be divided among {processes.world_size()} processes in "
-            f"{recipe.accumulate} parts{' of pairs to mix' if mixes else ''}: use a multiple of {unit}"
-        )
-    if recipe.batch_size > count:
-        raise UsageError(f"batch_size {recipe.batch_size} is more than the {count} training images: lower it")

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.optim import list_optimizers
 from torch import nn
 from torch.func import functional_call
 
 from .. import processes
 from .._modes import eval_mode
-from .._text import did_you_mean, one_line
+from .._text import one_line
 from ..errors import UsageError
-from ..models.create import check as check_network
 from ..models.create import create
 from ..nn import OctBatchNorm2d
 from ..weights import Weights
@@ -58,17 +56,6 @@ def network(
         for norm in norms(model):
             norm.requires_grad_(False)
     return model
-
-
-def check(recipe: Recipe, start: Weights | None = None) -> None:
-    """Raise what `network` and the optimizer would, as far as that is known without images."""
-    model_args = dict(recipe.model_args, drop_rate=recipe.dropout)
-    checkpoint = start or recipe.checkpoint or None
-    check_network(recipe.model, recipe.alpha, checkpoint, recipe.num_classes or None, model_args)
-    known = [*list_optimizers(), *(f"lookahead_{name}" for name in list_optimizers())]
-    if recipe.opt.lower() not in known:
-        cure = did_you_mean(recipe.opt.lower(), known) or ": sgd, adamw and lamb are some of its"
-        raise UsageError(f"timm has no optimizer {recipe.opt!r}{cure}")
 
 
 def _check_classifier(model: nn.Module, recipe: Recipe) -> None:

@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from .. import _yaml
 from ..errors import UsageError
 
 
 def mapping(text: str) -> dict[str, Any]:
     """Names and values, in YAML."""
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
+        found = _yaml.load(text)
+    except ValueError:
         found = None
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise argparse.ArgumentTypeError(f"must be names and values, as in '{{stem: 3x3, width: 8}}', got {text!r}")
+    if not isinstance(found, dict):
+        given = repr(text[:60])
+        raise argparse.ArgumentTypeError(f"must be names and values, as in '{{stem: 3x3, width: 8}}', got {given}")
     return found
 
 

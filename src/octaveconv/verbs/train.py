@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from .._text import counted, say, text_table
-from ..errors import Stopped, UsageError
-from ..train.recipe import Recipe, read_yaml
+from ..errors import Stopped, UsageError, raise_together
+from ..train.recipe import Recipe, problems, read_yaml
 from ._arguments import add_model, positive, told_to_skip
 
 
@@ -63,25 +64,31 @@ def run(args: argparse.Namespace) -> Any:
     ):
         # Each machine counts only the restarts that began on it.
         restarts = max(processes.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
-        resumed, is_first = _to_resume(args, restarts), processes.rank() == 0
+        is_first = processes.rank() == 0
+        resumed, training = _asked_to_resume(args), None
+        if resumed is None:
+            training = Training(*_recipe(args, device))
+            resumed = _newest(args, training.recipe) if restarts else None
         if resumed and is_first:
             held.enter_context(RunFolder.open(resumed).alone())
         resumed = processes.gather(resumed)[0]  # so none reads the checkpoint before the first has the lock
-        state = RunFolder.open(resumed).load() if resumed else None
-        recipe, start = _of_run(resumed, state) if resumed else _recipe(args)
-        training = Training(recipe if resumed else recipe.checked(), device, start)
-        if state:
+        if resumed:
+            state = RunFolder.open(resumed).load()
+            training = training or Training(*_of_run(args, resumed, state, device))
             training.restore(state)
-        folder = _folder(args, recipe, resumed, training, held) if is_first else None
+        folder = _folder(args, training, resumed, held) if is_first else None
         if not is_first:
             args.json = None
         try:
             with told_to_skip():
-                return train(training, folder)
+                row = train(training, folder)
         except Stopped as error:
             if folder is None:
                 raise
             raise Stopped(f"{error}; resume: octaveconv train --resume {folder.path}") from error
+        if folder is not None:
+            _tell_next(folder, training.recipe)
+        return row
 
 
 def describe() -> list[list[str]]:
@@ -102,61 +109,98 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _recipe(args: argparse.Namespace) -> tuple[Recipe, Any]:
-    """The recipe of a new run, with the size that its weights record unless one is given, and these weights."""
+def _recipe(args: argparse.Namespace, device: str) -> tuple[Recipe, str, Any]:
+    """The recipe of a new run, with the size that its weights record unless one is given; the device; these weights.
+
+    Raises:
+        UsageError: the message lists everything that is wrong.
+    """
     from ..models.create import source
+    from ..train.check import complaints
+    from ..train.folder import check_name
 
     given = _file(args) | _options(args)
-    recipe = Recipe.of(given)
-    name, start = source(recipe.model, recipe.checkpoint or None)
-    if start is None:
-        return recipe, None
-    recorded = {"size": start.about.size, "crop_pct": start.about.pretrained_cfg.get("crop_pct")}
-    recorded = {field: value for field, value in recorded.items() if value is not None}
-    return Recipe.of(recorded, given, {"model": name, "checkpoint": recipe.checkpoint or recipe.model}), start
+    wrong = problems(given)
+    found: list[Exception] = [UsageError(text) for text in wrong.values()]
+    recipe = Recipe.of({name: value for name, value in given.items() if name not in wrong})
+    for check in (recipe.checked, lambda: check_name(_name(args, recipe))):
+        try:
+            check()
+        except UsageError as error:
+            found.append(error)
+    try:
+        name, start = source(recipe.model, recipe.checkpoint or None)
+    except (ValueError, OSError):  # `complaints` finds it again
+        start = None
+    if start is not None:
+        recorded = {"size": start.about.size, "crop_pct": start.about.pretrained_cfg.get("crop_pct")}
+        recorded = {field: value for field, value in recorded.items() if value is not None and field not in given}
+        origin = {"model": name, "checkpoint": recipe.checkpoint or recipe.model}
+        recipe = Recipe.of(recipe.to_dict(), recorded, origin)
+    if found:
+        others = complaints(recipe, device, start)
+        raise_together(found + [error for error in others if "data" not in wrong or "no images" not in str(error)])
+    return recipe, device, start
 
 
-def _of_run(folder: Path, state: Any) -> tuple[Recipe, Any]:
+def _of_run(args: argparse.Namespace, folder: Path, state: dict[str, Any], device: str) -> tuple[Recipe, str, Any]:
     """The recipe of a run that is resumed, and the weights in its checkpoint: those it started from may be gone."""
     from ..weights import files as weights
 
-    if not isinstance(state, dict) or not isinstance(state.get("recipe"), dict):
+    if not isinstance(state.get("recipe"), dict):
         raise UsageError(f"the checkpoint of {folder} is not one of octaveconv train, which records its recipe")
-    return Recipe.of(state["recipe"]), weights.of_state(folder, state)
+    recipe, trained = Recipe.of(state["recipe"]).complete(), state.get("epoch")
+    if args.epochs is not None:
+        recipe = Recipe.of(recipe.to_dict(), {"epochs": args.epochs})
+        if isinstance(trained, int) and recipe.epochs < trained:
+            raise UsageError(
+                f"{folder} has trained {counted(trained, 'epoch')} already: --epochs must be at least that"
+            )
+    return recipe, device, weights.of_state(folder, state)
 
 
 def _name(args: argparse.Namespace, recipe: Recipe) -> str:
-    return args.name or recipe.model + ("" if recipe.alpha is None else f"-{recipe.alpha:g}")
+    return args.name or Path(recipe.model).name + ("" if recipe.alpha is None else f"-{recipe.alpha:g}")
 
 
-def _to_resume(args: argparse.Namespace, restarts: int) -> Path | None:
-    """The run to resume: the one named, or, if torchrun has restarted this after a failure, its newest."""
-    if args.resume or not restarts:
-        if args.resume and (args.recipe or _options(args)):
-            raise UsageError("--resume continues a run with its own recipe: omit the other options")
-        return args.resume  # type: ignore[no-any-return]
+def _asked_to_resume(args: argparse.Namespace) -> Path | None:
+    """The run that is named, if one is."""
+    if args.resume and (args.recipe or _options(args).keys() - {"epochs"}):
+        raise UsageError("--resume continues a run with its own recipe: omit the other options (all but --epochs)")
+    return args.resume  # type: ignore[no-any-return]
+
+
+def _newest(args: argparse.Namespace, recipe: Recipe) -> Path | None:
+    """The newest run of a recipe, for torchrun, which starts this again after a failure."""
     from ..train.folder import RunFolder
 
-    recipe, _ = _recipe(args)
     name = _name(args, recipe)
-    runs = [path for path in args.out.glob(f"{name}*") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", path.name)]
+    runs = [path for path in args.out.glob("*") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", path.name)]
     runs = [path for path in runs if any(path.glob("last*.pth")) and RunFolder(path).config() == recipe.to_dict()]
     return max(runs, key=lambda path: path.stat().st_ctime, default=None)
 
 
-def _folder(args: argparse.Namespace, recipe: Recipe, resumed: Path | None, training: Any, held: ExitStack) -> Any:
+def _folder(args: argparse.Namespace, training: Any, resumed: Path | None, held: ExitStack) -> Any:
     """The run's folder, new or resumed; prints what is about to be done."""
     from ..train.folder import RunFolder
 
+    recipe = training.recipe
     if resumed:
         folder = RunFolder.open(resumed, args.tensorboard)
         folder.truncate(training.epoch + 1)
+        if args.epochs is not None:
+            folder.save(training.state())  # so that this run has as many epochs however often it is resumed
+            folder.write_config(recipe.to_dict(), again=True)
         if training.epoch >= recipe.epochs:
-            say(f"{folder.path} is finished: it has trained its {counted(recipe.epochs, 'epoch')}")
+            say(
+                f"{folder.path} is finished: it has trained its {counted(recipe.epochs, 'epoch')} (to train on: "
+                f"--epochs N)"
+            )
             return folder
         say(f"resuming {folder.path} in epoch {training.epoch + 1}, step {training.step} of {training.steps}")
     else:
         folder = RunFolder.new(args.out, _name(args, recipe), args.tensorboard)
+        held.enter_context(folder.started())
         held.enter_context(folder.alone())
         folder.write_config(recipe.to_dict())
     folder.write_env()
@@ -164,8 +208,19 @@ def _folder(args: argparse.Namespace, recipe: Recipe, resumed: Path | None, trai
     say(
         f"{folder.path}: batch {recipe.batch_size}, learning rate {recipe.scaled_lr():g}{scaled}, {recipe.dtype}, "
         f"{training.device}; {len(training.train_set):,} images of {recipe.size}x{recipe.size} pixels, "
-        f"{training.steps} steps per epoch",
+        f"{counted(training.steps, 'step')} per epoch, {counted(training.workers, 'loading worker')}",
+        *filter(None, [training.chosen]),
         *training.train_set.notes,
         *training.val_set.notes,
     )
     return folder
+
+
+def _tell_next(folder: Any, recipe: Recipe) -> None:
+    """Print where the trained network is, and what to type next."""
+    path, data = shlex.quote(str(folder.path)), shlex.quote(recipe.val_data or recipe.data)
+    say(
+        f"the network: {folder.path / 'model.safetensors'}; next:",
+        f"  octaveconv eval {path} --data {data}",
+        f"  octaveconv export {path} --out {path}/model.onnx",
+    )

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from .. import _atomic, _checksum
+from .. import _atomic, _checksum, _yaml
+from .._text import one_line
 from ..about import About
 from ..mxnet.container import HEAD, kind_of
 from ..mxnet.params import load_mxnet
-from . import keymaps
+from . import keymaps, pickles
 
 IN_RUNS = ("model.safetensors", "best.pth", "last.pth", "last.prev.pth")  # the weights in a run folder, best first
 _NESTED = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")  # timm's order, and a run's averaged weights
@@ -63,7 +62,8 @@ class Weights(NamedTuple):
     def num_classes(self) -> int | None:
         """The number of classes, if there is a classifier."""
         recorded = self.about.pretrained_cfg.get("num_classes")
-        return next((len(self.tensors[name]) for name in _CLASSIFIERS if name in self.tensors), recorded)
+        heads = (self.tensors[name] for name in _CLASSIFIERS if name in self.tensors)
+        return next((len(head) for head in heads if head.ndim), recorded)
 
     def state_dict(self, model: nn.Module, rebuilt: bool = False) -> dict[str, Tensor]:
         """These weights by the names of ``model``; only its shapes are used.
@@ -151,12 +151,10 @@ def architecture(model: nn.Module) -> str:
 
 def _completed(about: About, recipe: Path) -> About:
     """What a file says, and where it says nothing, the recipe of its run."""
-    import yaml
-
     try:
-        content = yaml.safe_load(recipe.read_text("utf-8"))
+        content = _yaml.read(recipe)
         told = About.of_recipe(content if isinstance(content, dict) else {})
-    except (yaml.YAMLError, ValueError, OSError):
+    except (ValueError, OSError):
         return about
     return replace(told, **{key: value for key, value in vars(about).items() if value not in (None, {})})
 
@@ -167,17 +165,17 @@ def _read_safetensors(path: Path) -> Weights:
             about = About.read(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
             return Weights(path, tensors, about)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except Exception as error:  # a foreign or damaged file may make safetensors raise anything
+        raise ValueError(f"{path} is damaged: {one_line(error) or type(error).__name__}") from error
 
 
 def _load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError) as error:
+        return pickles.read(path)
+    except ValueError as error:
         raise ValueError(
-            f"{path} is not an MXNet or safetensors file, and PyTorch cannot read it with weights_only=True: it is "
-            f"damaged, or holds more than tensors (then save its state_dict alone)"
+            f"{path} is not an MXNet or safetensors file, and PyTorch cannot read it with weights_only=True ({error}): "
+            f"it is damaged, or holds more than tensors (then save its state_dict alone)"
         ) from error
 
 
@@ -192,20 +190,24 @@ def of_state(path: Path, state: Any) -> Weights:
         state = next((state[key] for key in _NESTED if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} does not hold a state dict")
-    modules = getattr(state, "_metadata", {})
-    root: dict[str, Any] = next(
-        (modules[name] for name in ("", "module", "_orig_mod") if {"alpha", "octavify"} & modules.get(name, {}).keys()),
-        {},
-    )
+    if wrong := [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]:
+        raise ValueError(
+            f"{path} does not hold a state dict alone: its entry {str(wrong[0])[:60]!r} is not a named tensor"
+        )
     try:
+        modules = getattr(state, "_metadata", {})
+        names = ("", "module", "_orig_mod")
+        root: dict[str, Any] = next(
+            (modules[name] for name in names if {"alpha", "octavify"} & modules.get(name, {}).keys()), {}
+        )
         if isinstance(outer.get("about"), Mapping):
             about = About.read(outer["about"])
         elif isinstance(outer.get("recipe"), Mapping):
             with suppress(ValueError):  # of another program
                 about = About.of_recipe(outer["recipe"])
         marks = About.read({"alpha": next(iter(root.get("alpha", ())), None), "octavify": root.get("octavify")})
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {one_line(error)}") from error
     about = replace(
         about, **{key: value for key in ("alpha", "octavify") if (value := getattr(marks, key)) is not None}
     )
@@ -240,11 +242,11 @@ def refuse(path: str | os.PathLike[str], name: str = "...") -> None:
 def _is_marked_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Whether a PyTorch checkpoint, or a state dict in it, is marked as an octavified network's."""
     try:
-        state = torch.load(path, map_location="meta", weights_only=True)
+        state = pickles.read(path, "meta")
         states = [state, *(state.values() if isinstance(state, Mapping) else ())]
         modules = [module for found in states for module in getattr(found, "_metadata", {}).values()]
         return any("octavify" in module for module in modules)
-    except Exception:  # a foreign or damaged file makes PyTorch raise anything
+    except (ValueError, OSError, AttributeError, TypeError):  # it is not a state dict
         return False
 
 
