@@ -76,8 +76,8 @@ def fuzz_table():
     return (
         f"{markdown(rows)}\n\nConditions: `python experiments/fuzz.py`, commit {result['commit']}, PyTorch "
         f"{result['env']['torch']}, 1 thread, {result['env']['cpu']}; a file fails if reading it ends the process, "
-        f"raises another error than the reader promises, takes more than {result['seconds_limit']:g} s of the processor, "
-        f"or more than its size and 64 MiB of address space (`params`: 82, for a file that xz -9 has compressed needs 65)."
+        f"raises another error than the reader promises, or takes more than {result['seconds_limit']:g} s of the "
+        f"processor or than its size and 64 MiB of address space (`params`: 82, for what xz -9 compresses needs 65)."
     )
 
 
