@@ -28,7 +28,7 @@ def make(folder):
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     model(torch.randn(2, 3, 32, 32)).sum().backward()
     optimizer.step()
-    recipe = Recipe(model="oct_resnetv2_26", alpha=0.5, model_args=NETWORK)
+    recipe = Recipe(model="oct_resnetv2_26", alpha=0.5, model_args=NETWORK, epochs=120)
     run.write_config(recipe.to_dict())
     about = About.of(model).metadata()
     state = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), epoch=3, about=about)

@@ -129,7 +129,7 @@ def nested_lists(levels):
     return b"\x80\x02" + b"]" * levels + b"a" * (levels - 1) + b"."
 
 
-BOMBS = {  # pickles that PyTorch's reader takes seconds, or for ever, to refuse, or that end the process
+BOMBS = {  # pickles that PyTorch's reader refuses after seconds or hours, or not at all
     "lists": nested_lists(100_000),
     "a key of tuples": b"\x80\x02})" + b"\x85" * 200_000 + b"Ks.",
     "shared tuples": b"\x80\x02})" + b"".join(bytes([113, i, 104, i, 134]) for i in range(60)) + b"Ns.",

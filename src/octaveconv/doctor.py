@@ -147,8 +147,9 @@ def _listed(names: Sequence[str]) -> str:
 def _run(run: RunFolder) -> Iterator[Finding]:
     recipe = None
     try:
-        recipe = Recipe.of(run.config()).complete()
-        yield Finding(str(run.path / "config.yaml"), False, f"the recipe, of {counted(recipe.epochs, 'epoch')}")
+        recipe = Recipe.of(run.config())
+        epochs = f", of {counted(recipe.epochs, 'epoch')}" if recipe.epochs else ""  # open only if written by hand
+        yield Finding(str(run.path / "config.yaml"), False, f"the recipe{epochs}")
     except _FAULTS as error:
         cure = "last.pth has the recipe, too, with which octaveconv train --resume resumes"
         yield Finding(str(run.path / "config.yaml"), True, f"{_said(run.path / 'config.yaml', error)}: {cure}")
@@ -210,7 +211,7 @@ def _results(run: RunFolder, state: Any) -> Iterator[Finding]:
 
 def _final(run: RunFolder, state: Any, recipe: Recipe | None) -> Iterator[Finding]:
     path, resume = run.path / "model.safetensors", f"octaveconv train --resume {run.path}"
-    finished = bool(state and recipe and state["epoch"] >= recipe.epochs)
+    finished = bool(state and recipe and recipe.epochs and state["epoch"] >= recipe.epochs)
     if path.exists():
         found = _weights(path)
         if not found.wrong and finished:
@@ -220,7 +221,7 @@ def _final(run: RunFolder, state: Any, recipe: Recipe | None) -> Iterator[Findin
         yield found._replace(text=f"{found.text}; {resume} writes it again") if found.wrong and finished else found
     elif finished:
         yield Finding(str(path), True, f"there are no final weights: {resume} writes them")
-    elif state and recipe:
+    elif state and recipe and recipe.epochs:
         yield Finding(str(run.path), False, f"not finished, {state['epoch']} of {recipe.epochs} epochs: {resume}")
 
 

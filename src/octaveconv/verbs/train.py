@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> Any:
         # Each machine counts only the restarts that began on it.
         restarts = max(processes.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
         is_first = processes.rank() == 0
-        resumed, training = _asked_to_resume(args), None
+        resumed = _asked_to_resume(args)
+        training: Any = None
         if resumed is None:
             training = Training(*_recipe(args, device))
             resumed = _newest(args, training.recipe) if restarts else None

@@ -2,7 +2,7 @@
 
 Checkpoints of other programs, damaged ones, and those made to do harm all come through `read`. PyTorch's reader with
 ``weights_only=True`` runs nothing, but it hashes, compares and prints what it builds: a few hundred bytes of tuples in
-tuples keep it busy for ever, and 200,000 end the process. So the operations are counted first.
+tuples keep it busy for ever. So the operations are counted first.
 """
 
 from __future__ import annotations
