@@ -516,7 +516,7 @@ def test_a_run_is_extended(finished, data, tmp_path, capsys):
     assert (state["epoch"], state["recipe"]["epochs"]) == (3, 3)
     assert float(rows[1].split(",")[1]) == pytest.approx(0.05 * (1 + math.cos(math.pi * 6 / 10)), rel=1e-4)
     assert cli.main([*resume, "--epochs", "2"]) == 2
-    assert "has trained 3 epochs: --epochs must be at least that" in capsys.readouterr().err
+    assert "has trained 3 epochs already: --epochs must be at least that" in capsys.readouterr().err
     assert cli.main([*resume, "--epochs", "1e23"]) == 2
     assert "epochs must be a whole number, got '1e23'" in capsys.readouterr().err
 
