@@ -232,6 +232,7 @@ def main():
 
     report = {
         "env": env.facts(),
+        "threads": 1,
         "commit": env.commit().removesuffix(env.DIRTY),
         "chunk": options.chunk,
         "seconds_limit": SECONDS,

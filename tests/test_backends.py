@@ -133,7 +133,9 @@ def test_dtypes(backend, case, dtype):
         assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("case", ["inner", "stride", "1d", "3d stride", "up"])
+@pytest.mark.parametrize(
+    "case", ["stride", "3d stride", *(pytest.param(each, marks=pytest.mark.slow) for each in ("inner", "1d", "up"))]
+)
 @pytest.mark.parametrize("backend", FAST)
 def test_compile(backend, case):
     """No graph break, equal values; eager graph execution, since code generation is Inductor's own business."""

@@ -94,6 +94,7 @@ def test_signals_can_be_handled_after_two_openvino_networks(tmp_path):
     assert (done.returncode, done.stdout[:7]) == (0, "signal\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_aoti(tmp_path):
     """A layer, for its compiler takes seconds for each."""
     layer = oc.OctConv2d(3, 4, 1, alpha_out=0.5)

@@ -104,7 +104,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize(  # stopped in the middle of the first epoch; in the second
     ("changes", "stop_after"),
-    [(VARIANTS[0], 1), (VARIANTS[0], 3), (VARIANTS[1], 3), (VARIANTS[2], 1), (VARIANTS[3], 3), (VARIANTS[4], 1)],
+    [(VARIANTS[0], 1), (VARIANTS[1], 3), (VARIANTS[2], 1), (VARIANTS[3], 3), (VARIANTS[4], 1)],
     ids=lambda value: " ".join(value) or "plain" if isinstance(value, dict) else str(value),
 )
 def test_a_run_that_is_continued_ends_bit_identical(data, changes, stop_after):

@@ -217,7 +217,7 @@ def results(block, x, backend, run=lambda block, x: block(x)):
 
 
 @on_device
-@pytest.mark.parametrize("name", quick(BLOCKS, ["basic", "grouped pre-activation"]))
+@pytest.mark.parametrize("name", quick(BLOCKS, ["grouped pre-activation"]))
 def test_blocks(name, calls):
     block = BLOCKS[name]().to(DEVICE)
     x = random_octave(8, 0.5, (5, 4), device=DEVICE, requires_grad=True)
