@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow lint docs fuzz fuzz-files flips soak sanitize parity coverage wheel dist clean
+.PHONY: help demo test units test-slow lint docs fuzz fuzz-files flips soak sanitize parity coverage wheel dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -10,7 +10,10 @@ help:  ## list the targets
 demo: .venv/demo  ## train an octave network and its dense twin, and compare them
 	$(BIN)/octaveconv quickstart --out runs/quickstart --json runs/quickstart/quickstart.json
 
-test: lint  ## what CI runs: ruff, mypy, pytest
+test: .venv/test  ## what CI runs: ruff, mypy, pytest
+	$(MAKE) --no-print-directory -j2 lint units
+
+units: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 test-slow: .venv/test  ## what `make test` leaves out: the same promises, for more networks and longer (minutes)

@@ -20,7 +20,12 @@ def pytest_configure(config):
     torch.set_num_threads(1)  # one per xdist worker
 
 
+# They come first, so that no worker waits for them at the end.
+LONG = {"test_interpreted", "test_no_sanitizer_reports", "test_two_processes_killed_and_continued"}
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: getattr(item, "originalname", "") not in LONG)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
