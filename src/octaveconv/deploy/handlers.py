@@ -54,7 +54,9 @@ class Handlers(Lowering):
             size = self.node.args[0].meta["val"].shape[2:]  # type: ignore[union-attr]
             start = (total[0] // 2, total[1] // 2)
             grown = tuple(n + each for n, each in zip(size, total))
-            x = mapped(x, lambda part: self.out.window(Window("zeros", self.ref(part), padding=start), grown, ""))
+            x = mapped(
+                x, lambda part: self.out.window(Window("zeros", self.ref(part), padding=start), grown, self.node.name)
+            )
             total = [0, 0]
         return self.conv(x, weight, bias, stride, (total[0] // 2, total[1] // 2), *others)
 

@@ -45,7 +45,6 @@ class Lowering:
         self.values: dict[fx.Node, Any] = {}
         self.last: set[fx.Node] = set()
         self.inputs: dict[tuple[fx.Node, bool], Map] = {}
-        self._given: dict[tuple[fx.Node, bool], Ref] = {}
         self.pads: dict[Value, tuple[Value, Pair]] = {}  # of maps with zeros around them, as many at both ends
 
     def network(self, outputs: Iterable[fx.Node]) -> Lowered:
@@ -92,11 +91,12 @@ class Lowering:
             if (argument in self.last) != self.is_last:
                 raise self.unsupported("the channels of its maps are in different axes")
             return self.values[argument]
-        if (argument, self.is_last) not in self._given:
-            self._given[argument, self.is_last] = self.given(argument)
-        return self._given[argument, self.is_last]
+        key = argument, self.is_last
+        if key not in self.inputs:
+            self.inputs[key] = self.given(argument)
+        return Ref(self.inputs[key], 0, self.inputs[key].channels)
 
-    def given(self, argument: fx.Node) -> Ref:
+    def given(self, argument: fx.Node) -> Map:
         """A map from outside of the stretch."""
         val: Any = argument.meta.get("val")
         batch = self.captured.input.meta["val"].shape[0]
@@ -106,8 +106,7 @@ class Lowering:
         if is_map and _alike(val.shape[0], batch):
             channels, *size = (val.shape[-1], *val.shape[1:-1]) if self.is_last else val.shape[1:]
             if isinstance(channels, int):
-                self.inputs[argument, self.is_last] = Map(channels, (*size, 1, 1)[:2])
-                return Ref(self.inputs[argument, self.is_last], 0, channels)
+                return Map(channels, (*size, 1, 1)[:2])
         raise self.unsupported(f"{argument.name}, which it reads, is not a float32 map of all images")
 
     def handler(self, operation: Any) -> Callable[..., Value]:

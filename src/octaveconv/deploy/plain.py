@@ -45,7 +45,6 @@ def run(network: Lowered, inputs: Sequence[Tensor], last: Sequence[bool], symbol
         last: see `Stretch`.
         symbols: the values of the symbols in the maps' sizes.
     """
-    last = last or [False] * (len(inputs) + len(network.outputs))
     maps = {
         given: _as_map(x.float().movedim(-1, 1) if is_last else x.float())
         for given, x, is_last in zip(network.inputs, inputs, last)

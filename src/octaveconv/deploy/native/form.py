@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,7 +52,7 @@ class Native:
 
     def outside(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], images: int) -> Any:
         """Where the inputs and the parts of the outputs are in memory."""
-        strides_of = [_strides(x, last) for x, last in zip((*inputs, *outputs), self._last or itertools.repeat(False))]
+        strides_of = [_strides(x, last) for x, last in zip((*inputs, *outputs), self._last)]
         ends = [(x.data_ptr(), strides) for x, strides in zip(inputs, strides_of)]
         for output, strides, refs in zip(outputs, strides_of[len(inputs) :], self.constants.network.outputs):
             first = 0
@@ -95,7 +94,8 @@ class Form:
         if isinstance(captured, Saved):
             self._constants: Mapping[Any, Any] = {}
             self.input, self.outputs = captured.network.input, list(range(len(captured.network.outputs)))
-            self.parts = [Stretch([], [self.input], self.outputs, captured.network, [], [])]
+            last = [False] * (1 + len(self.outputs))
+            self.parts = [Stretch([], [self.input], self.outputs, captured.network, last, [])]
             self.report = Report([Part("native", len(captured.network.layers))])
         else:
             self._constants = captured.constants
@@ -106,9 +106,9 @@ class Form:
             for part in self.parts
         ]
         self.natives = [stretch for stretch in self.stretches if isinstance(stretch, Native)]
-        last = {node: i for i, stretch in enumerate(self.stretches) for node in stretch.inputs}
+        last_reader = {node: i for i, stretch in enumerate(self.stretches) for node in stretch.inputs}
         self.dead = [
-            [node for node, end in last.items() if end == i and node not in self.outputs]
+            [node for node, end in last_reader.items() if end == i and node not in self.outputs]
             for i in range(len(self.stretches))
         ]
 
