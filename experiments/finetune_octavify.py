@@ -23,7 +23,7 @@ from octaveconv import env
 from octaveconv.about import About
 from octaveconv.data.datasets import open_dataset, preprocessing
 from octaveconv.evaluate import EvalSettings, evaluate
-from octaveconv.octavify.calibrate import reestimate_norms
+from octaveconv.octavify.repair import reestimate_norms
 from octaveconv.train.recipe import Recipe, read_yaml
 from octaveconv.weights import files as weights
 

@@ -6,23 +6,17 @@ import re
 from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+
+from octavify_tables import coverage_table, finetune_table, real_table
+from tables import ROOT, markdown
 
 from octaveconv import evaluate, models, quickstart
-from octaveconv._text import counted
 from octaveconv.bench import report, speed_report
 from octaveconv.deploy import handlers, operations
 from octaveconv.verbs import models as verb
 from octaveconv.verbs import train as train_verb
 
-ROOT = Path(__file__).parent.parent
 ALPHAS = (0, 0.125, 0.25, 0.5, 0.75)
-
-
-def markdown(rows):
-    """Rows of cells as a Markdown table, the first row as its heading."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "| --- |" + " ---: |" * (len(rows[0]) - 1), *lines[1:]])
 
 
 def networks_table():
@@ -227,83 +221,6 @@ def conditions_of(results):
     return "\n".join([f"Conditions of all: {'; '.join(shared)}. Of each:", "", *(f"- {line}" for line in lines)])
 
 
-def finetune_table():
-    """What octavify keeps of a trained network, and what fine-tuning brings back."""
-    result = json.loads((ROOT / "results" / "octavify_finetune.json").read_text())
-    stages = {"right_away": "at once", "norms": "norms", "one_epoch": "1 epoch", "tenth": f"{result['tenth']} epochs"}
-    found = {}
-    for row in result["rows"]:
-        name = row["network"] + {True: ", with a sample", False: "", None: ""}[row.get("calibrated")]
-        for stage in (*stages, "top1"):
-            if stage in row:
-                found.setdefault((row["alpha"], name), {}).setdefault(stage, []).append(row[stage])
-
-    def cell(values):
-        return f"{mean(values):.1f} ± {stdev(values):.1f}" if values else ""
-
-    rows = [["alpha", "network", *stages.values()]]
-    for (alpha, name), scores in sorted(found.items()):
-        last = "right_away" if name == "dense" else "tenth"
-        scores = scores | ({last: scores["top1"]} if "top1" in scores else {})
-        rows.append([f"{alpha:g}", name, *(cell(scores.get(stage)) for stage in stages)])
-    seeds = len({row["seed"] for row in result["rows"]})
-    note = (
-        f"Top-1 in %, mean and standard deviation of {seeds} seeds. Conditions: {result['what']}; the dense network is "
-        f"trained for {result['epochs']} epochs, fine-tuning begins at a learning rate of {result['lr']:g}, the sample "
-        f"is {result['images']} training images; {counted(result['threads'], 'thread')}, PyTorch "
-        f"{result['env']['torch']}, {result['env']['cpu']}."
-    )
-    return f"{markdown(rows)}\n\n{note}"
-
-
-REASONS = {  # what octavify says today, for the words of the version that measured the networks
-    r"its map of (\S+) is below (\d+) pixels": r"\1 map, smaller than min_size=\2",
-    "it is no feature map": "1x1 map, as in an SE gate",
-    "the stem stays dense": "stem, octave only with stem=True",
-    "takes plain tensors only": "has no octave form",
-    "nothing that makes or reads it takes an octave": "not between two octave layers",
-}
-
-
-def reason(text):
-    for before, now in REASONS.items():
-        text = re.sub(before, now, text)
-    return text
-
-
-def coverage_table():
-    """What octavify makes of the networks of torchvision and timm."""
-    result = json.loads((ROOT / "results" / "octavify_coverage.json").read_text())
-    networks = {name: row for name, row in sorted(result["networks"].items()) if row["outcome"] != "no CNN"}
-    rows = [["network", "octave convolutions", "MACs", "difference at alpha 0", "runs", "what stays dense, mostly"]]
-    for name, row in networks.items():
-        if "convs" not in row:
-            rows.append([name, row["outcome"], "", "", "", row["why"].replace("|", "/")])
-            continue
-        failed = [check for check in ("forward", "backward", "compile", "export") if row.get(check, "ok") != "ok"]
-        rows.append(
-            [
-                name,
-                f"{row['octave']} of {row['convs']}",
-                f"{row['macs']:.0%}",
-                f"{row['difference_at_0']:g}",
-                f"not {', '.join(failed)}" if failed else "all" if row["octave"] else "",
-                "; ".join(f"{count}: {reason(why)}" for why, count in row["why"][:1]),
-            ]
-        )
-    made = sum(row["outcome"] == "octave" for row in networks.values())
-    exact = sum(row.get("difference_at_0") == 0 for row in networks.values())
-    note = (
-        f"{made} of {len(networks)} convolutional networks become octave networks; {exact} give exactly their own "
-        f"output at alpha 0. {len(result['networks']) - len(networks)} others spend less than half of their "
-        f"multiply-adds in convolutions. Conditions: alpha {result['alpha']:g}, images of {result['size']} pixels (or "
-        f"the size that a network insists on), random weights, {result['threads']} thread, PyTorch "
-        f"{result['env']['torch']}, timm {result['env']['timm']}, {result['env']['cpu']}; compile is "
-        f'`torch.compile(backend="eager", fullgraph=True)`.'
-    )
-    return f"{markdown(rows)}\n\n{note}"
-
-
 def deployed_table():
     """What runs the networks of `coverage_deploy.py`: by family, since their sizes differ in depth alone."""
     result = json.loads((ROOT / "results" / "deploy_coverage.json").read_text())
@@ -369,6 +286,7 @@ TABLES = {
     "deploy_fuzz": deploy_fuzz_table,
     "operations": operations_table,
     "octavify": coverage_table,
+    "octavify_real": real_table,
     "finetune": finetune_table,
     "triton": triton_table,
     "speed": speed_table,

@@ -1,22 +1,25 @@
-"""What octavify learns from a sample: the order of channels, the errors, the norms' statistics, alphas for a budget."""
+"""What octavify does with a sample: order channels, choose alphas for a budget, refit layers, and judge each step."""
 
 import copy
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
-from helpers import assert_close
+from helpers import assert_close, random_octave
 from octavify_parts import PARTS, Part, conv, layer, norm, shuffled_spaces
 from torch import fx, nn
 
 import octaveconv as oc
-from octaveconv import reference
-from octaveconv.octave import merge_tensor, split_tensor
-from octaveconv.octavify.calibrate import high_shares, orders
+from octaveconv.octave import octave_map
+from octaveconv.octavify import regression, repair
 from octaveconv.octavify.octavify import _prepare
 from octaveconv.octavify.permute import permute
-from octaveconv.spec import conv_spec
+from octaveconv.octavify.refit import _Fit, _Pixels
+from octaveconv.octavify.repair import reestimate_norms
+from octaveconv.octavify.saliency import saliencies
+from octaveconv.octavify.sample import FEWEST, Judge, Sample, images_in
 
 NETWORKS = {
     "resnext": lambda: torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], groups=8),
@@ -65,38 +68,69 @@ def test_a_learned_scale_is_reordered_with_its_channels():
     assert_close(fx.GraphModule(net.model, net.graph)(x), model(x))
 
 
+# Which channels become low
+
+
 class Waves(nn.Module):
-    """Channels of known frequencies: of each group the first two are rough, the other two smooth."""
+    """Channels of known detail: of each group the first two are rough, the other two smooth."""
 
     def __init__(self):
         super().__init__()
-        self.stem = nn.Conv2d(2, 8, 1, bias=False)
+        self.stem = nn.Conv2d(4, 8, 1, bias=False)
         self.first, self.second = conv(8, 8, 1, groups=2), conv(8, 8, 3, groups=2)
         with torch.no_grad():
-            self.stem.weight.copy_(torch.tensor([[1.0, 0.0], [1, 0], [0, 1], [0, 1]]).repeat(2, 1)[..., None, None])
+            self.stem.weight.copy_(torch.eye(4).repeat(2, 1)[..., None, None])
             self.first.weight.copy_(torch.eye(4).repeat(2, 1)[..., None, None])
 
     def forward(self, x):
         return self.second(self.first(self.stem(x)))
 
 
-def waves(batch=3):
-    """Two channels: a checkerboard, and a wave of an eighth of a cycle per pixel; with an offset that is no wave."""
-    columns = torch.arange(16.0)
-    rough = (-1.0) ** (columns[:, None] + columns)
-    smooth = torch.cos(columns * torch.pi / 4).expand(16, 16)
-    return torch.stack([rough, smooth]).expand(batch, 2, 16, 16) * torch.rand(batch, 2, 1, 1) + 3
+def waves(batch=6):
+    """Two channels of noise, and two that are the same for every two by two pixels."""
+    smooth = torch.randn(batch, 2, 8, 8).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    return torch.cat([torch.randn(batch, 2, 16, 16), smooth], 1)
 
 
-def test_the_energy_above_half_the_nyquist_frequency():
-    net, _ = _prepare(Waves(), (waves(),), [], 8, True)
-    shares = {str(node.target): share for node, share in high_shares(net, [(waves(2),), (waves(3),)]).items()}
-    assert_close(shares["first"].float(), torch.tensor([1.0, 1, 0, 0] * 2))
-    quarter = torch.cos(torch.arange(16.0) * torch.pi / 2).expand(1, 2, 16, 16).clone()  # half Nyquist is not above it
-    quarter[:, 1] = torch.cos(torch.arange(16.0) * torch.pi * 5 / 8)
-    for images in (quarter, quarter.transpose(2, 3)):
-        shares = {str(node.target): share for node, share in high_shares(net, [(images,)]).items()}
-        assert_close(shares["stem"].float(), torch.tensor([0.0, 0, 1, 1] * 2))
+def saliency_of(model, x, name, stem=True):
+    net, _ = _prepare(copy.deepcopy(model), (x,), [], 8, stem)
+    (node,) = (node for node in net.steps if node.target == name)
+    return saliencies(net, [(x,)])[net.spaces.of(node)]
+
+
+def test_what_is_smooth_is_given_up_first_and_costs_nothing():
+    order, costs = saliency_of(Waves(), waves(), "first")
+    assert [sorted(half) for half in order.view(4, 2).tolist()] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert costs[0] == 0
+    assert costs[2] < 0.01 * costs[4]
+    assert costs == sorted(costs)
+
+
+def test_detail_that_other_channels_tell_costs_little():
+    """Of five rough channels the last is a sum of others: who reads it can read them."""
+
+    class Told(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.first, self.second = conv(3, 3, 1), nn.Conv2d(3, 4, 1, bias=False), conv(4, 8, 1)
+            with torch.no_grad():
+                self.first.weight.copy_(torch.cat([torch.eye(3), torch.ones(1, 3)])[..., None, None])
+
+        def forward(self, x):
+            return self.second(self.first(self.stem(x)))
+
+    _, costs = saliency_of(Told(), torch.randn(8, 3, 16, 16), "first", stem=False)
+    assert costs[1] < 0.02 * costs[2]
+    assert 0 < costs[2] < costs[4]
+
+
+def test_what_the_answers_do_not_need_costs_nothing():
+    model = Waves()
+    with torch.no_grad():
+        model.second.weight[:, 1] = 0  # nobody reads the second channel of a group, a rough one
+    order, costs = saliency_of(model, waves(), "first")
+    assert set(order.view(2, 4)[:, -3:].flatten().tolist()) == {1, 2, 3, 5, 6, 7}
+    assert costs[3] < 0.01 * costs[4]
 
 
 class Grouped(Part):
@@ -108,60 +142,168 @@ class Grouped(Part):
 
 
 def test_the_groups_of_a_norm_stay_together():
-    net, _ = _prepare(Grouped(), (torch.zeros(1, 3, 16, 16),), [], 8, False)
-    node = next(node for node in net.steps if node.target == "first")
-    share = torch.tensor([0, 1, 2, 3, 23, 22, 21, 20, 12, 13, 10, 11, 31, 30, 33, 32])
-    (order,) = orders(net, {node: share / 40}).values()
-    assert order.tolist() == [14, 15, 12, 13, 4, 5, 6, 7, 9, 8, 11, 10, 3, 2, 1, 0]
+    order, _ = saliency_of(Grouped(), torch.randn(4, 3, 16, 16), "first", stem=False)
+    assert sorted(order.tolist()) == [*range(16)]
+    assert all(len({channel // 4 for channel in group}) == 1 for group in order.view(4, 4).tolist())
 
 
-def test_groups_that_a_concatenation_mixes_keep_their_order():
-    class Mixed(Part):
-        def build(self):
-            self.side, self.norm, self.out = conv(16, 8), nn.GroupNorm(2, 24), conv(24, 16)
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_every_form_is_measured(part):
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    net, _ = _prepare(part().double(), (x,), [], 4, False)
+    found = saliencies(net, [(x,)])
+    assert found
+    for space, (order, costs) in found.items():
+        assert order.sort().values.tolist() == [*range(net.channels(space))]
+        assert len(costs) - 1 == net.channels(space) / max(net.cuts.get(space) or {1})
+        assert costs == sorted(costs)
+        assert all(cost >= 0 for cost in costs)
+    assert all(p.requires_grad for p in net.model.parameters())
 
+
+# Refitting
+
+
+LAYERS = {
+    "1x1": dict(kernel_size=1),
+    "3x3": dict(kernel_size=3, padding=1),
+    "stride": dict(kernel_size=3, padding=1, stride=2),
+    "dilated": dict(kernel_size=(3, 1), padding=(2, 0), dilation=2),
+    "reflected": dict(kernel_size=3, padding=1, padding_mode="reflect"),
+    "grouped": dict(kernel_size=3, padding=1, groups=2),
+    "depthwise": dict(kernel_size=3, padding=1, groups=8, stride=2),
+    "from high": dict(kernel_size=3, padding=1, alpha_in=0.0),
+    "to high": dict(kernel_size=3, padding=1, stride=2, alpha_out=0.0),
+    "no bias": dict(kernel_size=1, bias=False),
+}
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("case", LAYERS)
+def test_a_layer_that_has_other_weights_finds_those_that_made_the_outputs(case, axes, monkeypatch):
+    monkeypatch.setattr(regression, "_RIDGES", (1e-12,))
+    options = {"alpha_in": 0.5, "alpha_out": 0.5} | LAYERS[case]
+    if axes != 2:
+        options = {name: value[0] if isinstance(value, tuple) else value for name, value in options.items()}
+    kind = (oc.OctConv1d, oc.OctConv2d, oc.OctConv3d)[axes - 1]
+    made, other = (kind(8, 8, **options, dtype=torch.float64) for _ in range(2))
+    size = {1: (301,), 2: (25, 26), 3: (6, 13, 12)}[axes]
+    fit, pixels = _Fit(other, None), _Pixels(images=6)
+    with torch.no_grad():
+        for fold in (0, 1):
+            x = random_octave(8, options["alpha_in"], size, batch=3, dtype=torch.float64, factor=made.spec.factor)
+            fit.add(x, made(x), pixels, fold)
+        fit.solve()
+        for actual, expected in zip(other(x), made(x)):
+            if expected is not None:
+                torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_fewer_pixels_than_inputs_are_no_error():
+    layer, other = (oc.OctConv2d(64, 8, 3, padding=1, alpha_in=0.5, alpha_out=0.5) for _ in range(2))
+    fit, x = _Fit(other, None), random_octave(64, 0.5, (4, 5), batch=1)
+    x = octave_map(lambda part: part[:, :1].expand(part.shape), x)  # and all alike
+    with torch.no_grad():
+        for fold in (0, 1):
+            fit.add(x, layer(x), _Pixels(images=1), fold)
+        before = (other(x).high - layer(x).high).norm()
+        fit.solve()
+        assert (other(x).high - layer(x).high).norm() < 0.1 * before
+
+
+def network(seed=0):
+    """A residual network whose norms fit its images, as those of a trained one do."""
+    torch.manual_seed(seed)
+    model = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
+    reestimate_norms(model, [(pictures(16, seed),)])
+    return model.eval()
+
+
+def pictures(count, seed):
+    """Noise of several sizes of detail."""
+    draw = torch.Generator().manual_seed(seed)
+    small = (torch.randn(count, 3, size, size, generator=draw) for size in (4, 8, 16, 32))
+    return sum(F.interpolate(each, 64, mode="bilinear") for each in small)
+
+
+def test_a_sample_brings_the_answers_closer_than_none():
+    for seed in range(3):
+        model, x = network(seed), pictures(30, seed)
+        for alpha in (0.25, 0.5):
+            plain, _ = oc.octavify(model, alpha, x[:1])
+            octave, plan = oc.octavify(model, alpha, x[:1], calibrate=[x])
+            other = Sample([], [(pictures(20, 99),)])
+            judge = Judge(model, other)
+            assert judge(octave).divergence < judge(plain).divergence
+            assert [step.name for step in plan.steps] == ["as given", "ordered", "refitted", "norms"]
+            kept = [step for step in plan.steps if step.kept]
+            assert kept == [min(plan.steps, key=lambda step: step.divergence)]
+            assert judge(model) == (0, 1)
+
+
+def test_a_step_that_does_harm_is_not_kept(monkeypatch):
+    """Where every step does, the network is no worse than without a sample."""
+    model, x = network(), pictures(20, 0)
+
+    def harm(*args):
+        for module in args[2].modules():
+            if isinstance(module, oc.OctConv2d):
+                module.weight.data.zero_()
+
+    monkeypatch.setattr(repair, "refit", harm)
+    octave, plan = oc.octavify(model, 0.5, x[:1], calibrate=[x])
+    plain, _ = oc.octavify(model, 0.5, x[:1])
+    best = min(step.divergence for step in plan.steps)
+    assert next(step.name for step in plan.steps if step.kept) != "refitted"
+    assert Judge(model, Sample.of([x], (x[:1],)))(octave).divergence == pytest.approx(best, rel=1e-3)
+    assert best <= Judge(model, Sample.of([x], (x[:1],)))(plain).divergence * 1.001
+
+
+def test_it_is_the_same_every_time():
+    model, x = network(), pictures(20, 0)
+    first, second = (oc.octavify(model, 0.5, x[:1], calibrate=[x])[0].state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_model_given_is_not_changed():
+    model, x = network().train(), pictures(12, 0)
+    before = copy.deepcopy(model.state_dict())
+    octave, _ = oc.octavify(model, 0.5, x[:1], calibrate=[x])
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.training
+    assert octave.training
+    assert all(p.requires_grad and p.grad is None for p in [*model.parameters(), *octave.parameters()])
+
+
+def test_answers_without_a_gradient_leave_the_order():
+    class Labels(Part):
         def part(self, x):
-            return self.out(self.norm(torch.cat([x, self.side(x)], 1)))
+            return x
 
-    model = Mixed().double()
-    sample = torch.randn(4, 3, 16, 16, dtype=torch.float64)
-    net, _ = _prepare(copy.deepcopy(model), (sample,), [], 8, False)
-    assert not {"first", "side"} & {str(node.target) for node in high_shares(net, [(sample,)])}
-    plan = oc.octavify(model, 0.25, sample, calibrate=[sample])[1]
-    assert {one.name for one in plan.layers if one.octave} >= {"first", "side", "out", "norm"}
+        def forward(self, x):
+            return super().forward(x).argmax(1)
 
-
-def test_the_smoothest_channels_become_the_low_ones():
-    model = Waves()
-    with torch.no_grad():  # the smooth ones first, so that the rough ones are the low ones of an octave
-        model.first.weight.copy_(torch.eye(4).roll(2, 0).repeat(2, 1)[..., None, None])
-    net, _ = _prepare(copy.deepcopy(model), (waves(),), [], 8, False)
-    shares = {node: share for node, share in high_shares(net, [(waves(),)]).items() if node.target == "first"}
-    (order,) = orders(net, shares).values()
-    assert [sorted(pair) for pair in order.view(4, 2).tolist()] == [[2, 3], [0, 1], [6, 7], [4, 5]]
-    ordered, plan = oc.octavify(model, 0.5, waves(), calibrate=[waves()])
-    plain = oc.octavify(model, 0.5, waves())[0]
-    low, lost = (network.first(network.stem(waves())).low for network in (ordered, plain))
-    assert layer(plan, "first").alpha_out == 0.5
-    assert (low.std((2, 3)) > 0.1).all()
-    assert (lost.std((2, 3)) < 1e-5).all(), "pooling leaves nothing of a checkerboard"
+    x = torch.randn(12, 3, 16, 16)
+    _, plan = oc.octavify(Labels(), 0.5, x[:1], calibrate=[x])
+    assert "no gradients could be taken (its answers have no gradient): channels keep their order" in str(plan)
+    with pytest.raises(ValueError, match="a budget cannot be spent by what it costs: no gradients could be taken"):
+        oc.octavify(Labels(), "auto", x[:1], calibrate=[x], macs=0.9)
 
 
-class NoNorm(Part):
-    def build(self):
-        self.middle = conv(16, 16)
+def test_answers_of_several_kinds_are_compared():
+    class Maps(Part):
+        def forward(self, x):
+            x = F.relu(self.first(self.stem(x)))
+            return {"maps": self.last(x), "mean": x.mean((2, 3)), "size": x.shape[2]}
 
-    def part(self, x):
-        return torch.relu(self.middle(x)) + x
+    x = torch.randn(12, 3, 16, 16)
+    model = Maps().eval()
+    octave, plan = oc.octavify(model, 0.5, x[:1], calibrate=[x])
+    assert 0 < min(step.divergence for step in plan.steps) < 1
+    assert set(octave(x)) == {"maps", "mean", "size"}
 
 
-def test_inputs_and_outputs_keep_their_order():
-    model = NoNorm().double()
-    sample = torch.randn(4, 3, 32, 32, dtype=torch.float64)
-    octave, _ = oc.octavify(model, 0.5, sample, calibrate=[sample])
-    assert not torch.equal(octave.first.weight, model.first.weight)
-    flat = torch.randn(2, 3, 1, 1, dtype=torch.float64).expand(2, 3, 32, 32)
-    assert_close(octave(flat), model(flat))
+# The norms
 
 
 class Normed(nn.Module):
@@ -174,10 +316,9 @@ class Normed(nn.Module):
 
 
 def test_norms_are_estimated_on_the_sample():
-    model = Normed().eval()
+    octave, _ = oc.octavify(Normed().eval(), 0.25, torch.zeros(1, 3, 16, 16))
     sample = [torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16) + 2]
-    labelled = [(images, torch.zeros(4)) for images in sample]
-    octave, _ = oc.octavify(model, 0.25, sample[0], calibrate=labelled)
+    reestimate_norms(octave, [(images,) for images in sample])
     parts = [octave.conv(octave.stem(images)) for images in sample]
     means = torch.cat([torch.stack([p[i].mean((0, 2, 3)) for p in parts]).mean(0) for i in range(2)])
     variances = torch.cat(
@@ -189,20 +330,7 @@ def test_norms_are_estimated_on_the_sample():
     assert not any(module.training for module in octave.modules())
 
 
-def test_the_error_is_that_of_the_octave_convolution_itself():
-    model = NoNorm().double()
-    sample = torch.randn(4, 3, 32, 32, dtype=torch.float64)
-    octave, plan = oc.octavify(model, 0.5, sample, calibrate=[sample[:3], sample[3:]])
-    spec = conv_spec(2, 16, 16, 3, 1, 1, 1, 1, "replicate", 0.5, 0.5, None, None)
-    with torch.no_grad():
-        x = octave.first.spec.conv(octave.stem(sample), octave.first.weight, octave.first.bias)
-        dense = octave.middle.spec.conv(x, octave.middle.weight, octave.middle.bias)
-        low = split_tensor(x, spec.inputs)
-        found = merge_tensor(reference.octconv(low, octave.middle.weight, octave.middle.bias, spec))
-    assert layer(plan, "middle").error == pytest.approx(((found - dense).norm() / dense.norm()).item())
-    assert layer(plan, "stem").error is None
-    assert "error" in str(plan)
-    assert "error" not in str(oc.octavify(model, 0.5, sample)[1])
+# The budget
 
 
 def test_a_budget_is_spent_where_it_hurts_least():
@@ -220,3 +348,45 @@ def test_a_budget_is_spent_where_it_hurts_least():
     assert tighter.macs_after <= 0.5 * plan.macs_before
     with pytest.raises(ValueError, match=r"macs=0.1 is out of reach: the least is 0\.\d+ of the dense"):
         oc.octavify(model, "auto", sample, calibrate=[sample], macs=0.1)
+
+
+# The sample
+
+
+def test_a_sample_is_divided():
+    x = torch.arange(23.0)[:, None]
+    sample = Sample.of([x[:20], x[20:]], (x[:1],))
+    fit, judge = (torch.cat([batch[0] for batch in part]).flatten().tolist() for part in sample)
+    assert sorted(fit + judge) == x.flatten().tolist()
+    assert 3 <= len(judge) <= 6
+    assert max(map(images_in, sample.fit)) <= 4
+
+
+def test_a_few_images_are_both_fitted_and_judged():
+    x = torch.randn(FEWEST - 1, 3)
+    sample = Sample.of([x], (x,))
+    assert sample.fit is sample.judge
+
+
+@pytest.mark.parametrize(
+    ("calibrate", "message"),
+    [
+        ([], "calibrate must hold batches of the network's inputs"),
+        ([torch.zeros(0, 3, 16, 16)], "calibrate must hold batches of the network's inputs"),
+        ([torch.zeros(2, 3, 18, 18)], r"calibrate has a batch \[2, 3, 18, 18\], but example_inputs \[1, 3, 16, 16\]"),
+        (["a.jpg"], "calibrate has a batch str"),
+    ],
+)
+def test_a_sample_that_does_not_fit_is_refused(calibrate, message):
+    with pytest.raises(ValueError, match=message):
+        oc.octavify(Normed(), 0.5, torch.zeros(1, 3, 16, 16), calibrate=calibrate)
+
+
+def test_labels_are_not_read():
+    x = torch.randn(12, 3, 16, 16)
+    model = Normed().eval()
+    plain, _ = oc.octavify(model, 0.5, x[:1], calibrate=[x])
+    labelled, _ = oc.octavify(model, 0.5, x[:1], calibrate=[(x, torch.zeros(12))])
+    parts = octave_map(lambda part: part, plain.conv(plain.stem(x)))
+    assert parts.low is not None
+    assert torch.equal(plain(x), labelled(x))

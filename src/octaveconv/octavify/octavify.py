@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,24 +16,26 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .._modes import check_network
-from .._text import counted, did_you_mean
+from .._text import did_you_mean
 from ..cost import image_size
-from .allocate import LEVELS, allocate
-from .calibrate import batches_of, high_shares, layer_errors, orders, reestimate_norms
+from .allocate import allocate
 from .channels_last import mark_channels_last
 from .handlers import REGISTERED
-from .maps import conv_axes, halved_size, is_map, shape_of
+from .maps import conv_axes, is_map, shape_of
 from .permute import permute
 from .plan import LayerPlan, Plan
+from .repair import RepairStep, repair
 from .rewrite import OctavifiedModule, Rewriter
 from .roles import Role
+from .saliency import Saliency, saliencies
+from .sample import Sample
+from .shares import Alpha, chooser, wants_any
 from .spaces import Net
 from .splits import Splits
 from .steps import steps_of
 from .trace import add_shapes, drop_expansions, list_lengths, trace
 
 _CONVS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-Alpha = float | Sequence[float] | Mapping[str, float] | str
 
 
 def octavify(
@@ -45,6 +48,7 @@ def octavify(
     macs: float | None = None,
     min_size: int = 8,
     stem: bool = False,
+    say: Callable[[str], object] | None = None,
 ) -> tuple[OctavifiedModule, Plan]:
     """Turn a convolutional network into an octave network with the same weights.
 
@@ -60,11 +64,13 @@ def octavify(
             ``model.pretrained_cfg``, or of 3x224x224 pixels. Its size decides which maps are small.
         keep: patterns of names of layers that stay as they are; the inside of a container is not traced then.
         calibrate: a few hundred images in batches, with or without labels, prepared as for the network. With them the
-            smoothest channels become the low ones, the norms' statistics are re-estimated, and the error of each layer
-            is measured.
+            channels that the network can best do without at full resolution become the low ones, and octave layers are
+            refitted to the dense ones; each step is kept only if it brings the answers closer to the dense network's
+            on images set aside for that. See `Plan.steps`.
         macs: for ``alpha="auto"``, multiply-accumulates as a share of the dense network's, in (0, 1).
         min_size: maps with fewer pixels in height or width, or of a series in length, stay dense.
         stem: convert the stem, too: the convolutions that read the image, and everything before an early pooling.
+        say: is called with a line of text after each step of the work with a sample, such as ``print``.
 
     Warns:
         UserWarning: no convolution became octave, and why, although an alpha is above 0.
@@ -94,16 +100,15 @@ def octavify(
     """
     keep = _keep(keep, min_size)
     inputs = _inputs(model, example_inputs)
+    budget = _budget(alpha, macs, calibrate)
+    sample = None if calibrate is None else Sample.of(calibrate, inputs)
     net, notes = _prepare(copy.deepcopy(model), inputs, keep, min_size, stem)
-    batches = [] if calibrate is None else batches_of(calibrate, inputs)
-    splits = _splits(net, alpha, macs, batches)
-    errors = layer_errors(splits, batches)
-    layers = [_layer(node, splits, errors.get(node)) for node in net.steps if _is_listed(node, net)]
+    conversion = _Conversion(net, sample, say or _nothing)
+    conversion.measure(notes, required=budget is not None)
+    alphas = chooser(net, alpha) if budget is None else allocate(net, conversion.saliencies, budget)
     registered = _registered(net)
-    rewriter = Rewriter(splits)
-    octave = rewriter.run()
-    if batches and splits.spaces:
-        reestimate_norms(octave, batches)
+    octave = conversion.run(alphas)
+    splits, layers = conversion.splits, conversion.layers
     octave.conversion = {
         "alphas": {str(n.target): splits.alphas.get(net.spaces.of(n), 0.0) for n in net.nodes(Role.CONV)},
         "input_size": next((list(x.shape[1:]) for x in inputs if isinstance(x, Tensor)), []),
@@ -114,10 +119,74 @@ def octavify(
     }
     if registered:
         octave.conversion["registered"] = registered
-    plan = Plan(layers, rewriter.borders, octave.conversion, notes)
-    if not octave.conversion["octave"] and _wants(alpha):
+    plan = Plan(layers, conversion.rewriter.borders, octave.conversion, notes, conversion.mend(octave))
+    if not octave.conversion["octave"] and wants_any(alpha):
         warnings.warn(plan.nothing(), stacklevel=2)
     return octave, plan
+
+
+class _Conversion:
+    """The parts of a conversion that need the traced network.
+
+    Args:
+        net: the network; its weights and modules change.
+        sample: images, if there are any.
+        say: is told what is done.
+    """
+
+    def __init__(self, net: Net, sample: Sample | None, say: Callable[[str], object]) -> None:
+        self.net, self.sample, self.say = net, sample, say
+        self.saliencies: dict[fx.Node, Saliency] = {}
+        self._seconds = 0.0  # that measuring took
+
+    def measure(self, notes: list[str], required: bool) -> None:
+        """Find out from the sample what low channels cost."""
+        if self.sample is None:
+            return
+        begin = time.perf_counter()
+        try:
+            self.saliencies = saliencies(self.net, self.sample.fit)
+        except (ValueError, RuntimeError, NotImplementedError) as error:  # whatever has no derivative
+            reason = f"no gradients could be taken ({str(error).partition(chr(10))[0]})"
+            if required:
+                raise ValueError(f"a budget cannot be spent by what it costs: {reason}") from error
+            notes.append(f"{reason}: channels keep their order")
+        self._seconds = time.perf_counter() - begin
+        self.say(f"what low channels cost: {self._seconds:.0f} s")
+
+    def run(self, alphas: Callable[[fx.Node], float]) -> OctavifiedModule:
+        """Make the octave network."""
+        net, self.splits = self.net, Splits(self.net, alphas)
+        self._given = {name: value.detach().clone() for name, value in net.model.state_dict().items()}
+        orders = {space: saliency.order for space, saliency in self.saliencies.items()}
+        permute(net, {s: order for s, order in orders.items() if s in self.splits.spaces and net.blocks(s)})
+        self.layers = [_layer(node, self.splits, self.saliencies) for node in net.steps if _is_listed(node, net)]
+        self._dense = copy.deepcopy(net.model) if self.sample else net.model
+        self.rewriter = Rewriter(self.splits)
+        return self.rewriter.run()
+
+    def mend(self, octave: OctavifiedModule) -> list[RepairStep]:
+        """With a sample, bring the octave network's answers closer to the dense one's."""
+        if not self.sample or not self.splits.spaces:
+            return []
+        values = self.rewriter.values
+        return repair(self.net, self._dense, octave, values, self._given, self.sample, self.say, self._seconds)
+
+
+def _nothing(text: str) -> None:
+    """Say nothing."""
+
+
+def _budget(alpha: Alpha, macs: float | None, calibrate: object) -> float | None:
+    """The share of multiply-adds that ``alpha="auto"`` may spend; None for other alphas."""
+    auto = alpha == "auto"
+    if auto and (macs is None or calibrate is None):
+        raise ValueError('alpha="auto" needs a sample and a budget: give calibrate=batches and macs=0.7, for instance')
+    if macs is not None and not (auto and 0 < macs < 1):
+        raise ValueError(
+            f'macs is the budget of alpha="auto", above 0 and below 1, got macs={macs} and alpha={alpha!r}'
+        )
+    return macs
 
 
 def _keep(keep: Iterable[str], min_size: int) -> list[str]:
@@ -129,12 +198,6 @@ def _keep(keep: Iterable[str], min_size: int) -> list[str]:
         if not isinstance(pattern, str):
             raise ValueError(f"keep must be patterns of layer names, such as ['layer4.*'], got {keep!r}")
     return patterns
-
-
-def _wants(alpha: Alpha) -> bool:
-    """Whether any layer is to become octave."""
-    alphas = alpha.values() if isinstance(alpha, Mapping) else alpha if isinstance(alpha, (list, tuple)) else (alpha,)
-    return any(alphas)
 
 
 def _registered(net: Net) -> list[str]:
@@ -205,72 +268,13 @@ def _prepare(
     return Net(graph, model, steps_of(graph, model, kept), stem, min_size), notes
 
 
-def _splits(net: Net, alpha: Alpha, macs: float | None, batches: Sequence[Any]) -> Splits:
-    """How channels are to be split; if there is a sample, they are first put in order."""
-    auto = alpha == "auto"
-    if auto and (macs is None or not batches):
-        raise ValueError('alpha="auto" needs a sample and a budget: give calibrate=batches and macs=0.7, for instance')
-    if macs is not None and not (auto and 0 < macs < 1):
-        raise ValueError(
-            f'macs is the budget of alpha="auto", above 0 and below 1, got macs={macs} and alpha={alpha!r}'
-        )
-    splits = Splits(net, (lambda node: LEVELS[-1]) if auto else _chooser(net, alpha))
-    if batches and splits.spaces:
-        found = orders(net, high_shares(net, batches))
-        permute(net, {space: order for space, order in found.items() if space in splits.spaces})
-    return Splits(net, allocate(net, batches, macs)) if auto and macs is not None else splits
-
-
-def _chooser(net: Net, alpha: Alpha) -> Callable[[fx.Node], float]:
-    """The alpha that the caller wants for a convolution's output."""
-    if isinstance(alpha, Mapping):
-        return _by_name(net, dict(zip(alpha, _checked(*alpha.values()))))
-    if isinstance(alpha, (list, tuple)):
-        return _by_size(net, _checked(*alpha))
-    if not isinstance(alpha, (int, float, Real)):
-        raise ValueError(f"alpha must be a number, a list, a dict or 'auto', got {alpha!r}")
-    (share,) = _checked(alpha)
-    return lambda node: share
-
-
-def _checked(*alphas: float) -> list[float]:
-    """The same alphas as plain numbers, for JSON."""
-    for alpha in alphas:
-        if not isinstance(alpha, (int, float, Real)) or not 0 <= alpha < 1:
-            raise ValueError(f"alpha is the low-frequency share of the channels and must be in [0, 1), got {alpha!r}")
-    return [float(alpha) for alpha in alphas]
-
-
-def _by_name(net: Net, alphas: Mapping[str, float]) -> Callable[[fx.Node], float]:
-    """The alpha of the first pattern that matches the convolution's name."""
-    names = [str(node.target) for node in net.nodes(Role.CONV)]
-    for pattern in alphas:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"alpha pattern {pattern!r} matches no convolution{did_you_mean(pattern, names)}")
-    wanted = {name: next((alphas[p] for p in alphas if fnmatchcase(name, p)), 0.0) for name in names}
-    return lambda node: wanted[str(node.target)]
-
-
-def _by_size(net: Net, alphas: Sequence[float]) -> Callable[[fx.Node], float]:
-    """One alpha for each size of the maps that convolutions write and that can be octaves."""
-    if not alphas:
-        raise ValueError("alpha is an empty list: give one number for each size of the feature maps")
-
-    free = [node for node in net.nodes(Role.CONV) if net.runs.of(node) not in net.pinned]
-    sizes = sorted({halved_size(node)[0] for node in free}, reverse=True)
-    if len(alphas) > len(sizes):
-        raise ValueError(f"alpha has {len(alphas)} numbers, but maps have {counted(len(sizes), 'size')} only: {sizes}")
-    by_size = {size: alphas[min(i, len(alphas) - 1)] for i, size in enumerate(sizes)}
-    return lambda node: by_size.get(halved_size(node)[0], 0.0)
-
-
 def _is_listed(node: fx.Node, net: Net) -> bool:
     handler = net.steps[node].handler
     has_state = node.op == "call_module" and any(True for _ in net.module(node).parameters())
     return has_state or bool(node.meta.get("macs")) or (handler is not None and handler.registered)
 
 
-def _layer(node: fx.Node, splits: Splits, error: float | None) -> LayerPlan:
+def _layer(node: fx.Node, splits: Splits, saliencies: Mapping[fx.Node, Saliency]) -> LayerPlan:
     """What becomes of a layer; the net still has the given one."""
     net, step = splits.net, splits.net.steps[node]
     is_module = node.op == "call_module"
@@ -289,7 +293,9 @@ def _layer(node: fx.Node, splits: Splits, error: float | None) -> LayerPlan:
         elif alpha_in and not alpha_out:
             why = f"output dense: {why}"
     convolves = _is_conv(node, net) or (step.role is Role.CONV and bool(alpha_in or alpha_out))
-    return LayerPlan(name, kind, alpha_in, alpha_out, why, before, splits.macs(node) // images, error, convolves)
+    saliency = saliencies.get(net.spaces.of(node)) if step.role is Role.CONV and alpha_out else None
+    cost = saliency and saliency.cost(alpha_out)
+    return LayerPlan(name, kind, alpha_in, alpha_out, why, before, splits.macs(node) // images, cost, convolves)
 
 
 def _is_conv(node: fx.Node, net: Net) -> bool:

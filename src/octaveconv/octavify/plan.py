@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .._text import text_table
+from .repair import RepairStep
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class LayerPlan:
         alpha_in, alpha_out: low-frequency share of its channels; both 0 for a layer that stays as it is.
         why: what keeps its input or output dense, if something does.
         macs_before, macs_after: multiply-accumulates for one image, as given and in the octave network.
-        error: how far the octave layer's output is from the dense one's, relative to it, on the calibration sample.
+        cost: with a sample, how far the network's answers are expected to diverge because its output has low channels
+            (see `RepairStep`); layers whose outputs are added share the number.
         convolves: whether it is a convolution, or became one: a linear layer over the channels of each pixel.
     """
 
@@ -30,7 +32,7 @@ class LayerPlan:
     why: str
     macs_before: int
     macs_after: int
-    error: float | None = None
+    cost: float | None = None
     convolves: bool = False
 
     @property
@@ -52,6 +54,7 @@ class Plan:
             ``octave``, how many layers became octave; ``registered``, the types that `register_layer` was told about,
             if there are any in the network. It is plain data, for JSON.
         notes: what else the caller must know.
+        steps: with a sample, what was done to keep the dense network's answers, and what each step brought.
 
     Example:
         >>> import torch, octaveconv as oc
@@ -70,6 +73,7 @@ class Plan:
     borders: list[tuple[str, str]]
     conversion: Mapping[str, Any]
     notes: list[str] = field(default_factory=list)
+    steps: list[RepairStep] = field(default_factory=list)
 
     @property
     def macs_before(self) -> int:
@@ -87,13 +91,13 @@ class Plan:
 
     def table(self) -> list[list[str]]:
         """Rows of text, the heading first."""
-        measured = any(layer.error is not None for layer in self.layers)
-        rows = [["layer", "kind", "alpha in", "alpha out", "MACs before", "MACs after", *["error"] * measured, "why"]]
+        measured = any(layer.cost is not None for layer in self.layers)
+        rows = [["layer", "kind", "alpha in", "alpha out", "MACs before", "MACs after", *["cost"] * measured, "why"]]
         for layer in self.layers:
             alphas = [f"{alpha:.3g}" if layer.octave else "dense" for alpha in (layer.alpha_in, layer.alpha_out)]
-            error = ["" if layer.error is None else f"{layer.error:.3f}"] * measured
+            cost = ["" if layer.cost is None else f"{layer.cost:.4f}"] * measured
             rows.append(
-                [layer.name, layer.kind, *alphas, f"{layer.macs_before:,}", f"{layer.macs_after:,}", *error, layer.why]
+                [layer.name, layer.kind, *alphas, f"{layer.macs_before:,}", f"{layer.macs_after:,}", *cost, layer.why]
             )
         return rows
 
@@ -106,6 +110,11 @@ class Plan:
         lines = [
             f"{octave} of {len(convs)} convolutions are octave; MACs {self.macs_before:,} -> {self.macs_after:,} "
             f"({share:.1%}); borders: {counts['merge']} Merge, {counts['split']} Split",
+            *(
+                f"{step.name}: agreement {step.agreement:.1%}, divergence {step.divergence:.4f}, {step.seconds:.1f} s"
+                + ("" if step.kept else " (not kept)")
+                for step in self.steps
+            ),
             *self.notes,
         ]
         return "\n".join(lines)

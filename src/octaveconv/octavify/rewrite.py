@@ -113,19 +113,20 @@ class Rewriter:
 
     Attributes:
         borders: for each border placed, what it is and the node whose value it takes.
+        values: what stands for each node of the dense graph: a node, or the `Parts` of an octave.
     """
 
     def __init__(self, splits: Splits) -> None:
         self.splits, self.net = splits, splits.net
         self.graph = fx.Graph()
         self.borders: list[tuple[str, str]] = []
-        self._values: dict[fx.Node, Any] = {}  # a node, or the Parts of an octave
+        self.values: dict[fx.Node, Any] = {}
         self._crossed: dict[tuple[fx.Node, str], Any] = {}
 
     def run(self) -> OctavifiedModule:
         """Write everything; the net's model becomes part of the network."""
         for node in self.net.graph.nodes:
-            self._values[node] = self._write(node)
+            self.values[node] = self._write(node)
         self.graph.lint()
         return OctavifiedModule(self.net.model, self.graph)
 
@@ -133,7 +134,7 @@ class Rewriter:
         step, splits = self.net.steps[node], self.splits
         if step.role is Role.CONV and splits.converted(node):
             return self._conv(node, step.inputs[0])
-        x = self._values[step.inputs[0]] if step.inputs else None
+        x = self.values[step.inputs[0]] if step.inputs else None
         if step.role is Role.PIECES and isinstance(x, Parts):
             return None  # each piece is taken from the octave itself
         if step.role is Role.PIECE and isinstance(x, Parts):
@@ -160,7 +161,7 @@ class Rewriter:
     def _conv(self, node: fx.Node, x: fx.Node) -> Any:
         inputs, outputs = self.splits.cuts(node)
         self._replace(node, self.net.octave_layer(node, inputs, outputs))
-        value = self._values[x] if inputs.low else self._moved(x, self._values[x], FROM_CHANNELS_LAST)
+        value = self.values[x] if inputs.low else self._moved(x, self.values[x], FROM_CHANNELS_LAST)
         result = self._call(node, value, has_low=outputs.low > 0)
         return result if outputs.low else self._moved(node, result, TO_CHANNELS_LAST)
 
@@ -211,14 +212,14 @@ class Rewriter:
                 pair = self._octave(x)
             else:
                 split = _constant(self.splits.of(node))
-                pair = self._items(self.graph.call_function(split_gates, (self._values[x], split, axes_of(node))))
+                pair = self._items(self.graph.call_function(split_gates, (self.values[x], split, axes_of(node))))
             parts[0][x], parts[1][x] = pair
         return Parts(*(self._copy(node, part) for part in parts))
 
     def _cat(self, node: fx.Node) -> Parts:
         highs, lows = [], []
         for x, split in zip(self.net.steps[node].inputs, self.splits.parts(node)):
-            value = self._octave(x) if split.low else self._values[x]
+            value = self._octave(x) if split.low else self.values[x]
             highs.append(value.high if split.low else value)
             if split.low:
                 lows.append(value.low)
@@ -236,8 +237,8 @@ class Rewriter:
         high = taken(whole.high, sum(one.high for one in before), split.high)
         if not split.low:
             return high
-        self._values[node] = Parts(high, taken(whole.low, sum(one.low for one in before), split.low))
-        return self._values[node] if self.splits.is_octave(node) else self._cross(node, "merge", Merge(split=split))
+        self.values[node] = Parts(high, taken(whole.low, sum(one.low for one in before), split.low))
+        return self.values[node] if self.splits.is_octave(node) else self._cross(node, "merge", Merge(split=split))
 
     def _call(self, node: fx.Node, value: Any, has_low: bool = True) -> Any:
         if self.net.handler(node).registered and not isinstance(value, Parts):
@@ -249,11 +250,11 @@ class Rewriter:
         return Parts(*(self.graph.call_function(operator.getitem, (pair, i)) for i in (0, 1)))
 
     def _dense(self, node: fx.Node) -> fx.Node:
-        value = self._values[node]
+        value = self.values[node]
         return self._cross(node, "merge", Merge(split=self.splits.of(node))) if isinstance(value, Parts) else value  # type: ignore[no-any-return]
 
     def _octave(self, node: fx.Node) -> Any:
-        value = self._values[node]
+        value = self.values[node]
         if isinstance(value, Parts):
             return value
         return self._cross(node, "split", Split(self.net.channels(node), self.splits.space_split(node)))
@@ -264,7 +265,7 @@ class Rewriter:
             name = f"octave_{kind}_{node.name}"
             self.net.model.add_module(name, border)
             self.borders.append((kind, str(node.target if node.op == "call_module" else node.name)))
-            value = self._values[node]
+            value = self.values[node]
             if kind == "split":
                 value = self._moved(node, value, FROM_CHANNELS_LAST)
             crossed: Any = self.graph.call_module(name, (_argument(value),))

@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="file of its weights (random, seed 0)")
     add_model_args(parser)
     parser.add_argument("--pretrained", action="store_true", help="download timm's weights")
-    parser.add_argument("--data", metavar="SRC", help="images to order channels and estimate norms with")
+    parser.add_argument("--data", metavar="SRC", help="images to order channels and refit layers with")
     parser.add_argument("--images", metavar="N", type=positive, default=256, help="images to take (%(default)s)")
     parser.add_argument("--size", metavar="N", type=positive, help="height and width of the images (the network's own)")
     parser.add_argument("--keep", metavar="P", nargs="+", default=[], help="patterns of layers that stay dense")
@@ -62,7 +62,9 @@ def run(args: argparse.Namespace) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that nothing becomes octave, which is an error here
-            octave, plan = octavify(model, alpha, torch.zeros(1, 3, *size), args.keep, calibrate=sample, macs=args.macs)
+            octave, plan = octavify(
+                model, alpha, torch.zeros(1, 3, *size), args.keep, calibrate=sample, macs=args.macs, say=say
+            )
     except ValueError as error:
         raise UsageError(str(error)) from error
     print(plan)

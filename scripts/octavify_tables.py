@@ -1,0 +1,130 @@
+"""The tables about octavify."""
+
+import json
+import re
+from statistics import mean, stdev
+
+from tables import ROOT, markdown
+
+from octaveconv._text import counted
+
+
+def real_table():
+    """What octavify keeps of networks with real weights."""
+    result = json.loads((ROOT / "results" / "octavify_real.json").read_text())
+    found = {}
+    for row in result["rows"]:
+        found.setdefault((row["network"], -row["budget"]), []).append(row)
+    rows = [
+        [
+            "network",
+            "multiply-adds",
+            "top-1",
+            "less than dense",
+            "same class as dense",
+            "divergence",
+            "seconds",
+            "samples",
+        ]
+    ]
+    for (network, _), each in sorted(found.items()):
+        lost = [row["dense"] - row["top1"] for row in each]
+        spread = f" ± {stdev(lost):.1f}" if len(each) > 1 else ""
+        means = {key: mean(row[key] for row in each) for key in ("macs", "top1", "agreement", "divergence", "seconds")}
+        rows.append(
+            [
+                network,
+                f"{means['macs']:.0%}",
+                f"{means['top1']:.1f}",
+                f"{mean(lost):.1f}{spread}",
+                f"{means['agreement']:.1f}",
+                f"{means['divergence']:.3f}",
+                f"{means['seconds']:.0f}",
+                str(len(each)),
+            ]
+        )
+    note = (
+        f"Top-1 and agreement (the same first class as the dense network) in %, on the photos that are not in the "
+        f"sample; means, and standard deviations, over random samples of "
+        f"{result['images']} of the 500 photos, without labels. No training. Conditions: "
+        f"{counted(result['threads'], 'thread')} on a machine that did other work, too, so seconds are an upper bound; "
+        f"PyTorch {result['env']['torch']}, {result['env']['cpu']}."
+    )
+    return f"{markdown(rows)}\n\n{note}"
+
+
+def finetune_table():
+    """What octavify keeps of a trained network, and what fine-tuning brings back."""
+    result = json.loads((ROOT / "results" / "octavify_finetune.json").read_text())
+    stages = {"right_away": "at once", "norms": "norms", "one_epoch": "1 epoch", "tenth": f"{result['tenth']} epochs"}
+    found = {}
+    for row in result["rows"]:
+        name = row["network"] + {True: ", with a sample", False: "", None: ""}[row.get("calibrated")]
+        for stage in (*stages, "top1"):
+            if stage in row:
+                found.setdefault((row["alpha"], name), {}).setdefault(stage, []).append(row[stage])
+
+    def cell(values):
+        return f"{mean(values):.1f} ± {stdev(values):.1f}" if values else ""
+
+    rows = [["alpha", "network", *stages.values()]]
+    for (alpha, name), scores in sorted(found.items()):
+        last = "right_away" if name == "dense" else "tenth"
+        scores = scores | ({last: scores["top1"]} if "top1" in scores else {})
+        rows.append([f"{alpha:g}", name, *(cell(scores.get(stage)) for stage in stages)])
+    seeds = len({row["seed"] for row in result["rows"]})
+    note = (
+        f"Top-1 in %, mean and standard deviation of {seeds} seeds. Conditions: {result['what']}; the dense network is "
+        f"trained for {result['epochs']} epochs, fine-tuning begins at a learning rate of {result['lr']:g}, the sample "
+        f"is {result['images']} training images; {counted(result['threads'], 'thread')}, PyTorch "
+        f"{result['env']['torch']}, {result['env']['cpu']}."
+    )
+    return f"{markdown(rows)}\n\n{note}"
+
+
+REASONS = {  # what octavify says today, for the words of the version that measured the networks
+    r"its map of (\S+) is below (\d+) pixels": r"\1 map, smaller than min_size=\2",
+    "it is no feature map": "1x1 map, as in an SE gate",
+    "the stem stays dense": "stem, octave only with stem=True",
+    "takes plain tensors only": "has no octave form",
+    "nothing that makes or reads it takes an octave": "not between two octave layers",
+}
+
+
+def reason(text):
+    for before, now in REASONS.items():
+        text = re.sub(before, now, text)
+    return text
+
+
+def coverage_table():
+    """What octavify makes of the networks of torchvision and timm."""
+    result = json.loads((ROOT / "results" / "octavify_coverage.json").read_text())
+    networks = {name: row for name, row in sorted(result["networks"].items()) if row["outcome"] != "no CNN"}
+    rows = [["network", "octave convolutions", "MACs", "difference at alpha 0", "runs", "what stays dense, mostly"]]
+    for name, row in networks.items():
+        if "convs" not in row:
+            rows.append([name, row["outcome"], "", "", "", row["why"].replace("|", "/")])
+            continue
+        failed = [check for check in ("forward", "backward", "compile", "export") if row.get(check, "ok") != "ok"]
+        rows.append(
+            [
+                name,
+                f"{row['octave']} of {row['convs']}",
+                f"{row['macs']:.0%}",
+                f"{row['difference_at_0']:g}",
+                f"not {', '.join(failed)}" if failed else "all" if row["octave"] else "",
+                "; ".join(f"{count}: {reason(why)}" for why, count in row["why"][:1]),
+            ]
+        )
+    made = sum(row["outcome"] == "octave" for row in networks.values())
+    exact = sum(row.get("difference_at_0") == 0 for row in networks.values())
+    note = (
+        f"{made} of {len(networks)} convolutional networks become octave networks; {exact} give exactly their own "
+        f"output at alpha 0. {len(result['networks']) - len(networks)} others spend less than half of their "
+        f"multiply-adds in convolutions. Conditions: alpha {result['alpha']:g}, images of {result['size']} pixels (or "
+        f"the size that a network insists on), random weights, {result['threads']} thread, PyTorch "
+        f"{result['env']['torch']}, timm {result['env']['timm']}, {result['env']['cpu']}; compile is "
+        f'`torch.compile(backend="eager", fullgraph=True)`.'
+    )
+    return f"{markdown(rows)}\n\n{note}"

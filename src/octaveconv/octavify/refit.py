@@ -1,0 +1,268 @@
+"""Fit octave convolutions, in the network's order, to what the dense ones compute.
+
+A layer that reads blurred maps, and maps that are a little wrong already, can make up for some of it with other
+weights: those of a ridge regression towards the dense layer's output, which keeps near the dense weights. Where the
+layer ends a residual block, the target is the block's sum, so that what went wrong on the other branch is mended, too.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from types import NoneType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from .._modes import eval_mode
+from ..nn.conv import OctConvNd
+from ..nn.norm import OctBatchNormNd, at_least_single
+from ..octave import Octave, as_octave, octave_map
+from ..resolution import Sizes, pool
+from ..spec import Paths
+from .layers import oct_conv, oct_linear
+from .maps import is_channels_last, is_map
+from .operations import FROM_CHANNELS_LAST
+from .regression import Sums, grouped, patches, ridge_fit
+from .rewrite import OctavifiedModule, Parts
+from .sample import Batch, images_in, pieces
+from .spaces import Net
+
+_PIXELS = 30_000  # of a layer's output, at most
+_FEWEST = 8_000
+_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_KEEPS = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation mode
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class Target(NamedTuple):
+    """What a convolution is fitted to.
+
+    Attributes:
+        node: the node of the dense graph whose value it is: the convolution's own, or the sum at a block's end.
+        norm: the batch normalization between them, or behind the convolution, if there is one.
+        other: the other operand of the sum.
+    """
+
+    node: fx.Node
+    norm: fx.Node | None = None
+    other: fx.Node | None = None
+
+
+def refit(
+    net: Net, dense: nn.Module, octave: OctavifiedModule, values: Mapping[fx.Node, Any], batches: Sequence[Batch]
+) -> None:
+    """Change the weights of ``octave``, and what its norms subtract, so that its layers follow the dense ones.
+
+    Args:
+        net: the traced network, whose modules are the octave ones by now.
+        dense: the modules of the dense network, with their channels in the same order.
+        octave: the octave network.
+        values: for each node of the net's graph, the node or the `Parts` of the octave network's.
+        batches: the sample.
+    """
+    if len(batches) == 1:
+        batches = [*pieces(batches[0], (images_in(batches[0]) + 1) // 2)]
+    calls = {str(node.target): node for node in octave.graph.nodes if node.op == "call_module"}
+    targets = {node: _target(net, dense, node, values) for node in net.steps if _is_fitted(net, node)}
+    held = [node for target in targets.values() if target.other for node in _nodes(values[target.other])]
+    theirs = _Stream(fx.GraphModule(dense, net.graph), batches, [target.node for target in targets.values()])
+    ours = _Stream(octave, batches, held)
+    pixels = _Pixels(sum(map(images_in, batches)))
+    with eval_mode(octave), eval_mode(dense), torch.no_grad():
+        for node, target in targets.items():
+            call, layer = calls[str(node.target)], octave.get_submodule(str(node.target))
+            norm = None if target.norm is None else octave.get_submodule(str(target.norm.target))
+            ours.run_before(call)
+            theirs.run_before(target.node.next)
+            fit = _Fit(layer, norm)
+            for batch, (own, given) in enumerate(zip(ours.values, theirs.values)):
+                x = as_octave(fx.node.map_arg(call.args[0], own.__getitem__))
+                wanted = fit.parts(_channels_second(target.node, given[target.node]))
+                if target.other is not None:
+                    wanted = fit.before_norm(wanted, _value(fit, target.other, values, own))
+                fit.add(x, wanted, pixels, batch % 2)
+            fit.solve()
+            theirs.release(target.node)
+            ours.release(*(() if target.other is None else _nodes(values[target.other])))
+
+
+def _is_fitted(net: Net, node: fx.Node) -> bool:
+    if node.op != "call_module" or net.steps[node].handler is None:
+        return False
+    return net.handler(node).make in (oct_conv, oct_linear) and isinstance(net.module(node), OctConvNd)
+
+
+def _target(net: Net, dense: nn.Module, conv: fx.Node, values: Mapping[fx.Node, Any]) -> Target:
+    """Follow what comes behind a convolution, as long as it is linear."""
+    place = {node: i for i, node in enumerate(net.graph.nodes)}
+    node, norm = conv, None
+    while len(node.users) == 1:
+        (user,) = node.users
+        if user.op == "call_module":
+            layer = dense.get_submodule(str(user.target))
+            if isinstance(layer, _NORMS) and norm is None and layer.running_mean is not None:
+                norm = user
+                if any(not isinstance(getattr(layer, name, None), (*_KEEPS, NoneType)) for name in ("drop", "act")):
+                    break
+            elif not isinstance(layer, _KEEPS) and type(layer).__name__ not in ("DropPath", "StochasticDepth"):
+                break
+            node = user
+            continue
+        others = [x for x in user.all_input_nodes if x is not node]
+        if user.target in _SUMS and not user.kwargs and len(user.args) == 2 and len(others) == 1:
+            (other,) = others
+            same = is_map(other) and user.meta["shape"] == other.meta["shape"]
+            split, sum_split = isinstance(values[other], Parts), isinstance(values[user], Parts)
+            if same and place[other] < place[conv] and (sum_split or not split):
+                return Target(user, norm, other)
+        break
+    return Target(conv, norm)
+
+
+def _nodes(value: Any) -> list[fx.Node]:
+    return [*value] if isinstance(value, Parts) else [value]
+
+
+def _value(fit: _Fit, node: fx.Node, values: Mapping[fx.Node, Any], own: Mapping[fx.Node, Any]) -> Octave:
+    """A value of the octave network, in two parts if the layer's output is."""
+    found = [own[part] for part in _nodes(values[node])]
+    return Octave(*found) if len(found) == 2 else fit.parts(_channels_second(node, found[0]))
+
+
+def _channels_second(node: fx.Node, value: Tensor) -> Tensor:
+    return value.permute(FROM_CHANNELS_LAST) if is_channels_last(node) else value
+
+
+class _Stream:
+    """A network that runs step by step on all batches at once, keeping only what is still needed.
+
+    Attributes:
+        values: for each batch the nodes' values.
+    """
+
+    def __init__(self, module: fx.GraphModule, batches: Sequence[Batch], held: Iterable[fx.Node]) -> None:
+        self._runs = [fx.Interpreter(module) for _ in batches]
+        self.values: list[dict[fx.Node, Any]] = [{} for _ in batches]
+        for run, env, batch in zip(self._runs, self.values, batches):
+            run.env, run.args_iter = env, iter(batch)
+        self._left = {node: len(node.users) + 1 for node in module.graph.nodes}
+        for node in held:
+            self._left[node] += 1
+        self._nodes, self._done = list(module.graph.nodes), 0
+        self._place = {node: i for i, node in enumerate(self._nodes)}
+
+    def run_before(self, stop: fx.Node) -> None:
+        """Run all nodes before ``stop`` that have not run."""
+        while (node := self._nodes[self._done]) is not stop and not self._place[stop] < self._done:
+            for run, env in zip(self._runs, self.values):
+                env[node] = run.run_node(node)
+            self._done += 1
+            self.release(node, *node.all_input_nodes)
+
+    def release(self, *nodes: fx.Node) -> None:
+        """Forget nodes that nobody else needs."""
+        for node in nodes:
+            self._left[node] -= 1
+            if not self._left[node]:
+                for env in self.values:
+                    del env[node]
+
+
+class _Pixels:
+    """Draws pixels of maps, as many for each image as a fit needs."""
+
+    def __init__(self, images: int) -> None:
+        self.images, self.draw = images, torch.Generator().manual_seed(0)
+
+    def of(self, size: Sizes, inputs: int) -> Tensor:
+        total = prod(size)
+        wanted = min(_PIXELS, max(_FEWEST, 6 * inputs)) // self.images + 1
+        return torch.randperm(total, generator=self.draw)[:wanted] if total > wanted else torch.arange(total)
+
+
+class _Fit:
+    """The fit of one layer."""
+
+    def __init__(self, layer: Any, norm: Any) -> None:
+        self.layer, self.norm, self.spec = layer, norm, layer.spec
+        self.sums = {name: (Sums(), Sums()) for name in Octave._fields}
+
+    def parts(self, y: Tensor) -> Octave:
+        """A dense output as the layer would give it."""
+        high, low = self.spec.outputs.split(at_least_single(y), 1)
+        return Octave(high if high.shape[1] else None, pool(low, self.spec.factor) if low.shape[1] else None)
+
+    def before_norm(self, total: Octave, other: Octave) -> Octave:
+        """What the layer has to give for its norm's output and ``other`` to add up to ``total``."""
+        left = octave_map(lambda both, one: both - at_least_single(one), total, other)
+        if self.norm is None:
+            return left
+        scale, shift = _affine(self.norm)
+        columns = (-1, *[1] * len(self.spec.kernel_size))
+        affine = zip(self.spec.outputs.split(scale), self.spec.outputs.split(shift))
+        parts = [
+            None if part is None else (part - b.view(columns)) / a.view(columns) for part, (a, b) in zip(left, affine)
+        ]
+        return Octave(*parts)
+
+    def add(self, x: Octave, wanted: Octave, pixels: _Pixels, fold: int) -> None:
+        """Note what the layer gets, and what it is to give."""
+        x = octave_map(at_least_single, x)
+        groups = self.spec.inputs.high + self.spec.inputs.low if self.spec.depthwise else self.spec.groups
+        for name, y in zip(Octave._fields, wanted):
+            if y is None:
+                continue
+            size = tuple(y.shape[2:])
+            inputs = prod(self.spec.kernel_size) * (sum(self.spec.inputs[:2]) // groups)
+            some = pixels.of(size, inputs).to(y.device)
+            read = [*patches(self.spec, x, name == "low", size, some)]
+            count = read[0].shape[1] if self.spec.depthwise else self.spec.groups
+            rows = torch.cat([grouped(patch, count) for patch in read], 1)
+            self.sums[name][fold].add(rows, grouped(y.flatten(2)[:, :, None, some], count))
+
+    def solve(self) -> None:
+        """Give the layer its new weights."""
+        weight = self.layer.weight.detach()
+        kernel = weight if weight.dim() > 2 else weight[..., None, None]
+        old = self.spec.paths(kernel)
+        centered = self.layer.bias is not None or self.norm is not None
+        high, high_offset = self._part("high", old.hh, old.lh, centered)
+        low, low_offset = self._part("low", old.hl, old.ll, centered)
+        found = self.spec.join_paths(Paths(hh=high[0], hl=low[0], lh=high[1], ll=low[1]))
+        if not found.isfinite().all():
+            return
+        self.layer.weight.copy_(found.view_as(weight))
+        if not centered:
+            return
+        offset = self.spec.outputs.join(high_offset, low_offset)
+        if self.layer.bias is not None:
+            self.layer.bias.copy_(offset)
+        else:
+            self.norm.running_mean.sub_(offset.to(self.norm.running_mean.dtype))
+
+    def _part(
+        self, name: str, from_high: Tensor | None, from_low: Tensor | None, centered: bool
+    ) -> tuple[list[Tensor | None], Tensor | None]:
+        """The blocks of one part's weights, and its offset."""
+        blocks = [from_high, from_low]
+        present = [block for block in blocks if block is not None]
+        if not self.sums[name][0].count:
+            return blocks, None
+        groups = len(present[0]) if self.spec.depthwise else self.spec.groups
+        start = torch.cat([block.unflatten(0, (groups, -1)).flatten(2).mT for block in present], 1)
+        weights, offset = ridge_fit(self.sums[name], start.double(), centered)
+        columns = iter(weights.split([block[0].numel() for block in present], 1))
+        found = [None if block is None else next(columns).mT.reshape(block.shape).to(block) for block in blocks]
+        return found, offset.flatten()
+
+
+def _affine(norm: OctBatchNormNd) -> tuple[Tensor, Tensor]:
+    """A norm in evaluation mode, as a product and a sum."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
+    scale = torch.where(scale.abs() < 1e-6, torch.inf, scale)  # such a channel adds nothing, whatever it is
+    return scale, (0.0 if norm.bias is None else norm.bias) - torch.where(scale.isinf(), 0.0, norm.running_mean * scale)

@@ -1,0 +1,129 @@
+"""Ridge regressions of a convolution's outputs on what it reads: sums over pixels, and the weights that fit them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..octave import Octave
+from ..resolution import Sizes, pool
+from ..spec import ConvSpec
+
+_LARGE = 1_500  # inputs, from which on fewer ridges are tried
+_RIDGES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)  # of the mean variance of the inputs
+
+
+class Sums:
+    """Sums over pixels of a layer's inputs and of what they are to give, group by group: all that a fit needs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.products: Any = 0  # of inputs with inputs and outputs: [groups, inputs, inputs + outputs]
+        self.squares: Any = 0  # of outputs, [groups, outputs]
+        self.totals: Any = 0  # [groups, inputs + outputs]
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """``x`` is ``[groups, inputs, pixels]``, ``y`` ``[groups, outputs, pixels]``."""
+        both = torch.cat([x, y], 1)
+        self.count += x.shape[2]
+        self.products = self.products + torch.bmm(x, both.mT).double()
+        self.squares = self.squares + y.square().sum(2, dtype=torch.float64)
+        self.totals = self.totals + both.sum(2, dtype=torch.float64)
+
+    def __add__(self, other: Sums) -> Sums:
+        total = Sums()
+        for name, value in vars(self).items():
+            setattr(total, name, value + getattr(other, name))
+        return total
+
+    def moments(self, centered: bool) -> Moments:
+        mean = self.totals / self.count
+        mean = mean if centered else torch.zeros_like(mean)
+        inputs = self.products.shape[1]
+        covariance = self.products / self.count - mean[:, :inputs, None] * mean[:, None]
+        return Moments(mean, covariance, self.squares / self.count - mean[:, inputs:].square())
+
+
+class Moments(NamedTuple):
+    """The means of inputs and outputs, the covariance of inputs with both, and the variance of the outputs."""
+
+    mean: Tensor
+    covariance: Tensor
+    variance: Tensor
+
+    def cpu(self) -> Moments:
+        """The same in the host's memory."""
+        return Moments(*(each.cpu() for each in self))
+
+
+def patches(spec: ConvSpec, x: Octave, for_low: bool, size: Sizes, some: Tensor) -> Iterator[Tensor]:
+    """What a convolution multiplies at ``some`` pixels of one output part: ``[N, C, taps, pixels]`` of each input."""
+    if x.high is not None and not (spec.depthwise and for_low):
+        high = pool(x.high, spec.stride)
+        yield _taps(spec, pool(high, spec.factor) if for_low else high, size, some)
+    if x.low is not None and not (spec.depthwise and not for_low):
+        low = pool(x.low, spec.stride if for_low else spec.remaining_stride)
+        yield _taps(spec, low, size, some, None if for_low else spec.growth)
+
+
+def _taps(spec: ConvSpec, x: Tensor, size: Sizes, some: Tensor, growth: Sizes | None = None) -> Tensor:
+    mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
+    x = F.pad(x, [p for p in reversed(spec.padding) for _ in range(2)], mode=mode) if any(spec.padding) else x
+    corner = list(torch.unravel_index(some, size))
+    if growth is not None:
+        corner = [at // g for at, g in zip(corner, growth)]
+    taps = []
+    for offsets in itertools.product(*map(range, spec.kernel_size)):
+        at = torch.zeros_like(some)
+        for first, offset, dilation, pixels in zip(corner, offsets, spec.dilation, x.shape[2:]):
+            at = at * pixels + first + offset * dilation
+        taps.append(x.flatten(2)[:, :, at])
+    return torch.stack(taps, 2)
+
+
+def grouped(x: Tensor, groups: int) -> Tensor:
+    """From ``[N, C, taps, pixels]`` to ``[groups, C / groups * taps, N * pixels]``."""
+    by_group: Tensor = x.unflatten(1, (groups, -1))  # type: ignore[no-untyped-call]
+    return by_group.flatten(2, 3).permute(1, 2, 0, 3).flatten(2)
+
+
+def ridge_fit(folds: tuple[Sums, Sums], start: Tensor, centered: bool) -> tuple[Tensor, Tensor]:
+    """Weights ``[groups, inputs, outputs]`` and offsets ``[groups, outputs]``, near ``start``.
+
+    How near, is what predicts either half of the sample best from the other.
+    """
+    inputs = start.shape[1]
+    ridge = 0.1
+    if all(fold.count for fold in folds):
+        each = [fold.moments(centered) for fold in folds]
+        tries = _RIDGES if inputs <= _LARGE else _RIDGES[2::2]
+        errors = [sum(_error(solved(one, start, r), one, other) for one, other in (each, each[::-1])) for r in tries]
+        ridge = tries[min(range(len(tries)), key=errors.__getitem__)]
+    total = (folds[0] + folds[1] if folds[1].count else folds[0]).moments(centered)
+    found = solved(total, start, ridge)
+    return found, total.mean[:, inputs:] - (total.mean[:, :inputs, None] * found).sum(1)
+
+
+def solved(moments: Moments, start: Tensor, ridge: float) -> Tensor:
+    """The weights ``[groups, inputs, outputs]`` of one regression, near ``start``."""
+    square, cross = moments.covariance.split([start.shape[1], start.shape[2]], 2)
+    strength = ridge * square.diagonal(dim1=1, dim2=2).mean(1) + 1e-12
+    one = torch.eye(len(square[0])).to(square)
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(square + strength[:, None, None] * one)
+        if not failed.any():
+            return start + torch.cholesky_solve(cross - square @ start, factor)
+        strength = torch.where(failed > 0, strength * 10, strength)  # more inputs than pixels, and rounding
+
+
+def _error(found: Tensor, one: Moments, other: Moments) -> float:
+    """The squared error, on the ``other`` half of the sample, of weights and offset that fit ``one``."""
+    square, cross = other.covariance.split([found.shape[1], found.shape[2]], 2)
+    shift_in, shift_out = (other.mean - one.mean).split([found.shape[1], found.shape[2]], 1)
+    offset = shift_out - (shift_in[..., None] * found).sum(1)
+    return float(other.variance.sum() + ((square @ found - 2 * cross) * found).sum() + offset.square().sum())

@@ -1,0 +1,126 @@
+"""What is done with a sample once the octave network stands: each step is kept only if the answers come closer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .._modes import eval_mode
+from ..nn.norm import OctBatchNormNd
+from .refit import refit
+from .rewrite import OctavifiedModule
+from .sample import Batch, Judge, Sample
+from .spaces import Net
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, OctBatchNormNd)
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RepairStep:
+    """One step, and what it brought.
+
+    Attributes:
+        name: ``as given``, ``ordered``, ``refitted``, ``norms`` or ``distilled``.
+        divergence: how far the answers are from the dense network's on images that were kept to judge with: of scores
+            of classes the mean Kullback-Leibler divergence in nats, of other answers the relative squared error.
+        agreement: share of those images with the same first class; of other answers, 1 less the divergence.
+        seconds: how long the step took.
+        kept: whether the network comes from this step.
+    """
+
+    name: str
+    divergence: float
+    agreement: float
+    seconds: float
+    kept: bool = False
+
+
+def repair(
+    net: Net,
+    dense: nn.Module,
+    octave: OctavifiedModule,
+    values: Mapping[fx.Node, Any],
+    given: Mapping[str, Tensor],
+    sample: Sample,
+    say: Callable[[str], object],
+    seconds: float,
+) -> list[RepairStep]:
+    """Bring an octave network's answers closer to the dense network's.
+
+    Args:
+        net, dense, octave, values: as of `refit`.
+        given: the dense weights as the caller gave them, with the channels in that order.
+        sample: images to fit with, and others to judge each step with.
+        say: is told of each step.
+        seconds: how long it took to find the order of the channels.
+    """
+    made = _Repair(octave, Judge(fx.GraphModule(dense, net.graph), sample), say)
+    ordered = _copy(octave.state_dict())
+    made.step("as given", lambda: made.take(given))
+    made.step("ordered", lambda: made.take(ordered), seconds)
+    made.step("refitted", lambda: refit(net, dense, octave, values, sample.fit))
+    made.take()
+    made.step("norms", lambda: reestimate_norms(octave, sample.fit))
+    made.take()
+    return made.steps
+
+
+class _Repair:
+    """An octave network's weights, of which the best are kept.
+
+    Args:
+        octave: the network.
+        judge: compares it with the dense one.
+        say: is told of each step.
+    """
+
+    def __init__(self, octave: OctavifiedModule, judge: Judge, say: Callable[[str], object]) -> None:
+        self.octave, self.judge, self.say = octave, judge, say
+        self.steps: list[RepairStep] = []
+        self._best: tuple[float, State] | None = None
+
+    def step(self, name: str, change: Callable[[], object], seconds: float = 0.0) -> None:
+        """Change the network, and keep the change if its answers are closer to the dense ones than ever before."""
+        begin = time.perf_counter()
+        change()
+        closeness = self.judge(self.octave)
+        spent = seconds + time.perf_counter() - begin
+        better = self._best is None or closeness.divergence < self._best[0]
+        if better:
+            self._best = closeness.divergence, _copy(self.octave.state_dict())
+            self.steps = [RepairStep(**{**vars(step), "kept": False}) for step in self.steps]
+        self.steps.append(RepairStep(name, *closeness, round(spent, 2), better))
+        self.say(f"{name}: agreement {closeness.agreement:.1%}, divergence {closeness.divergence:.4f}, {spent:.0f} s")
+
+    def take(self, state: Mapping[str, Tensor] | None = None) -> None:
+        """Give the network these weights, or the best ones."""
+        state = state or (self._best or (0.0, {}))[1]
+        with torch.no_grad():
+            for name, value in self.octave.state_dict().items():
+                value.copy_(state[name])
+
+
+def _copy(state: Mapping[str, Tensor]) -> State:
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def reestimate_norms(model: nn.Module, batches: Sequence[Batch]) -> None:
+    """Replace the running statistics of all batch norms with those of the sample."""
+    norms: list[Any] = [part for part in model.modules() if isinstance(part, _NORMS) and part.running_mean is not None]
+    momenta = {norm: norm.momentum for norm in norms}
+    try:
+        with eval_mode(model), torch.no_grad():
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum, norm.training = None, True  # the plain average over the batches
+            for batch in batches:
+                model(*batch)
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum

@@ -1,0 +1,134 @@
+"""A sample of images without labels: what to fit with, what to judge with, and how far two networks' answers differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .._modes import eval_mode
+
+Batch = tuple[Any, ...]
+IMAGES = 16  # of a batch, at most
+HELD_OUT = 5  # one of so many batches is kept to judge with
+FEWEST = 10  # images that are worth dividing
+
+
+class Sample(NamedTuple):
+    """Batches of inputs; no image is in both lists unless there are fewer than `FEWEST`."""
+
+    fit: list[Batch]
+    judge: list[Batch]
+
+    @classmethod
+    def of(cls, given: Iterable[Any], inputs: Batch) -> Sample:
+        """Divide what the caller gave as ``calibrate``.
+
+        Raises:
+            ValueError: there is no batch, or the inputs of one do not match the example.
+        """
+        batches = _batches(given, inputs)
+        images = sum(map(images_in, batches))
+        if images < FEWEST:
+            return cls(batches, batches)
+        most = min(IMAGES, max(images // HELD_OUT, 1))
+        small = [piece for batch in batches for piece in pieces(batch, most)]
+        if len(small) < HELD_OUT:  # inputs that cannot be cut
+            return cls(small, small)
+        judge = small[HELD_OUT - 1 :: HELD_OUT]
+        return cls([batch for i, batch in enumerate(small) if i % HELD_OUT != HELD_OUT - 1], judge)
+
+
+def _batches(sample: Iterable[Any], inputs: Batch) -> list[Batch]:
+    """The network's inputs: the first items of each batch, as many as the network takes."""
+    batches = []
+    for item in [sample] if isinstance(sample, Tensor) else sample:
+        given = tuple(item) if isinstance(item, (tuple, list)) else (item,)
+        for x, example in zip(given, inputs):
+            if isinstance(example, Tensor) and (not isinstance(x, Tensor) or x.shape[1:] != example.shape[1:]):
+                shape = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(
+                    f"calibrate has a batch {shape}, but example_inputs {list(example.shape)}: give both one size"
+                )
+        device = next((x.device for x in inputs if isinstance(x, Tensor)), "cpu")
+        batches.append(tuple(x.to(device) if isinstance(x, Tensor) else x for x in given[: len(inputs)]))
+    batches = [batch for batch in batches if images_in(batch)]
+    if not batches or len(batches[0]) < len(inputs):
+        raise ValueError("calibrate must hold batches of the network's inputs, as a list of tensors or a DataLoader")
+    return batches
+
+
+def images_in(batch: Batch) -> int:
+    """How many images a batch holds."""
+    return next((len(x) for x in batch if isinstance(x, Tensor) and x.dim()), 0)
+
+
+def pieces(batch: Batch, most: int) -> Iterator[Batch]:
+    """The batch in smaller ones; as it is if its inputs do not all have one row for each image."""
+    images = images_in(batch)
+    if any(not isinstance(x, Tensor) or not x.dim() or len(x) != images for x in batch):
+        yield batch
+        return
+    for first in range(0, images, most):
+        yield tuple(x[first : first + most] for x in batch)
+
+
+def answers(outputs: Any) -> list[Tensor]:
+    """The numbers that a network returns, each tensor in at least single precision."""
+    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [leaf if leaf.dtype == torch.float64 else leaf.float() for leaf in leaves]
+
+
+def are_scores(found: Sequence[Tensor]) -> bool:
+    """Whether answers are scores of classes: one tensor ``[N, classes]``."""
+    return len(found) == 1 and found[0].dim() == 2 and found[0].shape[1] > 1
+
+
+class Closeness(NamedTuple):
+    """How close a network's answers are to those of the dense one.
+
+    Attributes:
+        divergence: of scores, the mean Kullback-Leibler divergence of the classes' probabilities, in nats; of other
+            answers, the squared error relative to their variance. 0 for the same answers.
+        agreement: of scores, the share of images with the same first class; of others, 1 less the divergence.
+    """
+
+    divergence: float
+    agreement: float
+
+
+class Judge:
+    """Compares networks with the dense one on the images kept for it."""
+
+    def __init__(self, dense: nn.Module, sample: Sample) -> None:
+        self.batches = sample.judge
+        self.expected = [answers(y) for y in _run(dense, self.batches)]
+
+    def __call__(self, model: nn.Module) -> Closeness:
+        """How close ``model`` comes, in evaluation mode."""
+        wrong = whole = same = images = 0.0
+        scores = are_scores(self.expected[0])
+        for outputs, expected in zip(_run(model, self.batches), self.expected):
+            found = answers(outputs)
+            images += len(expected[0]) if expected else 0
+            for ours, theirs in zip(found, expected):
+                if scores:
+                    logs = theirs.log_softmax(1)
+                    wrong += float(F.kl_div(ours.log_softmax(1), logs, reduction="sum", log_target=True))
+                    same += float((ours.argmax(1) == theirs.argmax(1)).sum())
+                else:
+                    wrong += float((ours - theirs).double().square().sum())
+                    whole += float((theirs - theirs.mean()).double().square().sum())
+        divergence = wrong / max(images, 1) if scores else wrong / whole if whole else wrong
+        divergence = divergence if divergence == divergence else float("inf")
+        return Closeness(max(divergence, 0.0), same / max(images, 1) if scores else max(1 - divergence, 0.0))
+
+
+def _run(model: nn.Module, batches: Sequence[Batch]) -> Iterator[Any]:
+    with eval_mode(model), torch.no_grad():
+        for batch in batches:
+            yield model(*batch)
