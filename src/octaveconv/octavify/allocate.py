@@ -33,13 +33,14 @@ def allocate(net: Net, saliencies: Mapping[fx.Node, Saliency], budget: float) ->
         ValueError: no choice is within the budget.
     """
     spaces = {net.spaces.of(node) for node in net.nodes(Role.CONV) if net.runs.of(node) not in net.pinned}
-    spaces &= saliencies.keys()
+    costs = {space: cost for space in spaces if (cost := _cost(net, saliencies, space)) is not None}
+    spaces = set(costs)
     shares = _Shares(net)
     chosen = dict.fromkeys(spaces, 0.0)
     if (least := shares.of(dict.fromkeys(spaces, LEVELS[-1]))) > budget:
         raise ValueError(f"macs={budget:g} is out of reach: the least is {least:.3f} of the dense network's")
     for _ in range(_ROUNDS):
-        rows = {space: _rows(shares, chosen, space, saliencies[space]) for space in spaces}
+        rows = {space: _rows(shares, chosen, space, costs[space]) for space in spaces}
         found = _at_budget(rows, shares, budget)
         if found == chosen:
             break
@@ -65,12 +66,21 @@ class _Shares:
         return self.count(levels) / self.dense
 
 
+def _cost(net: Net, saliencies: Mapping[fx.Node, Saliency], space: fx.Node) -> Callable[[float], float] | None:
+    """What an alpha costs in a space; in all the pieces of one that is only cut into pieces."""
+    if space in saliencies:
+        return saliencies[space].cost
+    pieces = [saliencies.get(net.spaces.of(part)) for part in (net.cats.get(space) or [[]])[0]]
+    found = [piece for piece in pieces if piece is not None]
+    return (lambda alpha: sum(piece.cost(alpha) for piece in found)) if found else None
+
+
 def _rows(
-    shares: _Shares, chosen: Mapping[fx.Node, float], space: fx.Node, saliency: Saliency
+    shares: _Shares, chosen: Mapping[fx.Node, float], space: fx.Node, cost: Callable[[float], float]
 ) -> list[tuple[float, float, float]]:
     """Of each level of one space: the level, what it saves beside the others' levels, and what it costs."""
     without = shares.of({**chosen, space: 0.0})
-    return [(level, without - shares.of({**chosen, space: level}), saliency.cost(level)) for level in LEVELS]
+    return [(level, without - shares.of({**chosen, space: level}), cost(level)) for level in LEVELS]
 
 
 def _at_budget(

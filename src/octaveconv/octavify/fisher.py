@@ -20,7 +20,7 @@ from .maps import axes_of, is_channels_last, is_map
 from .operations import FROM_CHANNELS_LAST
 from .regression import Sums, grouped, patches, solved
 from .roles import Role
-from .sample import Batch, answers, are_scores, images_in, pieces
+from .sample import Batch, answers, are_scores, cloned, images_in, pieces
 from .spaces import Net
 
 IMAGES = 64  # of the sample, to take gradients of
@@ -137,7 +137,7 @@ def measure(
     watched = _Watched(net, module, moments, depthwise, _Pixels(sum(map(images_in, few)), draw))
     with eval_mode(module), _frozen(module), torch.enable_grad():
         for batch in few:
-            loss = _loss(answers(watched.run(*batch)), draw)
+            loss = _loss(answers(watched.run(*cloned(batch))), draw)
             if loss is None:
                 raise ValueError("its answers have no gradient")
             loss.backward()  # type: ignore[no-untyped-call]
@@ -154,7 +154,8 @@ def _loss(found: Sequence[Tensor], draw: torch.Generator) -> Tensor | None:
         logs = found[0].log_softmax(1)
         labels = torch.multinomial(logs.detach().exp().cpu(), 1, generator=draw).to(logs.device)
         return -logs.gather(1, labels).sum()
-    variance = sum(float((y - y.mean()).detach().double().square().sum()) for y in found) / len(found[0])
+    images = len(found[0]) if found[0].dim() else 1
+    variance = sum(float((y - y.mean()).detach().double().square().sum()) for y in found) / images
     scale = (2 / variance) ** 0.5 if variance else 1.0
     return sum(
         ((y * torch.randn(y.shape, generator=draw).to(y)).sum() * scale for y in found), torch.zeros(()).to(found[0])

@@ -157,7 +157,7 @@ class _Conversion:
     def run(self, alphas: Callable[[fx.Node], float]) -> OctavifiedModule:
         """Make the octave network."""
         net, self.splits = self.net, Splits(self.net, alphas)
-        self._given = {name: value.detach().clone() for name, value in net.model.state_dict().items()}
+        self._given = copy.deepcopy(dict(net.model.state_dict())) if self.sample else {}
         orders = {space: saliency.order for space, saliency in self.saliencies.items()}
         permute(net, {s: order for s, order in orders.items() if s in self.splits.spaces and net.blocks(s)})
         self.layers = [_layer(node, self.splits, self.saliencies) for node in net.steps if _is_listed(node, net)]

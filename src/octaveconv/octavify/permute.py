@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .maps import axes_of, scale_of, shape_of
+from .maps import scale_of, shape_of
 from .roles import Role
 from .spaces import Net
 
@@ -38,7 +38,7 @@ def permute(net: Net, orders: Mapping[fx.Node, Tensor]) -> None:
                 scale = scale_of(x)
                 if scale is not None and order is not None:
                     path, _, name = str(scale.target).rpartition(".")
-                    axis = len(shape_of(x) or ()) - 1 - axes_of(x) if scale is x else 0
+                    axis = len(shape_of(x) or ()) + 1 - len(shape_of(node) or ()) if scale is x else 0
                     _take(net.model.get_submodule(path), name, order, axis)
 
 

@@ -8,6 +8,7 @@ layer ends a residual block, the target is the block's sum, so that what went wr
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from types import NoneType
@@ -27,11 +28,12 @@ from .maps import is_channels_last, is_map
 from .operations import FROM_CHANNELS_LAST
 from .regression import Sums, grouped, patches, ridge_fit
 from .rewrite import OctavifiedModule, Parts
-from .sample import Batch, images_in, pieces
+from .sample import Batch, cloned, images_in, pieces
 from .spaces import Net
 
 _PIXELS = 30_000  # of a layer's output, at most
 _FEWEST = 8_000
+_MOST = 2_500  # inputs of one output, to solve for; the time grows with their cube, the memory with their square
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _KEEPS = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation mode
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -68,25 +70,26 @@ def refit(
     calls = {str(node.target): node for node in octave.graph.nodes if node.op == "call_module"}
     targets = {node: _target(net, dense, node, values) for node in net.steps if _is_fitted(net, node)}
     held = [node for target in targets.values() if target.other for node in _nodes(values[target.other])]
-    theirs = _Stream(fx.GraphModule(dense, net.graph), batches, [target.node for target in targets.values()])
+    twin = fx.GraphModule(dense, net.graph)
+    theirs = _Stream(twin, batches, [target.node for target in targets.values()])
     ours = _Stream(octave, batches, held)
     pixels = _Pixels(sum(map(images_in, batches)))
-    with eval_mode(octave), eval_mode(dense), torch.no_grad():
+    with eval_mode(octave), eval_mode(twin), torch.no_grad():
         for node, target in targets.items():
             call, layer = calls[str(node.target)], octave.get_submodule(str(node.target))
             norm = None if target.norm is None else octave.get_submodule(str(target.norm.target))
             ours.run_before(call)
             theirs.run_before(target.node.next)
             fit = _Fit(layer, norm)
-            for batch, (own, given) in enumerate(zip(ours.values, theirs.values)):
+            for batch, (own, kept, given) in enumerate(zip(ours.values, ours.kept, theirs.kept)):
                 x = as_octave(fx.node.map_arg(call.args[0], own.__getitem__))
                 wanted = fit.parts(_channels_second(target.node, given[target.node]))
                 if target.other is not None:
-                    wanted = fit.before_norm(wanted, _value(fit, target.other, values, own))
+                    wanted = fit.before_norm(wanted, _value(fit, target.other, values, kept))
                 fit.add(x, wanted, pixels, batch % 2)
             fit.solve()
-            theirs.release(target.node)
-            ours.release(*(() if target.other is None else _nodes(values[target.other])))
+            theirs.let_go(target.node)
+            ours.let_go(*(() if target.other is None else _nodes(values[target.other])))
 
 
 def _is_fitted(net: Net, node: fx.Node) -> bool:
@@ -99,8 +102,7 @@ def _target(net: Net, dense: nn.Module, conv: fx.Node, values: Mapping[fx.Node, 
     """Follow what comes behind a convolution, as long as it is linear."""
     place = {node: i for i, node in enumerate(net.graph.nodes)}
     node, norm = conv, None
-    while len(node.users) == 1:
-        (user,) = node.users
+    while len(node.users) == 1 and not net.steps[user := next(iter(node.users))].refusal:
         if user.op == "call_module":
             layer = dense.get_submodule(str(user.target))
             if isinstance(layer, _NORMS) and norm is None and layer.running_mean is not None:
@@ -116,7 +118,8 @@ def _target(net: Net, dense: nn.Module, conv: fx.Node, values: Mapping[fx.Node, 
             (other,) = others
             same = is_map(other) and user.meta["shape"] == other.meta["shape"]
             split, sum_split = isinstance(values[other], Parts), isinstance(values[user], Parts)
-            if same and place[other] < place[conv] and (sum_split or not split):
+            fits = isinstance(values[conv], Parts) is sum_split and (sum_split or not split)
+            if same and fits and place[other] < place[conv]:
                 return Target(user, norm, other)
         break
     return Target(conv, norm)
@@ -141,16 +144,17 @@ class _Stream:
 
     Attributes:
         values: for each batch the nodes' values.
+        kept: the same of nodes that are held, as they were at first, until `let_go`.
     """
 
     def __init__(self, module: fx.GraphModule, batches: Sequence[Batch], held: Iterable[fx.Node]) -> None:
         self._runs = [fx.Interpreter(module) for _ in batches]
         self.values: list[dict[fx.Node, Any]] = [{} for _ in batches]
         for run, env, batch in zip(self._runs, self.values, batches):
-            run.env, run.args_iter = env, iter(batch)
+            run.env, run.args_iter = env, iter(cloned(batch))
         self._left = {node: len(node.users) + 1 for node in module.graph.nodes}
-        for node in held:
-            self._left[node] += 1
+        self._held = Counter(held)
+        self.kept: list[dict[fx.Node, Any]] = [{} for _ in batches]
         self._nodes, self._done = list(module.graph.nodes), 0
         self._place = {node: i for i, node in enumerate(self._nodes)}
 
@@ -159,8 +163,19 @@ class _Stream:
         while (node := self._nodes[self._done]) is not stop and not self._place[stop] < self._done:
             for run, env in zip(self._runs, self.values):
                 env[node] = run.run_node(node)
+            if node in self._held:
+                for kept, env in zip(self.kept, self.values):
+                    kept[node] = env[node].clone()  # which an operation in place may change
             self._done += 1
             self.release(node, *node.all_input_nodes)
+
+    def let_go(self, *nodes: fx.Node) -> None:
+        """Forget what is kept of nodes, once this is called as often as they were held."""
+        for node in nodes:
+            self._held[node] -= 1
+            if not self._held[node]:
+                for kept in self.kept:
+                    del kept[node]
 
     def release(self, *nodes: fx.Node) -> None:
         """Forget nodes that nobody else needs."""
@@ -189,6 +204,9 @@ class _Fit:
     def __init__(self, layer: Any, norm: Any) -> None:
         self.layer, self.norm, self.spec = layer, norm, layer.spec
         self.sums = {name: (Sums(), Sums()) for name in Octave._fields}
+        taps, columns = prod(self.spec.kernel_size), sum(self.spec.inputs[:2])
+        self.inputs = taps if self.spec.depthwise else taps * columns // self.spec.groups  # of one output
+        self.left: dict[str, list[Tensor]] = {name: [] for name in Octave._fields}  # mean errors, of too large a layer
 
     def parts(self, y: Tensor) -> Octave:
         """A dense output as the layer would give it."""
@@ -210,21 +228,28 @@ class _Fit:
 
     def add(self, x: Octave, wanted: Octave, pixels: _Pixels, fold: int) -> None:
         """Note what the layer gets, and what it is to give."""
+        if self.inputs > _MOST:
+            for name, y, made in zip(Octave._fields, wanted, self.layer(x)):
+                if y is not None:
+                    self.left[name].append((y - made).transpose(0, 1).flatten(1).mean(1))
+            return
         x = octave_map(at_least_single, x)
-        groups = self.spec.inputs.high + self.spec.inputs.low if self.spec.depthwise else self.spec.groups
         for name, y in zip(Octave._fields, wanted):
             if y is None:
                 continue
             size = tuple(y.shape[2:])
-            inputs = prod(self.spec.kernel_size) * (sum(self.spec.inputs[:2]) // groups)
-            some = pixels.of(size, inputs).to(y.device)
+            some = pixels.of(size, self.inputs).to(y.device)
             read = [*patches(self.spec, x, name == "low", size, some)]
             count = read[0].shape[1] if self.spec.depthwise else self.spec.groups
             rows = torch.cat([grouped(patch, count) for patch in read], 1)
             self.sums[name][fold].add(rows, grouped(y.flatten(2)[:, :, None, some], count))
 
     def solve(self) -> None:
-        """Give the layer its new weights."""
+        """Give the layer its new weights, or only take its mean error away."""
+        if self.inputs > _MOST:
+            means = [torch.stack(means).mean(0) if means else None for means in self.left.values()]
+            self._shift(self.spec.outputs.join(*means), add=True)
+            return
         weight = self.layer.weight.detach()
         kernel = weight if weight.dim() > 2 else weight[..., None, None]
         old = self.spec.paths(kernel)
@@ -235,12 +260,14 @@ class _Fit:
         if not found.isfinite().all():
             return
         self.layer.weight.copy_(found.view_as(weight))
-        if not centered:
-            return
-        offset = self.spec.outputs.join(high_offset, low_offset)
+        if centered:
+            self._shift(self.spec.outputs.join(high_offset, low_offset))
+
+    def _shift(self, offset: Tensor, add: bool = False) -> None:
+        """Set what is added to the outputs: in the bias, or in what the next norm subtracts."""
         if self.layer.bias is not None:
-            self.layer.bias.copy_(offset)
-        else:
+            self.layer.bias.copy_(self.layer.bias + offset if add else offset)
+        elif self.norm is not None:
             self.norm.running_mean.sub_(offset.to(self.norm.running_mean.dtype))
 
     def _part(

@@ -112,6 +112,8 @@ def ridge_fit(folds: tuple[Sums, Sums], start: Tensor, centered: bool) -> tuple[
 def solved(moments: Moments, start: Tensor, ridge: float) -> Tensor:
     """The weights ``[groups, inputs, outputs]`` of one regression, near ``start``."""
     square, cross = moments.covariance.split([start.shape[1], start.shape[2]], 2)
+    if not moments.covariance.isfinite().all():
+        return start
     strength = ridge * square.diagonal(dim1=1, dim2=2).mean(1) + 1e-12
     one = torch.eye(len(square[0])).to(square)
     while True:

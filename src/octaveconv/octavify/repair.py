@@ -14,7 +14,7 @@ from .._modes import eval_mode
 from ..nn.norm import OctBatchNormNd
 from .refit import refit
 from .rewrite import OctavifiedModule
-from .sample import Batch, Judge, Sample
+from .sample import Batch, Judge, Sample, cloned
 from .spaces import Net
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, OctBatchNormNd)
@@ -61,7 +61,7 @@ def repair(
         seconds: how long it took to find the order of the channels.
     """
     made = _Repair(octave, Judge(fx.GraphModule(dense, net.graph), sample), say)
-    ordered = _copy(octave.state_dict())
+    given, ordered = _copy(given), _copy(octave.state_dict())
     made.step("as given", lambda: made.take(given))
     made.step("ordered", lambda: made.take(ordered), seconds)
     made.step("refitted", lambda: refit(net, dense, octave, values, sample.fit))
@@ -103,24 +103,34 @@ class _Repair:
         state = state or (self._best or (0.0, {}))[1]
         with torch.no_grad():
             for name, value in self.octave.state_dict().items():
-                value.copy_(state[name])
+                if isinstance(value, Tensor):  # not a layer's extra state
+                    value.copy_(state[name])
 
 
-def _copy(state: Mapping[str, Tensor]) -> State:
-    return {name: value.detach().clone() for name, value in state.items()}
+def _copy(state: Mapping[str, Any]) -> State:
+    return {name: value.detach().clone() for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def reestimate_norms(model: nn.Module, batches: Sequence[Batch]) -> None:
-    """Replace the running statistics of all batch norms with those of the sample."""
+    """Replace the running statistics of all batch norms that run with those of the sample.
+
+    They stay as they are if a norm gets a single number of a channel, which has no variance.
+    """
     norms: list[Any] = [part for part in model.modules() if isinstance(part, _NORMS) and part.running_mean is not None]
     momenta = {norm: norm.momentum for norm in norms}
+    before = {norm: _copy(norm.state_dict()) for norm in norms}
     try:
         with eval_mode(model), torch.no_grad():
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum, norm.training = None, True  # the plain average over the batches
             for batch in batches:
-                model(*batch)
+                model(*cloned(batch))
+        left = [norm for norm in norms if not norm.num_batches_tracked]
+    except ValueError:
+        left = norms
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum
+    for norm in left:
+        norm.load_state_dict(before[norm])

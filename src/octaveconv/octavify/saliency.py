@@ -43,10 +43,11 @@ class Saliency(NamedTuple):
 
 
 class _Reading(NamedTuple):
-    """A run of channels of a value that somebody reads: ``value``'s channels from ``first`` on are a space's."""
+    """A run of channels of a value that somebody reads: ``channels`` of them from ``first`` on are a space's."""
 
     value: fx.Node
     first: int
+    channels: int
     space: fx.Node
 
 
@@ -59,6 +60,8 @@ def saliencies(net: Net, batches: Sequence[Batch], seed: int = 0) -> dict[fx.Nod
     found: dict[fx.Node, list[_Reading]] = defaultdict(list)
     for reading in _readings(net):
         found[reading.space].append(reading)
+    if not found:
+        return {}
     moments, depthwise = measure(net, {r.value for each in found.values() for r in each}, batches, seed)
     fixed: dict[fx.Node, Any] = defaultdict(float)
     for node, sums in depthwise.items():
@@ -76,16 +79,17 @@ def _readings(net: Net) -> Iterator[_Reading]:
     for node, step in net.steps.items():
         is_free = is_map(node) and net.runs.of(node) not in net.pinned and step.role is not Role.PIECES
         if is_free and any(reads(net, user) for user in node.users):
-            yield from _leaves(net, node, net.spaces.of(node), 0)
+            yield from _leaves(net, node, node, 0)
 
 
-def _leaves(net: Net, value: fx.Node, space: fx.Node, first: int) -> Iterator[_Reading]:
+def _leaves(net: Net, value: fx.Node, part: fx.Node, first: int) -> Iterator[_Reading]:
+    space = net.spaces.of(part)
     if not net.cats.get(space):
-        yield _Reading(value, first, space)
+        yield _Reading(value, first, net.channels(part), space)
         return
-    for part in net.cats[space][0]:
-        yield from _leaves(net, value, net.spaces.of(part), first)
-        first += net.channels(part)
+    for piece in net.cats[space][0]:
+        yield from _leaves(net, value, piece, first)
+        first += net.channels(piece)
 
 
 class _Fit:
@@ -127,7 +131,7 @@ class _Fit:
 
 def _fits(net: Net, moments: Moments, reading: _Reading) -> Iterator[_Fit]:
     """One for all the readers that see the same groups of channels."""
-    channels, total = net.channels(reading.space), net.channels(reading.value)
+    channels, total = reading.channels, net.channels(reading.value)
     own = torch.arange(reading.first, reading.first + channels)
     both = torch.cat([own, own + total])
     covariance = moments.covariance.cpu()[both][:, both]

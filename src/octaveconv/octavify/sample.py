@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -15,6 +14,7 @@ from .._modes import eval_mode
 Batch = tuple[Any, ...]
 IMAGES = 16  # of a batch, at most
 HELD_OUT = 5  # one of so many batches is kept to judge with
+_WORST = 1e9  # divergence, for what is not a number
 FEWEST = 10  # images that are worth dividing
 
 
@@ -55,11 +55,23 @@ def _batches(sample: Iterable[Any], inputs: Batch) -> list[Batch]:
                     f"calibrate has a batch {shape}, but example_inputs {list(example.shape)}: give both one size"
                 )
         device = next((x.device for x in inputs if isinstance(x, Tensor)), "cpu")
-        batches.append(tuple(x.to(device) if isinstance(x, Tensor) else x for x in given[: len(inputs)]))
+        batches.append(tuple(_like(x, example, device) for x, example in zip(given, inputs)))
     batches = [batch for batch in batches if images_in(batch)]
-    if not batches or len(batches[0]) < len(inputs):
+    if not batches or any(len(batch) < len(inputs) for batch in batches):
         raise ValueError("calibrate must hold batches of the network's inputs, as a list of tensors or a DataLoader")
     return batches
+
+
+def _like(x: Any, example: Any, device: Any) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    is_float = isinstance(example, Tensor) and example.is_floating_point() and x.is_floating_point()
+    return x.detach().to(device, example.dtype if is_float else x.dtype)
+
+
+def cloned(batch: Batch) -> Batch:
+    """The same inputs, which a network may change."""
+    return tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in batch)
 
 
 def images_in(batch: Batch) -> int:
@@ -68,13 +80,12 @@ def images_in(batch: Batch) -> int:
 
 
 def pieces(batch: Batch, most: int) -> Iterator[Batch]:
-    """The batch in smaller ones; as it is if its inputs do not all have one row for each image."""
+    """The batch in smaller ones, of about ``most`` images; as it is if inputs do not have a row for each image."""
     images = images_in(batch)
     if any(not isinstance(x, Tensor) or not x.dim() or len(x) != images for x in batch):
         yield batch
         return
-    for first in range(0, images, most):
-        yield tuple(x[first : first + most] for x in batch)
+    yield from zip(*(x.tensor_split(max(images // most, 1)) for x in batch))  # none of a single image
 
 
 def answers(outputs: Any) -> list[Tensor]:
@@ -112,23 +123,24 @@ class Judge:
         """How close ``model`` comes, in evaluation mode."""
         wrong = whole = same = images = 0.0
         scores = are_scores(self.expected[0])
-        for outputs, expected in zip(_run(model, self.batches), self.expected):
+        for batch, outputs, expected in zip(self.batches, _run(model, self.batches), self.expected):
             found = answers(outputs)
-            images += len(expected[0]) if expected else 0
+            images += images_in(batch)
             for ours, theirs in zip(found, expected):
                 if scores:
                     logs = theirs.log_softmax(1)
-                    wrong += float(F.kl_div(ours.log_softmax(1), logs, reduction="sum", log_target=True))
+                    terms = logs.exp() * (logs - ours.log_softmax(1))
+                    wrong += float(torch.where(logs.isinf(), 0.0, terms).sum())  # a class without probability
                     same += float((ours.argmax(1) == theirs.argmax(1)).sum())
                 else:
                     wrong += float((ours - theirs).double().square().sum())
                     whole += float((theirs - theirs.mean()).double().square().sum())
         divergence = wrong / max(images, 1) if scores else wrong / whole if whole else wrong
-        divergence = divergence if divergence == divergence else float("inf")
+        divergence = divergence if abs(divergence) < _WORST else _WORST
         return Closeness(max(divergence, 0.0), same / max(images, 1) if scores else max(1 - divergence, 0.0))
 
 
 def _run(model: nn.Module, batches: Sequence[Batch]) -> Iterator[Any]:
     with eval_mode(model), torch.no_grad():
         for batch in batches:
-            yield model(*batch)
+            yield model(*cloned(batch))

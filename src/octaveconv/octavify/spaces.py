@@ -222,11 +222,14 @@ class Net:
         """The spaces whose channels must keep their order, because something reads or writes them in an unknown way."""
         fixed = set()
         reads = Counter(node.target for node in self.steps if node.op == "get_attr")
+        saved = self.model.state_dict().keys()
         for node, step in self.steps.items():
             scale = scale_of(node)
             is_gate = (
                 scale is not None
                 and reads[scale.target] == 1
+                and scale.target in saved
+                and len(node.users) == 1
                 and all(self.steps[user].role is Role.JOIN or scale_of(user) for user in node.users)
             )  # it is reordered, too
             has_own_order = step.handler is not None and step.handler.registered and step.handler.make is not None

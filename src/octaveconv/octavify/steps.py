@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from ..nn._hooks import has_hooks
 from .handlers import FUNCTIONS, handler_of
+from .layers import sample_drop
 from .maps import CONVS, axes_of, is_channels_last, shape_of
 from .operations import FROM_CHANNELS_LAST, permutation_of
 from .roles import Handler, Role, Step
@@ -38,7 +39,8 @@ def _layer_step(node: fx.Node, layer: nn.Module, kept: bool, called_again: bool,
     has_state = any(True for _ in layer.parameters())
     other = Step(Role.OTHER, refusal=_no_form(layer, axes_of(node)), handler=handler)
     replaced = handler is None or handler.make is not None or not handler.elementwise  # or called on each part
-    if called_again and replaced and (has_state or (handler is not None and handler.registered and handler.make)):
+    made_anew = handler is not None and handler.make not in (None, sample_drop)
+    if called_again and (made_anew or (replaced and has_state)):
         return replace(other, refusal="called more than once")
     if shares and replaced:
         return replace(other, refusal="shares its weights with another layer")
