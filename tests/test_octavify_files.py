@@ -72,8 +72,6 @@ def test_a_sample_and_a_budget(capsys, dense, tmp_path):
     assert 0.5 < float(printed.partition("(")[2].partition("%")[0]) / 100 <= 0.8
     found = create(MODEL, checkpoint=tmp_path / "auto.safetensors")
     assert any(isinstance(module, oc.OctConv2d) for module in found.modules())
-    given = create(MODEL, None, dense).state_dict()
-    assert not all(torch.equal(value, given[name]) for name, value in found.state_dict().items())
 
 
 @pytest.mark.parametrize("arguments", [["--keep", "*"], ["--checkpoint", "{octave}"]])
