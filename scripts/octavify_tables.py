@@ -15,18 +15,7 @@ def real_table():
     found = {}
     for row in result["rows"]:
         found.setdefault((row["network"], -row["budget"]), []).append(row)
-    rows = [
-        [
-            "network",
-            "multiply-adds",
-            "top-1",
-            "less than dense",
-            "same class as dense",
-            "divergence",
-            "seconds",
-            "samples",
-        ]
-    ]
+    rows = [["network", "multiply-adds", "top-1", "below dense", "agreement", "divergence", "seconds", "samples"]]
     for (network, _), each in sorted(found.items()):
         lost = [row["dense"] - row["top1"] for row in each]
         spread = f" ± {stdev(lost):.1f}" if len(each) > 1 else ""

@@ -214,7 +214,7 @@ def test_fewer_pixels_than_inputs_are_no_error():
 def network(seed=0):
     """A residual network whose norms fit its images, as those of a trained one do."""
     torch.manual_seed(seed)
-    model = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
+    model = timm.create_model("test_resnet", num_classes=10)
     reestimate_norms(model, [(pictures(16, seed),)])
     return model.eval()
 
@@ -227,7 +227,7 @@ def pictures(count, seed):
 
 
 def test_a_sample_brings_the_answers_closer_than_none():
-    for seed in range(3):
+    for seed in range(2):
         model, x = network(seed), pictures(30, seed)
         for alpha in (0.25, 0.5):
             plain, _ = oc.octavify(model, alpha, x[:1])

@@ -14,7 +14,7 @@ from ..octave import Octave
 from ..resolution import Sizes, pool
 from ..spec import ConvSpec
 
-_LARGE = 1_500  # inputs, from which on fewer ridges are tried
+_LARGE = 1_000  # inputs, from which on fewer ridges are tried, and in one direction
 _RIDGES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)  # of the mean variance of the inputs
 
 
@@ -101,8 +101,8 @@ def ridge_fit(folds: tuple[Sums, Sums], start: Tensor, centered: bool) -> tuple[
     ridge = 0.1
     if all(fold.count for fold in folds):
         each = [fold.moments(centered) for fold in folds]
-        tries = _RIDGES if inputs <= _LARGE else _RIDGES[2::2]
-        errors = [sum(_error(solved(one, start, r), one, other) for one, other in (each, each[::-1])) for r in tries]
+        tries, ways = (_RIDGES, (each, each[::-1])) if inputs <= _LARGE else (_RIDGES[3::2], (each,))
+        errors = [sum(_error(solved(one, start, r), one, other) for one, other in ways) for r in tries]
         ridge = tries[min(range(len(tries)), key=errors.__getitem__)]
     total = (folds[0] + folds[1] if folds[1].count else folds[0]).moments(centered)
     found = solved(total, start, ridge)

@@ -66,8 +66,9 @@ def repair(
     made.step("ordered", lambda: made.take(ordered), seconds)
     made.step("refitted", lambda: refit(net, dense, octave, values, sample.fit))
     made.take()
-    made.step("norms", lambda: reestimate_norms(octave, sample.fit))
-    made.take()
+    if any(isinstance(part, _NORMS) for part in octave.modules()):
+        made.step("norms", lambda: reestimate_norms(octave, sample.fit))
+        made.take()
     return made.steps
 
 
