@@ -16,7 +16,8 @@ from octaveconv.octave import octave_map
 from octaveconv.octavify import regression, repair
 from octaveconv.octavify.octavify import _prepare
 from octaveconv.octavify.permute import permute
-from octaveconv.octavify.refit import _Fit, _Pixels
+from octaveconv.octavify.refit import _Fit
+from octaveconv.octavify.regression import Pixels
 from octaveconv.octavify.repair import reestimate_norms
 from octaveconv.octavify.saliency import saliencies
 from octaveconv.octavify.sample import FEWEST, Judge, Sample, images_in
@@ -188,7 +189,7 @@ def test_a_layer_that_has_other_weights_finds_those_that_made_the_outputs(case, 
     kind = (oc.OctConv1d, oc.OctConv2d, oc.OctConv3d)[axes - 1]
     made, other = (kind(8, 8, **options, dtype=torch.float64) for _ in range(2))
     size = {1: (301,), 2: (25, 26), 3: (6, 13, 12)}[axes]
-    fit, pixels = _Fit(other, None), _Pixels(images=6)
+    fit, pixels = _Fit(other, None), Pixels(images=6, draw=torch.Generator())
     with torch.no_grad():
         for fold in (0, 1):
             x = random_octave(8, options["alpha_in"], size, batch=3, dtype=torch.float64, factor=made.spec.factor)
@@ -205,7 +206,7 @@ def test_fewer_pixels_than_inputs_are_no_error():
     x = octave_map(lambda part: part[:, :1].expand(part.shape), x)  # and all alike
     with torch.no_grad():
         for fold in (0, 1):
-            fit.add(x, layer(x), _Pixels(images=1), fold)
+            fit.add(x, layer(x), Pixels(images=1, draw=torch.Generator()), fold)
         before = (other(x).high - layer(x).high).norm()
         fit.solve()
         assert (other(x).high - layer(x).high).norm() < 0.1 * before

@@ -12,6 +12,7 @@ from torch import nn
 
 import octaveconv as oc
 from octaveconv.octavify import refit
+from octaveconv.octavify.regression import Pixels
 from octaveconv.octavify.sample import Judge, Sample
 
 X = torch.zeros(1, 3, 16, 16)
@@ -227,7 +228,7 @@ def test_of_a_layer_with_too_many_inputs_only_the_mean_is_fitted(monkeypatch):
     torch.manual_seed(0)
     layer, other = (oc.OctConv2d(8, 8, 3, padding=1, alpha_in=0.5, alpha_out=0.5) for _ in range(2))
     other.weight.data, weight = layer.weight.data.clone(), layer.weight.data
-    fit, pixels = refit._Fit(other, None), refit._Pixels(images=4)
+    fit, pixels = refit._Fit(other, None), Pixels(images=4, draw=torch.Generator())
     with torch.no_grad():
         for fold in (0, 1):
             x = random_octave(8, 0.5, (8, 8), batch=2)

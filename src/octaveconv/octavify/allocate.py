@@ -34,13 +34,12 @@ def allocate(net: Net, saliencies: Mapping[fx.Node, Saliency], budget: float) ->
     """
     spaces = {net.spaces.of(node) for node in net.nodes(Role.CONV) if net.runs.of(node) not in net.pinned}
     costs = {space: cost for space in spaces if (cost := _cost(net, saliencies, space)) is not None}
-    spaces = set(costs)
     shares = _Shares(net)
-    chosen = dict.fromkeys(spaces, 0.0)
-    if (least := shares.of(dict.fromkeys(spaces, LEVELS[-1]))) > budget:
+    chosen = dict.fromkeys(costs, 0.0)
+    if (least := shares.of(dict.fromkeys(costs, LEVELS[-1]))) > budget:
         raise ValueError(f"macs={budget:g} is out of reach: the least is {least:.3f} of the dense network's")
     for _ in range(_ROUNDS):
-        rows = {space: _rows(shares, chosen, space, costs[space]) for space in spaces}
+        rows = {space: _rows(shares, chosen, space, cost) for space, cost in costs.items()}
         found = _at_budget(rows, shares, budget)
         if found == chosen:
             break

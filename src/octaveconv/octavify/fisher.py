@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,11 +15,11 @@ from torch import Tensor, fx, nn
 from .._modes import eval_mode
 from ..nn.norm import at_least_single
 from ..octave import ChannelSplit, Octave
-from ..resolution import FACTORS, Sizes, pool, upsample
-from .layers import conv_spec_of, oct_conv, oct_linear
+from ..resolution import FACTORS, pool, upsample
+from .layers import FITTED, conv_spec_of, oct_conv
 from .maps import axes_of, is_channels_last, is_map
-from .operations import FROM_CHANNELS_LAST
-from .regression import Sums, grouped, patches, solved
+from .operations import channels_second
+from .regression import Pixels, Sums, collect, solved
 from .roles import Role
 from .sample import Batch, answers, are_scores, cloned, images_in, pieces
 from .spaces import Net
@@ -46,12 +47,12 @@ class Moments:
     readers: dict[fx.Node, Any] = field(default_factory=dict)
     plain: Any = 0
 
-    @property
+    @cached_property
     def covariance(self) -> Tensor:
-        """Of the channels and of their blurred twins."""
+        """Of the channels and of their blurred twins, once all is noted; in the host's memory."""
         mean = self.total / self.count
         covariance: Tensor = self.square / self.count - mean[:, None] * mean
-        return covariance
+        return covariance.cpu()
 
 
 class Depthwise:
@@ -65,14 +66,11 @@ class Depthwise:
         self.sums = Sums()
         self.reaction: Any = 0
 
-    def note(self, low: Tensor, y: Tensor, pixels: _Pixels) -> None:
+    def note(self, low: Tensor, y: Tensor, pixels: Pixels) -> None:
         """Note what it would read as a low map, and what it gave."""
         wanted = at_least_single(pool(y, self.spec.factor))
-        size = tuple(wanted.shape[2:])
-        some = pixels.of(size).to(y.device)
-        (read,) = patches(self.spec, Octave(None, at_least_single(low)), True, size, some)
-        count = len(self.start)
-        self.sums.add(grouped(read, count), grouped(wanted.flatten(2)[:, :, None, some], count))
+        some = pixels.of(tuple(wanted.shape[2:]), _PIXELS).to(y.device)
+        collect(self.sums, self.spec, Octave(None, at_least_single(low)), wanted, True, some)
 
     def note_gradient(self, gradient: Tensor, images: int) -> None:
         """Note how the answers react to its output."""
@@ -83,10 +81,8 @@ class Depthwise:
         """What a low channel costs here, ``[C]``."""
         if isinstance(self.reaction, int):
             return torch.zeros(len(self.start), dtype=torch.float64)
-        moments = self.sums.moments(centered=True).cpu()
-        square, cross = moments.covariance.split([self.start.shape[1], 1], 2)
-        found = solved(moments, self.start, _RIDGE)
-        left = moments.variance + ((square @ found - 2 * cross) * found).sum(1)
+        statistics = self.sums.statistics(centered=True).cpu()
+        left = statistics.left(solved(statistics, self.start, _RIDGE))
         costs: Tensor = self.reaction.cpu() * left.flatten().clamp(min=0) / 2
         return costs
 
@@ -99,7 +95,7 @@ def reads(net: Net, node: fx.Node) -> bool:
 def refits(net: Net, node: fx.Node) -> bool:
     """Whether a node is a convolution that can be fitted to blurred inputs, mixing channels."""
     step = net.steps[node]
-    return step.role is Role.CONV and not step.refusal and net.handler(node).make in (oct_conv, oct_linear)
+    return step.role is Role.CONV and not step.refusal and net.handler(node).make in FITTED
 
 
 def is_depthwise(net: Net, node: fx.Node) -> bool:
@@ -110,7 +106,7 @@ def is_depthwise(net: Net, node: fx.Node) -> bool:
 
 
 def measure(
-    net: Net, values: Collection[fx.Node], batches: Sequence[Batch], seed: int
+    net: Net, values: Collection[fx.Node], batches: Sequence[Batch]
 ) -> tuple[dict[fx.Node, Moments], dict[fx.Node, Depthwise]]:
     """Run the network forward and backward over some of the sample.
 
@@ -118,7 +114,6 @@ def measure(
         net: the traced network.
         values: those whose moments are wanted.
         batches: the sample.
-        seed: of the classes that are drawn.
 
     Returns:
         The moments of each of the values, and the sums of each depthwise convolution.
@@ -126,7 +121,7 @@ def measure(
     Raises:
         ValueError: the network's answers have no gradient.
     """
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(0)
     moments = {value: Moments() for value in values}
     depthwise = {node: Depthwise(net, node) for node in net.steps if is_depthwise(net, node)}
     few: list[Batch] = []
@@ -134,7 +129,7 @@ def measure(
         if sum(map(images_in, few)) < IMAGES:
             few.append(batch)
     module = fx.GraphModule(net.model, net.graph)
-    watched = _Watched(net, module, moments, depthwise, _Pixels(sum(map(images_in, few)), draw))
+    watched = _Watched(net, module, moments, depthwise, Pixels(sum(map(images_in, few)), draw))
     with eval_mode(module), _frozen(module), torch.enable_grad():
         for batch in few:
             loss = _loss(answers(watched.run(*cloned(batch))), draw)
@@ -175,17 +170,6 @@ def _frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-class _Pixels(NamedTuple):
-    """Draws pixels of maps."""
-
-    images: int
-    draw: torch.Generator
-
-    def of(self, size: Sizes) -> Tensor:
-        wanted, total = _PIXELS // self.images + 1, prod(size)
-        return torch.randperm(total, generator=self.draw)[:wanted] if total > wanted else torch.arange(total)
-
-
 class _Watched(fx.Interpreter):
     """Runs the dense network and notes moments; keeps the values whose gradients are wanted until they are there."""
 
@@ -195,7 +179,7 @@ class _Watched(fx.Interpreter):
         module: fx.GraphModule,
         moments: Mapping[fx.Node, Moments],
         depthwise: Mapping[fx.Node, Depthwise],
-        pixels: _Pixels,
+        pixels: Pixels,
     ) -> None:
         super().__init__(module, graph=net.graph)
         self.net, self.moments, self.depthwise, self.pixels = net, moments, depthwise, pixels
@@ -208,11 +192,11 @@ class _Watched(fx.Interpreter):
         low = self._low_before(n)
         result = super().run_node(n)
         if is_map(n) and self.net.runs.of(n) not in self.net.pinned:
-            self.lows[n] = pool(_channels_second(n, result.detach()), FACTORS[axes_of(n)]) if low is None else low
+            self.lows[n] = pool(channels_second(n, result.detach()), FACTORS[axes_of(n)]) if low is None else low
         if n in self.depthwise:
             self.depthwise[n].note(self.lows[n.args[0]], result.detach(), self.pixels)  # type: ignore[index]
         if n in self.moments:
-            self._note(n, _channels_second(n, result.detach()))
+            self._note(n, channels_second(n, result.detach()))
         if n not in self._of_reader and n not in self._plain and n not in self.depthwise:
             return result
         if result.requires_grad:
@@ -241,7 +225,7 @@ class _Watched(fx.Interpreter):
     def _note(self, value: fx.Node, x: Tensor) -> None:
         x, noted = at_least_single(x), self.moments[value]
         blurred = upsample(at_least_single(self.lows[value]), FACTORS[x.dim() - 2], x.shape[2:])
-        some = self.pixels.of(tuple(x.shape[2:])).to(x.device)
+        some = self.pixels.of(tuple(x.shape[2:]), _PIXELS).to(x.device)
         both = torch.cat([x.flatten(2)[:, :, some], blurred.flatten(2)[:, :, some]], 1)  # [N, 2C, pixels]
         rows = both.transpose(0, 1).flatten(1)
         noted.count += rows.shape[1]
@@ -253,7 +237,7 @@ class _Watched(fx.Interpreter):
         for node, result in self.outputs.items():
             if result.grad is None:
                 continue
-            gradient = at_least_single(_channels_second(node, result.grad))
+            gradient = at_least_single(channels_second(node, result.grad))
             if node in self.depthwise:
                 self.depthwise[node].note_gradient(gradient, self.pixels.images)
             rows = gradient.transpose(0, 1).flatten(1)  # [C, N * pixels]
@@ -265,7 +249,3 @@ class _Watched(fx.Interpreter):
                 noted.plain = noted.plain + rows.square().sum(1, dtype=torch.float64) / self.pixels.images
         self.outputs.clear()
         self.lows.clear()
-
-
-def _channels_second(node: fx.Node, value: Tensor) -> Tensor:
-    return value.permute(FROM_CHANNELS_LAST) if is_channels_last(node) else value

@@ -159,6 +159,9 @@ def oct_linear(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Mo
     return _with_state(made, layer)
 
 
+FITTED = (oct_conv, oct_linear)  # what makes the layers whose weights a regression can choose
+
+
 def batch_norm(kind: Any) -> Make:
     """What makes the octave layer ``kind`` of a batch normalization, PyTorch's or timm's with an activation."""
 

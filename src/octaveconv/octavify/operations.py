@@ -6,7 +6,7 @@ import operator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ..resolution import Sizes
 from .maps import axes_of, is_channels_last, is_map, shape_of
@@ -71,6 +71,11 @@ def permute(node: fx.Node, layer: Any) -> Step | None:
     x = node.args[0] if node.args else None
     comes_back = isinstance(x, fx.Node) and is_channels_last(x) and permutation_of(node) == FROM_CHANNELS_LAST
     return Step(Role.SAME, (x,)) if is_channels_last(node) or comes_back else None  # type: ignore[arg-type]
+
+
+def channels_second(node: fx.Node, value: Tensor) -> Tensor:
+    """A node's value as if its channels were in the second dimension."""
+    return value.permute(FROM_CHANNELS_LAST) if is_channels_last(node) else value
 
 
 def permutation_of(node: fx.Node) -> tuple[Any, ...]:

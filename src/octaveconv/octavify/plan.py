@@ -110,11 +110,7 @@ class Plan:
         lines = [
             f"{octave} of {len(convs)} convolutions are octave; MACs {self.macs_before:,} -> {self.macs_after:,} "
             f"({share:.1%}); borders: {counts['merge']} Merge, {counts['split']} Split",
-            *(
-                f"{step.name}: agreement {step.agreement:.1%}, divergence {step.divergence:.4f}, {step.seconds:.1f} s"
-                + ("" if step.kept else " (not kept)")
-                for step in self.steps
-            ),
+            *(f"{step}{'' if step.kept else ' (not kept)'}" for step in self.steps),
             *self.notes,
         ]
         return "\n".join(lines)

@@ -21,12 +21,12 @@ from .._modes import eval_mode
 from ..nn.conv import OctConvNd
 from ..nn.norm import OctBatchNormNd, at_least_single
 from ..octave import Octave, as_octave, octave_map
-from ..resolution import Sizes, pool
+from ..resolution import pool
 from ..spec import Paths
-from .layers import oct_conv, oct_linear
-from .maps import is_channels_last, is_map
-from .operations import FROM_CHANNELS_LAST
-from .regression import Sums, grouped, patches, ridge_fit
+from .layers import FITTED
+from .maps import is_map
+from .operations import channels_second
+from .regression import Pixels, Sums, collect, ridge_fit
 from .rewrite import OctavifiedModule, Parts
 from .sample import Batch, cloned, images_in, pieces
 from .spaces import Net
@@ -68,12 +68,13 @@ def refit(
     if len(batches) == 1:
         batches = [*pieces(batches[0], (images_in(batches[0]) + 1) // 2)]
     calls = {str(node.target): node for node in octave.graph.nodes if node.op == "call_module"}
-    targets = {node: _target(net, dense, node, values) for node in net.steps if _is_fitted(net, node)}
+    place = {node: i for i, node in enumerate(net.graph.nodes)}
+    targets = {node: _target(net, dense, node, values, place) for node in net.steps if _is_fitted(net, node)}
     held = [node for target in targets.values() if target.other for node in _nodes(values[target.other])]
     twin = fx.GraphModule(dense, net.graph)
     theirs = _Stream(twin, batches, [target.node for target in targets.values()])
     ours = _Stream(octave, batches, held)
-    pixels = _Pixels(sum(map(images_in, batches)))
+    pixels = Pixels(sum(map(images_in, batches)), torch.Generator().manual_seed(0))
     with eval_mode(octave), eval_mode(twin), torch.no_grad():
         for node, target in targets.items():
             call, layer = calls[str(node.target)], octave.get_submodule(str(node.target))
@@ -83,7 +84,7 @@ def refit(
             fit = _Fit(layer, norm)
             for batch, (own, kept, given) in enumerate(zip(ours.values, ours.kept, theirs.kept)):
                 x = as_octave(fx.node.map_arg(call.args[0], own.__getitem__))
-                wanted = fit.parts(_channels_second(target.node, given[target.node]))
+                wanted = fit.parts(channels_second(target.node, given[target.node]))
                 if target.other is not None:
                     wanted = fit.before_norm(wanted, _value(fit, target.other, values, kept))
                 fit.add(x, wanted, pixels, batch % 2)
@@ -95,12 +96,13 @@ def refit(
 def _is_fitted(net: Net, node: fx.Node) -> bool:
     if node.op != "call_module" or net.steps[node].handler is None:
         return False
-    return net.handler(node).make in (oct_conv, oct_linear) and isinstance(net.module(node), OctConvNd)
+    return net.handler(node).make in FITTED and isinstance(net.module(node), OctConvNd)
 
 
-def _target(net: Net, dense: nn.Module, conv: fx.Node, values: Mapping[fx.Node, Any]) -> Target:
-    """Follow what comes behind a convolution, as long as it is linear."""
-    place = {node: i for i, node in enumerate(net.graph.nodes)}
+def _target(
+    net: Net, dense: nn.Module, conv: fx.Node, values: Mapping[fx.Node, Any], place: Mapping[fx.Node, int]
+) -> Target:
+    """Follow what comes behind a convolution, as long as it is linear. ``place`` is that of each node in the graph."""
     node, norm = conv, None
     while len(node.users) == 1 and not net.steps[user := next(iter(node.users))].refusal:
         if user.op == "call_module":
@@ -132,11 +134,7 @@ def _nodes(value: Any) -> list[fx.Node]:
 def _value(fit: _Fit, node: fx.Node, values: Mapping[fx.Node, Any], own: Mapping[fx.Node, Any]) -> Octave:
     """A value of the octave network, in two parts if the layer's output is."""
     found = [own[part] for part in _nodes(values[node])]
-    return Octave(*found) if len(found) == 2 else fit.parts(_channels_second(node, found[0]))
-
-
-def _channels_second(node: fx.Node, value: Tensor) -> Tensor:
-    return value.permute(FROM_CHANNELS_LAST) if is_channels_last(node) else value
+    return Octave(*found) if len(found) == 2 else fit.parts(channels_second(node, found[0]))
 
 
 class _Stream:
@@ -160,7 +158,8 @@ class _Stream:
 
     def run_before(self, stop: fx.Node) -> None:
         """Run all nodes before ``stop`` that have not run."""
-        while (node := self._nodes[self._done]) is not stop and not self._place[stop] < self._done:
+        while self._done < self._place[stop]:
+            node = self._nodes[self._done]
             for run, env in zip(self._runs, self.values):
                 env[node] = run.run_node(node)
             if node in self._held:
@@ -171,31 +170,20 @@ class _Stream:
 
     def let_go(self, *nodes: fx.Node) -> None:
         """Forget what is kept of nodes, once this is called as often as they were held."""
-        for node in nodes:
-            self._held[node] -= 1
-            if not self._held[node]:
-                for kept in self.kept:
-                    del kept[node]
+        _count_down(nodes, self._held, self.kept)
 
     def release(self, *nodes: fx.Node) -> None:
         """Forget nodes that nobody else needs."""
-        for node in nodes:
-            self._left[node] -= 1
-            if not self._left[node]:
-                for env in self.values:
-                    del env[node]
+        _count_down(nodes, self._left, self.values)
 
 
-class _Pixels:
-    """Draws pixels of maps, as many for each image as a fit needs."""
-
-    def __init__(self, images: int) -> None:
-        self.images, self.draw = images, torch.Generator().manual_seed(0)
-
-    def of(self, size: Sizes, inputs: int) -> Tensor:
-        total = prod(size)
-        wanted = min(_PIXELS, max(_FEWEST, 6 * inputs)) // self.images + 1
-        return torch.randperm(total, generator=self.draw)[:wanted] if total > wanted else torch.arange(total)
+def _count_down(nodes: Iterable[fx.Node], left: dict[fx.Node, int], stores: Sequence[dict[fx.Node, Any]]) -> None:
+    """Count one use of each node, and remove it from the stores at its last."""
+    for node in nodes:
+        left[node] -= 1
+        if not left[node]:
+            for store in stores:
+                del store[node]
 
 
 class _Fit:
@@ -226,7 +214,7 @@ class _Fit:
         ]
         return Octave(*parts)
 
-    def add(self, x: Octave, wanted: Octave, pixels: _Pixels, fold: int) -> None:
+    def add(self, x: Octave, wanted: Octave, pixels: Pixels, fold: int) -> None:
         """Note what the layer gets, and what it is to give."""
         if self.inputs > _MOST:
             for name, y, made in zip(Octave._fields, wanted, self.layer(x)):
@@ -237,12 +225,8 @@ class _Fit:
         for name, y in zip(Octave._fields, wanted):
             if y is None:
                 continue
-            size = tuple(y.shape[2:])
-            some = pixels.of(size, self.inputs).to(y.device)
-            read = [*patches(self.spec, x, name == "low", size, some)]
-            count = read[0].shape[1] if self.spec.depthwise else self.spec.groups
-            rows = torch.cat([grouped(patch, count) for patch in read], 1)
-            self.sums[name][fold].add(rows, grouped(y.flatten(2)[:, :, None, some], count))
+            some = pixels.of(tuple(y.shape[2:]), min(_PIXELS, max(_FEWEST, 6 * self.inputs))).to(y.device)
+            collect(self.sums[name][fold], self.spec, x, y, name == "low", some)
 
     def solve(self) -> None:
         """Give the layer its new weights, or only take its mean error away."""

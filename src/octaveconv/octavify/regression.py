@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -41,27 +42,63 @@ class Sums:
             setattr(total, name, value + getattr(other, name))
         return total
 
-    def moments(self, centered: bool) -> Moments:
+    def statistics(self, centered: bool) -> Statistics:
+        """The means and covariances, or with means of 0."""
         mean = self.totals / self.count
         mean = mean if centered else torch.zeros_like(mean)
         inputs = self.products.shape[1]
         covariance = self.products / self.count - mean[:, :inputs, None] * mean[:, None]
-        return Moments(mean, covariance, self.squares / self.count - mean[:, inputs:].square())
+        return Statistics(mean, covariance, self.squares / self.count - mean[:, inputs:].square())
 
 
-class Moments(NamedTuple):
+class Statistics(NamedTuple):
     """The means of inputs and outputs, the covariance of inputs with both, and the variance of the outputs."""
 
     mean: Tensor
     covariance: Tensor
     variance: Tensor
 
-    def cpu(self) -> Moments:
+    def cpu(self) -> Statistics:
         """The same in the host's memory."""
-        return Moments(*(each.cpu() for each in self))
+        return Statistics(*(each.cpu() for each in self))
+
+    @property
+    def square(self) -> Tensor:
+        """The covariance of the inputs, ``[groups, inputs, inputs]``."""
+        return self.covariance[:, :, : self.covariance.shape[1]]
+
+    @property
+    def cross(self) -> Tensor:
+        """The covariance of inputs with outputs, ``[groups, inputs, outputs]``."""
+        return self.covariance[:, :, self.covariance.shape[1] :]
+
+    def left(self, found: Tensor) -> Tensor:
+        """The variance of what weights ``[groups, inputs, outputs]`` leave of the outputs, ``[groups, outputs]``."""
+        left: Tensor = self.variance + ((self.square @ found - 2 * self.cross) * found).sum(1)
+        return left
 
 
-def patches(spec: ConvSpec, x: Octave, for_low: bool, size: Sizes, some: Tensor) -> Iterator[Tensor]:
+class Pixels(NamedTuple):
+    """Draws pixels of the maps of a sample of ``images``."""
+
+    images: int
+    draw: torch.Generator
+
+    def of(self, size: Sizes, wanted: int) -> Tensor:
+        """Pixels of a map, about ``wanted`` in all images together."""
+        total, each = prod(size), wanted // self.images + 1
+        return torch.randperm(total, generator=self.draw)[:each] if total > each else torch.arange(total)
+
+
+def collect(sums: Sums, spec: ConvSpec, x: Octave, y: Tensor, for_low: bool, some: Tensor) -> None:
+    """Note what a convolution reads, and what one output part is to be, at ``some`` pixels of that."""
+    read = [*_patches(spec, x, for_low, tuple(y.shape[2:]), some)]
+    groups = read[0].shape[1] if spec.depthwise else spec.groups
+    rows = torch.cat([_grouped(patch, groups) for patch in read], 1)
+    sums.add(rows, _grouped(y.flatten(2)[:, :, None, some], groups))
+
+
+def _patches(spec: ConvSpec, x: Octave, for_low: bool, size: Sizes, some: Tensor) -> Iterator[Tensor]:
     """What a convolution multiplies at ``some`` pixels of one output part: ``[N, C, taps, pixels]`` of each input."""
     if x.high is not None and not (spec.depthwise and for_low):
         high = pool(x.high, spec.stride)
@@ -86,7 +123,7 @@ def _taps(spec: ConvSpec, x: Tensor, size: Sizes, some: Tensor, growth: Sizes | 
     return torch.stack(taps, 2)
 
 
-def grouped(x: Tensor, groups: int) -> Tensor:
+def _grouped(x: Tensor, groups: int) -> Tensor:
     """From ``[N, C, taps, pixels]`` to ``[groups, C / groups * taps, N * pixels]``."""
     by_group: Tensor = x.unflatten(1, (groups, -1))  # type: ignore[no-untyped-call]
     return by_group.flatten(2, 3).permute(1, 2, 0, 3).flatten(2)
@@ -100,32 +137,31 @@ def ridge_fit(folds: tuple[Sums, Sums], start: Tensor, centered: bool) -> tuple[
     inputs = start.shape[1]
     ridge = 0.1
     if all(fold.count for fold in folds):
-        each = [fold.moments(centered) for fold in folds]
+        each = [fold.statistics(centered) for fold in folds]
         tries, ways = (_RIDGES, (each, each[::-1])) if inputs <= _LARGE else (_RIDGES[3::2], (each,))
         errors = [sum(_error(solved(one, start, r), one, other) for one, other in ways) for r in tries]
         ridge = tries[min(range(len(tries)), key=errors.__getitem__)]
-    total = (folds[0] + folds[1] if folds[1].count else folds[0]).moments(centered)
+    total = (folds[0] + folds[1] if folds[1].count else folds[0]).statistics(centered)
     found = solved(total, start, ridge)
     return found, total.mean[:, inputs:] - (total.mean[:, :inputs, None] * found).sum(1)
 
 
-def solved(moments: Moments, start: Tensor, ridge: float) -> Tensor:
+def solved(statistics: Statistics, start: Tensor, ridge: float) -> Tensor:
     """The weights ``[groups, inputs, outputs]`` of one regression, near ``start``."""
-    square, cross = moments.covariance.split([start.shape[1], start.shape[2]], 2)
-    if not moments.covariance.isfinite().all():
+    square = statistics.square
+    if not statistics.covariance.isfinite().all():
         return start
     strength = ridge * square.diagonal(dim1=1, dim2=2).mean(1) + 1e-12
     one = torch.eye(len(square[0])).to(square)
     while True:
         factor, failed = torch.linalg.cholesky_ex(square + strength[:, None, None] * one)
         if not failed.any():
-            return start + torch.cholesky_solve(cross - square @ start, factor)
+            return start + torch.cholesky_solve(statistics.cross - square @ start, factor)
         strength = torch.where(failed > 0, strength * 10, strength)  # more inputs than pixels, and rounding
 
 
-def _error(found: Tensor, one: Moments, other: Moments) -> float:
+def _error(found: Tensor, one: Statistics, other: Statistics) -> float:
     """The squared error, on the ``other`` half of the sample, of weights and offset that fit ``one``."""
-    square, cross = other.covariance.split([found.shape[1], found.shape[2]], 2)
     shift_in, shift_out = (other.mean - one.mean).split([found.shape[1], found.shape[2]], 1)
     offset = shift_out - (shift_in[..., None] * found).sum(1)
-    return float(other.variance.sum() + ((square @ found - 2 * cross) * found).sum() + offset.square().sum())
+    return float(other.left(found).sum() + offset.square().sum())

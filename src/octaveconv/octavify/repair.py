@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class RepairStep:
     """One step, and what it brought.
 
     Attributes:
-        name: ``as given``, ``ordered``, ``refitted``, ``norms`` or ``distilled``.
+        name: ``as given``, ``ordered``, ``refitted`` or ``norms``.
         divergence: how far the answers are from the dense network's on images that were kept to judge with: of scores
             of classes the mean Kullback-Leibler divergence in nats, of other answers the relative squared error.
         agreement: share of those images with the same first class; of other answers, 1 less the divergence.
@@ -40,13 +41,17 @@ class RepairStep:
     seconds: float
     kept: bool = False
 
+    def __str__(self) -> str:
+        closeness = f"agreement {self.agreement:.1%}, divergence {self.divergence:.4f}"
+        return f"{self.name}: {closeness}, {self.seconds:.1f} s"
+
 
 def repair(
     net: Net,
     dense: nn.Module,
     octave: OctavifiedModule,
     values: Mapping[fx.Node, Any],
-    given: Mapping[str, Tensor],
+    given: Mapping[str, Any],
     sample: Sample,
     say: Callable[[str], object],
     seconds: float,
@@ -61,14 +66,14 @@ def repair(
         seconds: how long it took to find the order of the channels.
     """
     made = _Repair(octave, Judge(fx.GraphModule(dense, net.graph), sample), say)
-    given, ordered = _copy(given), _copy(octave.state_dict())
+    ordered = _copy(octave.state_dict())
     made.step("as given", lambda: made.take(given))
     made.step("ordered", lambda: made.take(ordered), seconds)
     made.step("refitted", lambda: refit(net, dense, octave, values, sample.fit))
-    made.take()
+    made.take_best()
     if any(isinstance(part, _NORMS) for part in octave.modules()):
         made.step("norms", lambda: reestimate_norms(octave, sample.fit))
-        made.take()
+        made.take_best()
     return made.steps
 
 
@@ -84,7 +89,7 @@ class _Repair:
     def __init__(self, octave: OctavifiedModule, judge: Judge, say: Callable[[str], object]) -> None:
         self.octave, self.judge, self.say = octave, judge, say
         self.steps: list[RepairStep] = []
-        self._best: tuple[float, State] | None = None
+        self._least, self._best = math.inf, State()
 
     def step(self, name: str, change: Callable[[], object], seconds: float = 0.0) -> None:
         """Change the network, and keep the change if its answers are closer to the dense ones than ever before."""
@@ -92,16 +97,19 @@ class _Repair:
         change()
         closeness = self.judge(self.octave)
         spent = seconds + time.perf_counter() - begin
-        better = self._best is None or closeness.divergence < self._best[0]
+        better = closeness.divergence < self._least
         if better:
-            self._best = closeness.divergence, _copy(self.octave.state_dict())
-            self.steps = [RepairStep(**{**vars(step), "kept": False}) for step in self.steps]
+            self._least, self._best = closeness.divergence, _copy(self.octave.state_dict())
+            self.steps = [replace(step, kept=False) for step in self.steps]
         self.steps.append(RepairStep(name, *closeness, round(spent, 2), better))
-        self.say(f"{name}: agreement {closeness.agreement:.1%}, divergence {closeness.divergence:.4f}, {spent:.0f} s")
+        self.say(str(self.steps[-1]))
 
-    def take(self, state: Mapping[str, Tensor] | None = None) -> None:
-        """Give the network these weights, or the best ones."""
-        state = state or (self._best or (0.0, {}))[1]
+    def take_best(self) -> None:
+        """Give the network the best weights."""
+        self.take(self._best)
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Give the network these weights."""
         with torch.no_grad():
             for name, value in self.octave.state_dict().items():
                 if isinstance(value, Tensor):  # not a layer's extra state

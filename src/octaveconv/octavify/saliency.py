@@ -10,7 +10,7 @@ react is their Fisher information: gradients for a class drawn from the network'
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -51,7 +51,7 @@ class _Reading(NamedTuple):
     space: fx.Node
 
 
-def saliencies(net: Net, batches: Sequence[Batch], seed: int = 0) -> dict[fx.Node, Saliency]:
+def saliencies(net: Net, batches: Sequence[Batch]) -> dict[fx.Node, Saliency]:
     """What low channels cost in each space that can have some.
 
     Raises:
@@ -62,13 +62,14 @@ def saliencies(net: Net, batches: Sequence[Batch], seed: int = 0) -> dict[fx.Nod
         found[reading.space].append(reading)
     if not found:
         return {}
-    moments, depthwise = measure(net, {r.value for each in found.values() for r in each}, batches, seed)
+    moments, depthwise = measure(net, {r.value for each in found.values() for r in each}, batches)
+    metrics = {value: _metrics(net, noted) for value, noted in moments.items()}
     fixed: dict[fx.Node, Any] = defaultdict(float)
     for node, sums in depthwise.items():
         fixed[net.spaces.of(node)] += sums.costs()
     made = {}
     for space, each in found.items():
-        fits = [fit for reading in each for fit in _fits(net, moments[reading.value], reading)]
+        fits = [fit for r in each for fit in _fits(moments[r.value], metrics[r.value], r)]
         fits[0].fixed = fits[0].fixed + fixed[space]
         made[space] = _saliency(net, space, fits)
     return made
@@ -129,27 +130,32 @@ class _Fit:
         return float(cost)
 
 
-def _fits(net: Net, moments: Moments, reading: _Reading) -> Iterator[_Fit]:
+def _fits(moments: Moments, metrics: Mapping[int, Tensor], reading: _Reading) -> Iterator[_Fit]:
     """One for all the readers that see the same groups of channels."""
-    channels, total = reading.channels, net.channels(reading.value)
+    channels, total = reading.channels, len(moments.covariance) // 2
     own = torch.arange(reading.first, reading.first + channels)
     both = torch.cat([own, own + total])
-    covariance = moments.covariance.cpu()[both][:, both]
+    covariance = moments.covariance[both][:, both]
     fixed = torch.zeros(channels, dtype=torch.float64)
     if not isinstance(moments.plain, int):
         sharp, blurred = covariance.diagonal().view(2, -1)
         lost = sharp + blurred - 2 * covariance[:channels, channels:].diagonal()
         fixed = moments.plain.cpu()[own] * lost / 2
+    for groups, metric in metrics.items() or [(1, torch.zeros(total, total, dtype=torch.float64))]:
+        group = (own * groups // total).repeat(2)
+        yield _Fit(covariance * (group[:, None] == group), metric[own][:, own], fixed)
+        fixed = torch.zeros_like(fixed)
+
+
+def _metrics(net: Net, moments: Moments) -> dict[int, Tensor]:
+    """The metric of a value's channels for its readers, summed over those that have equally many groups."""
     metrics: dict[int, Tensor] = {}
     for node, gradients in moments.readers.items():
         layer: Any = net.module(node)
         groups = net.groups(node)
         metric = _metric(layer.weight.detach().double().cpu(), gradients.cpu(), groups)
-        metrics[groups] = metrics.get(groups, 0) + metric[own][:, own]
-    for groups, metric in metrics.items() or [(1, torch.zeros(channels, channels, dtype=torch.float64))]:
-        group = (own * groups // total).repeat(2)
-        yield _Fit(covariance * (group[:, None] == group), metric, fixed)
-        fixed = torch.zeros_like(fixed)
+        metrics[groups] = metrics.get(groups, 0) + metric
+    return metrics
 
 
 def _metric(weight: Tensor, gradients: Tensor, groups: int) -> Tensor:
@@ -168,30 +174,36 @@ def _metric(weight: Tensor, gradients: Tensor, groups: int) -> Tensor:
 def _saliency(net: Net, space: fx.Node, fits: list[_Fit]) -> Saliency:
     given = net.blocks(space)
     if given is None:
-        return _give_up(fits, max(net.cuts.get(space) or {1}), in_order=True)
+        blocks = max(net.cuts.get(space) or {1})
+        return _give_up(fits, blocks, torch.arange(fits[0].channels))
     blocks, movable = given
     if not movable or blocks == 1:
         return _give_up(fits, blocks)
-    order = _sorted(net, space, _prices(fits))  # a norm's groups stay together
-    return Saliency(order, _give_up(fits, 1, in_order=order).costs)
+    return _give_up(fits, 1, _by_block(_prices(fits).view(blocks, -1)))  # a norm's groups stay together
+
+
+def _by_block(prices: Tensor) -> Tensor:
+    """Channels from the dearest to the cheapest: first the blocks, ``[blocks, C / blocks]``, then inside each."""
+    order = prices.argsort(dim=1, descending=True, stable=True) + torch.arange(len(prices))[:, None] * prices.shape[1]
+    return order[prices.mean(1).argsort(dim=0, descending=True, stable=True)].flatten()
 
 
 def _prices(fits: list[_Fit]) -> Tensor:
     return torch.stack([fit.prices() for fit in fits]).sum(0)
 
 
-def _give_up(fits: list[_Fit], blocks: int, in_order: Tensor | bool = False) -> Saliency:
-    """Give up all channels, in each block equally many at a time: the cheapest, or the last in order."""
+def _give_up(fits: list[_Fit], blocks: int, order: Tensor | None = None) -> Saliency:
+    """Give up all channels, in each block equally many at a time: the cheapest, or the last in ``order``."""
     size = fits[0].channels // blocks
     first = torch.arange(blocks)[:, None] * size
     left = torch.ones(blocks, size, dtype=torch.bool)
-    queue = (in_order if isinstance(in_order, Tensor) else torch.arange(blocks * size)).view(blocks, size) - first
+    queue = None if order is None else order.view(blocks, size) - first
     gone: list[Tensor] = []
     costs = [0.0]
     while (done := len(costs) - 1) < size:
         prices = _prices(fits).view(blocks, size).masked_fill(~left, torch.inf)
         count = min(max(size // _STEPS, 1), size - done)
-        if in_order is False:
+        if queue is None:
             some = prices.topk(count, largest=False, sorted=True).indices
         else:
             some = queue[:, size - done - count : size - done].flip(1)
@@ -200,12 +212,4 @@ def _give_up(fits: list[_Fit], blocks: int, in_order: Tensor | bool = False) -> 
         parts = prices.gather(1, some).sum(0).clamp(min=1e-30).cumsum(0)
         costs += [costs[done] + cost * float(part / parts[-1]) for part in parts]
         gone.append(some)
-    order = torch.cat(gone, 1).flip(1) + first
-    return Saliency(order.flatten(), costs)
-
-
-def _sorted(net: Net, space: fx.Node, score: Tensor) -> Tensor:
-    blocks, movable = net.blocks(space) or (1, False)
-    score = score.view(blocks, -1)
-    order = score.argsort(dim=1, descending=True, stable=True) + torch.arange(blocks)[:, None] * score.shape[1]
-    return (order[score.mean(1).argsort(dim=0, descending=True, stable=True)] if movable else order).flatten()
+    return Saliency((torch.cat(gone, 1).flip(1) + first).flatten(), costs)

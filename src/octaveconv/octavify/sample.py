@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .._modes import eval_mode
+from ..nn.norm import at_least_single
 
 Batch = tuple[Any, ...]
 IMAGES = 16  # of a batch, at most
@@ -90,8 +91,8 @@ def pieces(batch: Batch, most: int) -> Iterator[Batch]:
 
 def answers(outputs: Any) -> list[Tensor]:
     """The numbers that a network returns, each tensor in at least single precision."""
-    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return [leaf if leaf.dtype == torch.float64 else leaf.float() for leaf in leaves]
+    leaves = pytree.tree_leaves(outputs)
+    return [at_least_single(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def are_scores(found: Sequence[Tensor]) -> bool:
