@@ -13,11 +13,11 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
-import torch._dynamo.config
 from torch.utils import _pytree as pytree
 
 ROOT = Path(__file__).parent.parent
@@ -98,15 +98,19 @@ def try_network(seed, engine):
     return row
 
 
+@contextmanager
+def quick_captures():
+    """Captures in half the time: without a cache for networks that repeat themselves, and without notes of strides."""
+    no_note = patch("torch.fx.experimental.proxy_tensor._extract_tensor_metadata", lambda value: None)
+    with no_note, patch("torch._dynamo.config.fake_tensor_cache_enabled", False):
+        yield
+
+
 def run_chunk(first, count, engine):
     """Try networks, printing a line before and after each."""
     torch.set_num_threads(1)
     importlib.import_module("octaveconv.deploy.native.tune").SECONDS = 0.0  # any choice is right
-    # Nearly all the time is torch.export's. These two take half of it, and change no graph: a cache for networks that
-    # repeat themselves, and a note of strides on each node.
-    torch._dynamo.config.fake_tensor_cache_enabled = False
-    no_note = patch("torch.fx.experimental.proxy_tensor._extract_tensor_metadata", lambda value: None)
-    with no_note, patch("torch.compile", lambda graph, **kwargs: graph):  # Inductor itself is not what is tried
+    with quick_captures(), patch("torch.compile", lambda graph, **kwargs: graph):  # not Inductor itself is tried
         for seed in range(first, first + count):
             print(json.dumps({"begins": seed}), flush=True)
             print(json.dumps(try_network(seed, engine)), flush=True)

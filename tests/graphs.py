@@ -11,6 +11,21 @@ import octaveconv as oc
 from octaveconv.deploy.capture import Captures
 
 
+class Wired(nn.Module):
+    """Two convolutions, some constants, and a function that wires them."""
+
+    def __init__(self, wires):
+        super().__init__()
+        self.wires = wires
+        self.conv, self.mix = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.scale, self.vector = nn.Parameter(torch.randn(8, 1, 1)), nn.Parameter(torch.randn(8))
+        self.linear, self.pixels = nn.Linear(26, 26), nn.Linear(8, 5)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        return self.wires(self, x)
+
+
 class Net(nn.Module):
     """A function as a module."""
 

@@ -8,8 +8,8 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from fuzz_deploy import answer, difference, shapes
-from graphs import kept_half
+from fuzz_deploy import answer, difference, quick_captures, shapes
+from graphs import Wired, kept_half
 from random_networks import RandomNetwork
 from timm.layers import Conv2dSame
 from torch import nn
@@ -21,22 +21,7 @@ from octaveconv.deploy.fold import folded
 from octaveconv.deploy.native.engine import NativeNetwork
 
 pytestmark = pytest.mark.usefixtures("quickly")
-CHANNELS, SHAPES = 8, ((2, 3, 24, 26), (1, 3, 24, 26), (5, 3, 24, 26), (2, 3, 37, 45), (3, 3, 26, 24))
-
-
-class Wired(nn.Module):
-    """Two convolutions, some constants, and a function that wires them."""
-
-    def __init__(self, wires):
-        super().__init__()
-        self.wires = wires
-        self.conv, self.mix = nn.Conv2d(3, CHANNELS, 3, padding=1), nn.Conv2d(CHANNELS, CHANNELS, 1)
-        self.scale, self.vector = nn.Parameter(torch.randn(CHANNELS, 1, 1)), nn.Parameter(torch.randn(CHANNELS))
-        self.linear, self.pixels = nn.Linear(26, 26), nn.Linear(CHANNELS, 5)
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x):
-        return self.wires(self, x)
+SHAPES = ((2, 3, 24, 26), (1, 3, 24, 26), (5, 3, 24, 26), (2, 3, 37, 45), (3, 3, 26, 24))
 
 
 def piece_in_place(m, x):
@@ -213,10 +198,21 @@ def test_large_maps(size):
     assert not difference(answer(model, x), answer(deployed, x))
 
 
-@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[pytest.mark.slow] * (seed >= 8)) for seed in range(40)])
-def test_random_networks(seed):
-    """``python experiments/fuzz_deploy.py`` tries more of them."""
-    network = RandomNetwork(seed)
+@pytest.mark.parametrize("first", range(0, 200, 20))
+def test_random_networks(first):
+    """Short ones; ``python experiments/fuzz_deploy.py`` tries more, and longer ones."""
+    with quick_captures():
+        for seed in range(first, first + 20):
+            compare(RandomNetwork(seed, 1 + seed % 3), seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_longer_random_networks(seed):
+    compare(RandomNetwork(seed), seed)
+
+
+def compare(network, seed):
     try:
         deployed = NativeNetwork(network, network.example)
     except oc.BackendUnavailable:
@@ -224,8 +220,8 @@ def test_random_networks(seed):
     for shape in shapes(network, random.Random(seed)):
         x = torch.randn(shape)
         kept = x.clone()
-        assert not difference(answer(network, x.clone()), answer(deployed, x)), shape
-        assert torch.equal(x, kept)
+        assert not difference(answer(network, x.clone()), answer(deployed, x)), (seed, shape)
+        assert torch.equal(x, kept), (seed, shape)
 
 
 def test_sizes_that_grow_with_each_layer_are_taken_as_they_are():

@@ -19,11 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .._text import one_line
 from ..backends import backend
 from ..errors import BackendUnavailable, UsageError
+from .eagerly import in_pytorch
 from .functionalize import arguments_of, functionalized
 
 CAPTURES = 16  # of a network are kept: the last ones
 SECONDS = 120  # after which a network is captured for one size of image only
 LENGTH = 150  # in characters; those of ordinary networks have 20 to 60
+_LOUD = "fx.experimental.symbolic_shapes", "_export.non_strict_utils", "_subclasses.fake_tensor"
 _exporting = threading.Lock()  # torch.export swaps the model's weights meanwhile, and sets flags of the whole process
 
 
@@ -93,7 +95,7 @@ class Captured:
         A graph covers a range of sizes, which ends, for instance, where a map shrinks to one pixel.
         """
         symbols = [_symbol(size) for size in self.input.meta["val"].shape]
-        if len(shape) != len(symbols) or (shape[0] == 1 and not self.alone and self.any_batch):
+        if len(shape) != len(symbols) or (shape[0] == 1 and self.any_batch and not self._covers_one(shape, symbols)):
             return None
         example = torch.empty(max(shape[0], 2) if self.alone else shape[0], *shape[1:], device="meta")
         try:
@@ -106,6 +108,14 @@ class Captured:
             if (symbol if isinstance(symbol, int) else known.setdefault(symbol, size)) != size:
                 return None
         return known
+
+    def _covers_one(self, shape: torch.Size, symbols: list[Any]) -> bool:
+        """Whether a single image takes the branches that two take, where its number and another size decide."""
+        if not self.alone:
+            return False
+        sizes = {symbol: size for symbol, size in zip(symbols, shape) if not isinstance(symbol, int)}
+        of_several = [each for each in self.conditions if symbols[0] in (read := each.free_symbols) and len(read) > 1]
+        return all(bool(each.subs(sizes)) for each in of_several)
 
 
 def _symbol(size: int | torch.SymInt) -> Any:
@@ -180,14 +190,16 @@ def capture(model: nn.Module, example: Tensor, form: str = "reference", any_size
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the hundreds of lines that PyTorch logs about inequalities that it cannot simplify."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without what PyTorch logs of inequalities that it cannot simplify, sizes of 1, and operations that fail."""
+    loggers = [logging.getLogger(f"torch.{name}") for name in _LOUD]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 class _TooLong(Exception):
@@ -217,24 +229,41 @@ def _in_time(model: nn.Module) -> Iterator[None]:
 
 
 class _Calls(TorchDispatchMode):
-    """Notes which operations run, and with which arguments besides tensors."""
+    """Notes which operations run, and on what.
 
-    def __init__(self) -> None:
+    Args:
+        model: its tensors go by their names, the others by the order in which they are made.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        known = [*model.named_parameters(), *model.named_buffers()]
+        self.names: dict[int, str] = {id(each): name for name, each in known}
+        self.kept: list[Any] = []  # as an object's id is another's when it is gone
         self.noted: list[list[Any]] = []
 
+    def note(self, what: Any, arguments: Any) -> None:
+        leaves, form = pytree.tree_flatten(arguments)
+        self.noted.append([what, str(form), *(self.name(x) if isinstance(x, Tensor) else x for x in leaves)])
+
+    def name(self, x: Tensor) -> str:
+        self.kept.append(x)
+        return self.names.setdefault(id(x), f"the tensor {len(self.names)}")
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        leaves = pytree.tree_leaves((args, kwargs or {}))
-        self.noted.append([func, *("tensor" if isinstance(leaf, Tensor) else leaf for leaf in leaves)])
-        return func(*args, **(kwargs or {}))
+        self.note(func, (args, kwargs or {}))
+        made = func(*args, **(kwargs or {}))
+        self.note("makes", made)
+        return made
 
 
 def _treats_one_image_alike(model: nn.Module, example: Tensor) -> bool:
     """Whether the model runs the same operations on one image as on three: if not, each needs a capture."""
     noted, model = [], copy.deepcopy(model)  # which a call may change
     for images in (example, example.expand(3, *example.shape[1:]).contiguous()):
-        with torch.no_grad(), torch.random.fork_rng([]), _Calls() as calls:
-            model(images)
+        with torch.no_grad(), torch.random.fork_rng([]), _Calls(model) as calls:
+            outputs = model(images)
+        calls.note("returns", outputs)
         noted.append(calls.noted)
     one, three = noted
     return len(one) == len(three) and all(
@@ -263,15 +292,19 @@ class Captures:
 
     Args:
         model: in evaluation mode. It is copied: later changes of its weights have no effect.
-        like: a tensor of the dtype and device of the model's input; without it the copy is on the CPU and in float32,
-            in which the engines fold norms.
+        like: a tensor of the dtype and device of the model's input; without it the copy is on the CPU, and a bfloat16
+            model's in float32, in which the engines fold norms.
         form: the backend whose operations octave convolutions become; the four paths of the reference are the terms of
             the engines' layers.
     """
 
     def __init__(self, model: nn.Module, like: Tensor | None = None, form: str = "reference") -> None:
         model = copy.deepcopy(model).eval()
-        self.model = model.cpu().float() if like is None else model
+        if like is None:
+            model = model.cpu()
+            is_float32 = next(model.parameters(), torch.empty(0)).dtype == torch.float32
+            model = model if is_float32 else model.float()
+        self.model = model
         self.like, self.form = torch.empty(0) if like is None else like, form
         self._all: list[Captured] = []
 
@@ -287,22 +320,29 @@ class Captures:
         for captured in self._all:
             if (sizes := captured.sizes(shape)) is not None:
                 return captured, sizes
+        with in_pytorch():
+            captured = self._new(shape)
+        sizes = captured.sizes(shape)
+        if sizes is None:
+            raise BackendUnavailable(f"torch.export does not cover inputs of shape {list(shape)}")
+        if captured not in self._all:
+            self._all.append(captured)
+        del self._all[:-CAPTURES]
+        return captured, sizes
+
+    def _new(self, shape: torch.Size) -> Captured:
+        """A capture that did not cover this shape before."""
         if shape[0] == 1 and (found := self._of_several(shape)):
             found.alone = True
-            return self.of(shape)
+            if found.sizes(shape) is not None:
+                return found
         try:
             any_size = all(captured.any_size for captured in self._all)
-            captured = capture(self.model, self.like.new_zeros(shape), self.form, any_size)
+            return capture(self.model, self.like.new_zeros(shape), self.form, any_size)
         except BackendUnavailable:
             raise
         except Exception as error:  # torch.export raises many kinds
             raise BackendUnavailable(f"torch.export cannot capture the network: {one_line(error)}") from error
-        sizes = captured.sizes(shape)
-        if sizes is None:
-            raise BackendUnavailable(f"torch.export does not cover inputs of shape {list(shape)}")
-        self._all.append(captured)
-        del self._all[:-CAPTURES]
-        return captured, sizes
 
     def _of_several(self, shape: torch.Size) -> Captured | None:
         """A capture of several images that is right for a single one of this shape, too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from .ir import INFINITY, Activation, Addend, Finish, Pair, Ref, Sum, Term, Window
-from .lower import Lowering, is_value
+from .lower import Lowering, alike, is_value
 from .values import Cat, Value, mapped
 
 
@@ -26,8 +27,6 @@ class Handlers(Lowering):
         dilation: Any = (1, 1),
         groups: int = 1,
     ) -> Sum:
-        if not isinstance(weight, Tensor):
-            raise self.unsupported("its weight depends on the input")
         padding = pair(padding)
         if isinstance(x, (Ref, Cat)) and x in self.pads:
             x, (top, left) = self.pads[x]
@@ -90,6 +89,9 @@ class Handlers(Lowering):
 
     def affine(self, x: Value, scale: Tensor, shift: Tensor | None = None) -> Value:
         """``x * scale + shift``, folded into the weights of ``x`` if it is only convolutions."""
+        factors = scale if shift is None else torch.cat([scale, shift])
+        if not factors.float().isfinite().all():
+            raise self.unsupported("it multiplies by, or adds, what is infinite or NaN in float32")
         if isinstance(x, Cat):
             x = self.out.join(self.out.refs(x, self.node.name), self.node.name)
         total = self.sum(x)
@@ -109,7 +111,10 @@ class Handlers(Lowering):
         return self.activate(x, "clamp", low, high)
 
     def clamp(self, x: Value, low: float | None = None, high: float | None = None) -> Value:
-        return self.activate(x, "clamp", -INFINITY if low is None else low, INFINITY if high is None else high)
+        low, high = -INFINITY if low is None else low, INFINITY if high is None else high
+        if math.isnan(low) or math.isnan(high):
+            raise self.unsupported("a bound is NaN")
+        return self.activate(x, "clamp", low, high)
 
     def leaky_relu(self, x: Value, slope: float = 0.01) -> Value:
         return self.activate(x, "leaky", slope)
@@ -182,6 +187,9 @@ class Handlers(Lowering):
             if not is_value(other):
                 total = self.whole(number, value)
                 return self.affine(total, self.constant(other, total.channels))
+        dimensions = {each.meta["val"].dim() for each in self.node.args}  # type: ignore[union-attr]
+        if len(dimensions) > 1:
+            raise self.unsupported("its maps have different numbers of dimensions")
         if not self.full_size(0):
             x, y = y, x
         if isinstance(x, Cat) or (not self.full_size(0) and not self.full_size(1)):
@@ -203,7 +211,7 @@ class Handlers(Lowering):
 
     def full_size(self, argument: int) -> bool:
         other = self.node.args[argument]
-        return isinstance(other, fx.Node) and other.meta["val"].shape == self.node.meta["val"].shape
+        return isinstance(other, fx.Node) and same_sizes(other.meta["val"].shape, self.node.meta["val"].shape)
 
     def permute(self, x: Value, axes: list[int]) -> Value:
         """Between ``[N, C, H, W]`` and ``[N, H, W, C]``, which are the same map."""
@@ -215,6 +223,8 @@ class Handlers(Lowering):
     def cat(self, xs: list[Value], dim: int = 0) -> Cat:
         if dim not in (1, 1 - self.node.meta["val"].dim()):
             raise self.unsupported(f"it concatenates along dimension {dim}, not along the channels")
+        if not all(map(is_value, xs)):
+            raise self.unsupported("it concatenates constants")
         return Cat(tuple(ref for x in xs for ref in self.out.refs(x, self.node.name)))
 
     def narrow(self, x: Value, dim: int, start: int, length: int) -> Value:
@@ -223,7 +233,7 @@ class Handlers(Lowering):
         if isinstance(x, Cat):
             x = self.out.join(self.out.refs(x, self.node.name), self.node.name)
         ref = self.ref(x)
-        return Ref(ref.map, ref.first + start, length)
+        return Ref(ref.map, ref.first + (start if start >= 0 else start + ref.channels), length)
 
     def slice(self, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Value:
         if not start and end in (None, sys.maxsize) and step == 1:
@@ -305,9 +315,14 @@ class Handlers(Lowering):
 
     def flatten(self, x: Value, *arguments: Any) -> Value:
         before = self.node.args[0].meta["val"].shape  # type: ignore[union-attr]
-        if tuple(before[2:]) not in ((), (1, 1)) or self.node.meta["val"].shape[:2] != before[:2]:
+        if tuple(before[2:]) not in ((), (1, 1)) or not same_sizes(self.node.meta["val"].shape[:2], before[:2]):
             raise self.unsupported("it changes the shape of maps of more than one pixel")
         return x
+
+
+def same_sizes(one: Any, other: Any) -> bool:
+    """Whether two shapes are the same at every size of the input, not at the example's alone."""
+    return len(one) == len(other) and all(map(alike, one, other))
 
 
 def pair(value: Any) -> Pair:

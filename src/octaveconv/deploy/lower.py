@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from .._text import one_line
 from ..errors import BackendUnavailable
 from .capture import Captured
 from .ir import Addend, Finish, Lowered, Map, Pair, Ref, Sum
-from .operations import ACTIVATIONS, EITHER_AXIS, METHODS, READS_LAST, READS_SIZES, SAME
+from .operations import ACTIVATIONS, EITHER_AXIS, METHODS, READS_LAST, READS_SEVERAL, READS_SIZES, SAME
 from .values import Cat, LayerBuilder, Value
 
 
@@ -74,12 +76,27 @@ class Lowering:
         if node.target not in READS_SIZES and any(map(is_size, pytree.tree_leaves((node.args, node.kwargs)))):
             raise self.unsupported("an argument depends on the size of the input")
         arguments, named = fx.node.map_arg((node.args, node.kwargs), self.value)
+        self.check(handler, arguments, named)
         value = handler(*arguments, **named)
         if isinstance(value, Sum) and len(node.users) > 1:
             value = self.ref(value)
         self.values[node] = value
         if self.is_last:
             self.last.add(node)
+
+    def check(self, handler: Callable[..., Value], arguments: Any, named: Any) -> None:
+        """Refuse arguments that the handler has no words for, and results that are not maps of float32."""
+        if any(isinstance(val, Tensor) and val.dtype != torch.float32 for val in _leaves(self.node.meta["val"])):
+            raise self.unsupported("its result is not in float32")
+        try:
+            inspect.signature(handler).bind(*arguments, **named)
+        except TypeError as error:
+            raise self.unsupported(one_line(error)) from None
+        if self.node.target in READS_SEVERAL:
+            return
+        every = [*arguments, *named.values()]
+        if not all(map(is_value, _leaves(every[0]))) or any(map(is_value, _leaves(every[1:]))):
+            raise self.unsupported("its first argument alone may depend on the input")
 
     def value(self, argument: fx.Node) -> Any:
         """What a node has become: a value, a constant, or None for a size."""
@@ -103,7 +120,7 @@ class Lowering:
         is_map = (
             isinstance(val, Tensor) and val.dtype == torch.float32 and val.dim() in ((3, 4) if self.is_last else (2, 4))
         )
-        if is_map and _alike(val.shape[0], batch):
+        if is_map and alike(val.shape[0], batch):
             channels, *size = (val.shape[-1], *val.shape[1:-1]) if self.is_last else val.shape[1:]
             if isinstance(channels, int):
                 return Map(channels, (*size, 1, 1)[:2])
@@ -152,7 +169,12 @@ def is_size(argument: Any) -> bool:
     return isinstance(argument, fx.Node) and isinstance(argument.meta.get("val"), numbers)
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _leaves(arguments: Any) -> list[Any]:
+    leaves: list[Any] = pytree.tree_leaves(arguments, is_leaf=is_value)
+    return leaves
+
+
+def alike(one: Any, other: Any) -> bool:
     """Whether two sizes are the same number or expression; comparing symbols would ask for the example's."""
     one, other = (size.node.expr if isinstance(size, torch.SymInt) else size for size in (one, other))
     return bool(one == other)

@@ -78,6 +78,11 @@ EITHER_AXIS: set[Any] = {
     aten.div.Tensor,
 }  # fmt: skip
 
+# Which may read several maps; the others read one, and constants.
+READS_SEVERAL: set[Any] = {
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.cat.default, operator.getitem,
+}  # fmt: skip
+
 # Where an argument may be a size that follows from the input's, since the result's shape says what it comes to.
 READS_SIZES: set[Any] = {
     aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec, aten.view.default, aten.reshape.default,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Iterable
@@ -11,6 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 from ..._atomic import replacing
@@ -72,6 +76,8 @@ class NativeNetwork(nn.Module):
             raise BackendUnavailable(
                 f"the native engine runs float32 and bfloat16 on the CPU, not {parameter.dtype} on {parameter.device}"
             )
+        if parameter.dtype != torch.float32:
+            _check_dtypes(model, example, parameter.dtype)
         self._start(Captures(model), parameter.dtype, load(target or default_target(), parameter.dtype))
         self._tunes_all = tune
         self._new_shape(example.shape)
@@ -176,8 +182,8 @@ class NativeNetwork(nn.Module):
         for (stretch, numbers, together), dead in zip(shape.parts, shape.form.dead):
             inputs = [values[node] for node in stretch.inputs]
             if isinstance(stretch, Native):
-                made = [torch.empty(size, dtype=self.dtype) for size in numbers]
-                inputs = [_in_memory(each.to(self.dtype)) for each in inputs]
+                made = [torch.empty(size, dtype=self.dtype, device="cpu") for size in numbers]
+                inputs = [_in_memory(each, self.dtype) for each in inputs]
                 self._run_native(stretch, inputs, made, self._chunks(stretch, shape, together), threads)
                 made = stretch.corrected(made, inputs, shape.symbols)
             else:
@@ -215,6 +221,14 @@ class NativeNetwork(nn.Module):
                         self._tune(stretch, program, shape)
 
     def _checked(self, x: Tensor) -> _Shape | None:
+        if not isinstance(x, Tensor) or x.is_nested or x.layout != torch.strided:
+            got = type(x).__name__ + (f" of layout {x.layout}" if isinstance(x, Tensor) else "")
+            raise ValueError(f"this deployed network takes a dense tensor of images [N, C, H, W], got {got}")
+        if _has_no_numbers(x):
+            raise ValueError(
+                "a deployed network computes with numbers: it cannot be traced, exported or transformed; do that with "
+                "the model, and deploy what comes out"
+            )
         if x.device.type != "cpu" or x.dtype != self.dtype or x.dim() != 4:
             raise ValueError(
                 f"this deployed network takes {self.dtype} images [N, C, H, W] on the CPU, got {x.dtype} "
@@ -240,7 +254,8 @@ class NativeNetwork(nn.Module):
         with self._lock:
             form: Form | None = self._forms.get(captured)
         if form is None:
-            made = Form(captured, self.library, self.dtype)
+            with torch.device("cpu"), in_pytorch():
+                made = Form(captured, self.library, self.dtype)
             with self._lock:
                 form = self._forms.put(captured, made)
                 forms = self._forms.values()
@@ -323,9 +338,32 @@ class NativeNetwork(nn.Module):
         return pytree.tree_map_only(Tensor, lambda y: y.to(self.dtype) if y.is_floating_point() else y, outputs)
 
 
-def _in_memory(x: Tensor) -> Tensor:
+def _check_dtypes(model: nn.Module, example: Tensor, dtype: torch.dtype) -> None:
+    """Refuse a model with outputs in another floating-point dtype than its own, since it is captured in float32."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng([]):
+            outputs = pytree.tree_leaves(copy.deepcopy(model).eval()(example.to(dtype)))
+    except Exception as error:
+        raise BackendUnavailable(f"the model cannot run in {dtype}: {one_line(error)}") from error
+    for each in outputs:
+        if isinstance(each, Tensor) and each.is_floating_point() and each.dtype != dtype:
+            raise BackendUnavailable(f"the model is in {dtype}, but an output of it is in {each.dtype}")
+
+
+def _has_no_numbers(x: Tensor) -> bool:
+    """Whether a call is there to see what a network does, not for its answer."""
+    modes = torch._C._len_torch_dispatch_stack() > 0
+    fakes = modes and (detect_fake_mode() is not None or get_proxy_mode() is not None)
+    tracing = torch._C._is_tracing() or torch.compiler.is_exporting()
+    return fakes or tracing or isinstance(x, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def _in_memory(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor with its numbers in memory as they are: neither negative ones nor zeros by agreement alone."""
-    return torch.zeros(x.shape, dtype=x.dtype) if x._is_zerotensor() else x.resolve_neg()
+    if x.dtype == dtype and not x.is_neg() and not x._is_zerotensor():
+        return x
+    with in_pytorch():
+        return torch.zeros(x.shape, dtype=dtype) if x._is_zerotensor() else x.to(dtype).resolve_neg()
 
 
 class _Part(NamedTuple):

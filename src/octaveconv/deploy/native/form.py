@@ -44,9 +44,11 @@ class Native:
 
     def corrected(self, outputs: list[Tensor], inputs: Sequence[Tensor], symbols: Mapping[Any, int]) -> list[Tensor]:
         """The outputs, computed again if a NaN may have come from another group of a convolution."""
-        if not self._mixes_groups or not any(bool(y.isnan().any()) for y in outputs):
+        if not self._mixes_groups:
             return outputs
         with in_pytorch():
+            if not any(bool(y.isnan().any()) for y in outputs):
+                return outputs
             made = plain.run(self.constants.network, inputs, self._last, symbols)
         return [y.to(self.constants.dtype) for y in made]
 
@@ -134,7 +136,10 @@ class Form:
             else:
                 made = self._constants.get(output, output)
                 made = made.clone() if isinstance(made, Tensor) else made
-            return made.to(dtype) if isinstance(made, Tensor) and made.dtype == torch.float32 else made
+            if isinstance(made, Tensor) and made.dtype == torch.float32 != dtype:
+                with in_pytorch():
+                    return made.to(dtype)
+            return made
 
         return pytree.tree_unflatten(map(found, self.outputs), self.captured.out_spec)
 

@@ -68,8 +68,14 @@ class Outline:
                 self._pairs[id(layer)] = self._pair(layer.sum.size)
 
     def sizes(self, symbols: Mapping[Any, int]) -> dict[Any, Pair]:
-        """Height and width of each map, and of each layer's sum (by its id), for the values of the symbols."""
+        """Height and width of each map, and of each layer's sum (by its id), for the values of the symbols.
+
+        Raises:
+            BackendUnavailable: images of this size are too small for the network.
+        """
         numbers = [number(size, symbols) for size in self._sizes]
+        if min(numbers, default=1) < 1:
+            raise BackendUnavailable("a map would have no pixels")
         return {key: (numbers[height], numbers[width]) for key, (height, width) in self._pairs.items()}
 
     def _pair(self, size: tuple[Any, Any]) -> tuple[int, int]:

@@ -144,7 +144,7 @@ class Programs:
 
 def new_scratch(size: int) -> Array:
     """So many bytes, with any content, at the beginning of a line of the cache."""
-    return torch.empty(size, dtype=torch.uint8).numpy()
+    return torch.empty(size, dtype=torch.uint8, device="cpu").numpy()
 
 
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()

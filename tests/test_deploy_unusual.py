@@ -1,0 +1,172 @@
+"""What a fresh reader broke `oc.deploy` with: unusual arguments and dtypes, one image, tensors without numbers."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fuzz_deploy import answer, difference
+from graphs import Wired
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import octaveconv as oc
+from octaveconv.deploy.fallback import Fallback
+from octaveconv.deploy.native.engine import NativeNetwork
+
+pytestmark = pytest.mark.usefixtures("quickly")
+SHAPES = (2, 3, 24, 26), (1, 3, 24, 26), (5, 3, 24, 26), (1, 3, 41, 33)
+
+
+def agree(model, deployed, shapes=SHAPES, dtype=torch.float32):
+    """They agree at every shape."""
+    for shape in shapes:
+        x = torch.randn(shape, dtype=dtype)
+        assert not difference(answer(model, x.clone()), answer(deployed, x)), shape
+
+
+def pooled(m, x):
+    return m.conv(x).mean((2, 3))
+
+
+UNUSUAL = {
+    "a negative start": lambda m, x: torch.narrow(m.conv(x), 1, -3, 2),
+    "a negative start in a concatenation": lambda m, x: m.mix(torch.narrow(torch.cat([m.conv(x)] * 2, 1), 1, -8, 8)),
+    "a mean in float64": lambda m, x: (m.conv(x), m.conv(x).mean((2, 3), dtype=torch.float64)),
+    "a weight from the input": lambda m, x: (m.conv(x), F.linear(pooled(m, x), F.normalize(pooled(m, x)))),
+    "a linear layer of a constant": lambda m, x: (m.conv(x), F.linear(m.mix.weight[:, :, 0, 0], pooled(m, x))),
+    "constants beside a map": lambda m, x: m.mix(
+        torch.cat([m.conv(x)[:, :7], m.scale.sum().expand(x[:, :1].shape)], 1)
+    ),
+    "a complex constant": lambda m, x: (m.conv(x) * (m.scale + 1j), 2j - m.conv(x), m.conv(x) / 2j),
+    "a constant in float64": lambda m, x: (m.conv(x) * m.scale.double(), m.conv(x) + m.vector.double()[:, None, None]),
+    "infinity as a factor": lambda m, x: (m.conv(x) * float("inf"), m.conv(x) / 0, m.conv(x) + float("nan")),
+    "a bound that is NaN": lambda m, x: m.conv(x).clamp(float("nan"), 1),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_arguments(name):
+    model = Wired(UNUSUAL[name]).eval()
+    agree(model, NativeNetwork(model, torch.randn(SHAPES[0])))
+
+
+def test_a_map_is_multiplied_as_its_dimensions_say():
+    """Of the shape ``[N, C]`` where ``[H, W]`` is meant."""
+    model = Wired(lambda m, x: m.conv(x) * pooled(m, x)).eval()
+    agree(model, NativeNetwork(model, torch.randn(24, 3, 24, 8)), [(24, 3, 24, 8), (9, 3, 9, 8)])
+
+
+def test_buffers_keep_their_dtypes():
+    model = Wired(lambda m, x: (m.conv(x) * m.twice, m.twice, m.halves))
+    model.register_buffer("twice", torch.full((8, 1, 1), 2, dtype=torch.float64))
+    model.register_buffer("halves", torch.ones(3).half())
+    agree(model.eval(), NativeNetwork(model, torch.randn(SHAPES[0])))
+
+
+@pytest.mark.parametrize(
+    "wires",
+    [lambda m, x: m.conv(x).float(), lambda m, x: (m.conv(x), torch.ones(3)), lambda m, x: m.conv(x) * torch.ones(1)],
+)
+def test_an_output_in_another_dtype_than_the_model_is_refused(wires):
+    model, x = Wired(wires).bfloat16().eval(), torch.randn(SHAPES[0]).bfloat16()
+    with pytest.raises(
+        oc.BackendUnavailable, match=r"model is in torch\.bfloat16, but an output of it is in torch\.float32"
+    ):
+        NativeNetwork(model, x)
+
+
+class OtherWeights(nn.Module):
+    """Which weights it uses depends on the number of images."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.several = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        return (self.one if x.shape[0] == 1 else self.several)(x)
+
+
+def minus(m, x):
+    a, b = m.conv(x), m.mix(m.conv(x)).relu()
+    return a - b if x.shape[0] == 1 else b - a
+
+
+ONE_IMAGE = {
+    "other weights": OtherWeights(),
+    "another order": Wired(minus),
+    "another number": Wired(lambda m, x: (m.conv(x), 1.0 if x.shape[0] == 1 else 2.0)),
+    "another structure": Wired(lambda m, x: m.conv(x) if x.shape[0] == 1 else [m.conv(x)]),
+    "its height decides, too": Wired(lambda m, x: m.conv(x) * (2.0 if x.shape[0] * x.shape[2] > 50 else 1.0)),
+    "its numbers decide, too": Wired(lambda m, x: m.conv(x) * (2.0 if x.numel() > 4000 else 1.0)),
+}
+
+
+@pytest.mark.parametrize("example", SHAPES[:2])
+@pytest.mark.parametrize("engine", ["native", "fallback"])
+@pytest.mark.parametrize("name", ONE_IMAGE)
+def test_one_image_is_treated_differently(name, engine, example, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda graph: graph)  # Inductor itself is not what is tested
+    model = ONE_IMAGE[name].eval()
+    deployed = (NativeNetwork if engine == "native" else Fallback)(model, torch.randn(example))
+    agree(model, deployed, [*SHAPES, (1, 3, 61, 60), (1, 3, 20, 20)])
+
+
+def test_a_map_without_pixels_is_not_convolved():
+    model = Wired(lambda m, x: m.mix(m.conv(x[..., 1::2, 1::2]))).eval()
+    agree(model, NativeNetwork(model, torch.randn(SHAPES[0])), [(2, 3, 1, 1), (2, 3, 2, 3)])
+
+
+@pytest.fixture
+def deployed():
+    return NativeNetwork(Wired(lambda m, x: m.conv(x)).eval(), torch.randn(SHAPES[0]))
+
+
+def of_a_fake(network, x):
+    with FakeTensorMode() as mode:
+        return network(mode.from_tensor(x))
+
+
+def beside_fakes(network, x):
+    with FakeTensorMode():
+        return network(x)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        of_a_fake,
+        beside_fakes,
+        lambda network, x: torch.func.vmap(network)(x[None]),
+        lambda network, x: torch.func.jvp(network, (x,), (x,)),
+        lambda network, x: torch.export.export(network, (x,)),
+        lambda network, x: torch.jit.trace(network, x),
+        lambda network, x: make_fx(network)(x),
+    ],
+)
+def test_what_has_no_numbers_is_refused(deployed, use):
+    """Some of these ended the process."""
+    with pytest.raises(ValueError, match="cannot be traced, exported or transformed; do that with the model"):
+        use(deployed, torch.randn(SHAPES[0]))
+
+
+@pytest.mark.parametrize(
+    "of", [lambda x: None, np.asarray, torch.Tensor.to_sparse, torch.Tensor.to_mkldnn, torch.nested.as_nested_tensor]
+)
+def test_what_is_no_dense_tensor_is_refused(deployed, of):
+    with pytest.raises(ValueError, match="takes a dense tensor of images"):
+        deployed(of(torch.randn(SHAPES[0])))
+
+
+def test_another_default_device_changes_nothing(deployed):
+    x = torch.randn(SHAPES[0])
+    expected = deployed(x)
+    with torch.device("meta"):
+        assert torch.equal(deployed(x), expected)
+
+
+def test_a_capture_logs_nothing(caplog):
+    model = Wired(lambda m, x: F.interpolate(m.conv(x), scale_factor=0.5, mode="bilinear", antialias=True)).eval()
+    deployed = NativeNetwork(model, torch.randn(SHAPES[0]))
+    answer(deployed, torch.randn(2, 3, 1, 1))
+    assert not [record for record in caplog.records if record.levelname != "DEBUG"]
