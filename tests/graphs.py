@@ -90,7 +90,7 @@ GRAPHS = {
     "a residual sum in a concatenation": residual(
         lambda m, x: m.f(torch.cat([m.c(z := m.b(m.b(y := m.a(x))) + y), z], 1))
     ),
-    "constants": two(lambda m, x: 3 * m.a(x) - torch.arange(24.0)[:, None, None]),
+    "constants": two(lambda m, x: 3 * m.a(x) - torch.arange(24, dtype=x.dtype)[:, None, None]),
     "in place": two(lambda m, x: (y := m.a(x)).relu_() + m.b(x) + y),
     "read, then in place": two(lambda m, x: m.c(y := m.a(x)) + m.c(y.relu_())),
     "every activation": two(lambda m, x: m.c(F.silu(m.a(x))) + F.hardswish(m.c(F.hardsigmoid(m.b(x))))),

@@ -112,6 +112,19 @@ def test_one_image_is_treated_differently(name, engine, example, monkeypatch):
     agree(model, deployed, [*SHAPES, (1, 3, 61, 60), (1, 3, 20, 20)])
 
 
+@pytest.mark.parametrize("name", [name for name in ONE_IMAGE if name != "another number"])
+def test_a_saved_network_knows_what_holds_for_one_image(name, tmp_path):
+    model = ONE_IMAGE[name].eval()
+    deployed = NativeNetwork(model, torch.randn(SHAPES[0]))
+    deployed.save(tmp_path / "net.octave")
+    loaded = oc.load_deployed(tmp_path / "net.octave")
+    for shape in (*SHAPES, (1, 3, 61, 60), (2, 3, 61, 60), (1, 3, 20, 20)):
+        x = torch.randn(shape)
+        found = answer(loaded, x)
+        assert isinstance(found, ValueError) or not difference(answer(model, x), found), shape
+    assert not isinstance(answer(loaded, torch.randn(SHAPES[0])), ValueError)
+
+
 def test_a_map_without_pixels_is_not_convolved():
     model = Wired(lambda m, x: m.mix(m.conv(x[..., 1::2, 1::2]))).eval()
     agree(model, NativeNetwork(model, torch.randn(SHAPES[0])), [(2, 3, 1, 1), (2, 3, 2, 3)])
@@ -170,3 +183,12 @@ def test_a_capture_logs_nothing(caplog):
     deployed = NativeNetwork(model, torch.randn(SHAPES[0]))
     answer(deployed, torch.randn(2, 3, 1, 1))
     assert not [record for record in caplog.records if record.levelname != "DEBUG"]
+
+
+def test_one_image_comes_without_a_stall():
+    """Whether a capture of several images is right for one is known before the first call."""
+    model = Wired(lambda m, x: m.mix(F.channel_shuffle(m.conv(x), 2))).eval()
+    deployed, x = NativeNetwork(model, torch.randn(SHAPES[0])), torch.randn(SHAPES[-1])
+    expected = model(x)
+    deployed._captures.model = None
+    torch.testing.assert_close(deployed(x), expected, rtol=1e-4, atol=1e-5)

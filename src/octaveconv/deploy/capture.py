@@ -114,7 +114,8 @@ class Captured:
         if not self.alone:
             return False
         sizes = {symbol: size for symbol, size in zip(symbols, shape) if not isinstance(symbol, int)}
-        of_several = [each for each in self.conditions if symbols[0] in (read := each.free_symbols) and len(read) > 1]
+        conditions = map(self.environment.replace, self.conditions)
+        of_several = [each for each in conditions if symbols[0] in (read := each.free_symbols) and len(read) > 1]
         return all(bool(each.subs(sizes)) for each in of_several)
 
 
@@ -172,8 +173,8 @@ def capture(model: nn.Module, example: Tensor, form: str = "reference", any_size
     Raises:
         Exception: what `exported` raises.
     """
-    alone = len(example) > 1 or _treats_one_image_alike(model, example)
-    for dynamic in ((0, 2, 3), (0,), ()) if alone else ((2, 3), ()):
+    alone = _treats_one_image_alike(model, example[:1])
+    for dynamic in ((0, 2, 3), (0,), ()) if alone or len(example) > 1 else ((2, 3), ()):
         if 2 in dynamic and not any_size:
             continue
         try:
@@ -182,7 +183,7 @@ def capture(model: nn.Module, example: Tensor, form: str = "reference", any_size
             any_size = False
             continue
         captured.any_size = any_size
-        captured.alone = alone and len(example) == 1
+        captured.alone = alone
         if captured.sizes(example.shape) is not None:
             break
     return captured
@@ -262,7 +263,10 @@ def _treats_one_image_alike(model: nn.Module, example: Tensor) -> bool:
     noted, model = [], copy.deepcopy(model)  # which a call may change
     for images in (example, example.expand(3, *example.shape[1:]).contiguous()):
         with torch.no_grad(), torch.random.fork_rng([]), _Calls(model) as calls:
-            outputs = model(images)
+            try:
+                outputs = model(images)
+            except Exception as error:  # whatever it is that the network's own code raises for so many images
+                outputs = type(error)
         calls.note("returns", outputs)
         noted.append(calls.noted)
     one, three = noted

@@ -175,6 +175,10 @@ def _leaves(arguments: Any) -> list[Any]:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether two sizes are the same number or expression; comparing symbols would ask for the example's."""
-    one, other = (size.node.expr if isinstance(size, torch.SymInt) else size for size in (one, other))
-    return bool(one == other)
+    """Whether two sizes are the same for every input that the capture covers; ``==`` would ask for the example's."""
+    expressions = [size.node.expr if isinstance(size, torch.SymInt) else size for size in (one, other)]
+    if expressions[0] == expressions[1] or all(isinstance(each, int) for each in expressions):
+        return bool(expressions[0] == expressions[1])
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports SymPy
+
+    return statically_known_true(one == other)

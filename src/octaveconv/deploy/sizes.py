@@ -77,6 +77,13 @@ def value(tree: Any, sizes: Mapping[Any, int]) -> Any:
     return _OPERATIONS[tree[0]][0](*[value(argument, sizes) for argument in tree[1:]])
 
 
+def names_in(tree: Any) -> set[str]:
+    """The names in an expression that `checked` returned."""
+    if isinstance(tree, (tuple, list)):
+        return {name for argument in tree[1:] for name in names_in(argument)}
+    return {tree} if isinstance(tree, str) else set()
+
+
 def checked(tree: Any, names: Collection[str]) -> Any:
     """An expression out of a file, if it is one, with no names besides ``names``.
 

@@ -24,7 +24,7 @@ from ...env import version
 from ...errors import BackendUnavailable, UsageError
 from ..capture import Captured
 from ..ir import Lowered
-from ..sizes import DIMENSIONS, LARGEST, checked, value, written
+from ..sizes import DIMENSIONS, LARGEST, checked, names_in, value, written
 from .geometry import check
 from .stored import CHANNELS, Reader, Writer, boolean, fields, integer, items, require
 
@@ -43,7 +43,8 @@ class Saved:
         input: for each dimension of the input, its size, or a name.
         alone: whether it is right for a single image, too, where the batch has a name.
         ranges: by name, the least and the largest size.
-        conditions: expressions that must be true; for them a single image counts as two, as in `Captured.sizes`.
+        conditions: expressions that must be true; for those of the batch alone a single image counts as two, as in
+            `Captured.sizes`.
         out_spec: how the outputs are arranged.
     """
 
@@ -74,7 +75,8 @@ class Saved:
             if assumed[name] < least or (most is not None and assumed[name] > most):
                 return None
         try:
-            return known if all(value(condition, assumed) for condition in self.conditions) else None
+            of_one = [known if names_in(condition) - {batch} else assumed for condition in self.conditions]
+            return known if all(map(value, self.conditions, of_one)) else None
         except ZeroDivisionError:
             return None
 
