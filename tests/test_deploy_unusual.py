@@ -29,6 +29,10 @@ def pooled(m, x):
     return m.conv(x).mean((2, 3))
 
 
+def one_pixel(m, x):
+    return m.conv(x).mean((2, 3), True).flatten(2)
+
+
 UNUSUAL = {
     "a negative start": lambda m, x: torch.narrow(m.conv(x), 1, -3, 2),
     "a negative start in a concatenation": lambda m, x: m.mix(torch.narrow(torch.cat([m.conv(x)] * 2, 1), 1, -8, 8)),
@@ -41,6 +45,12 @@ UNUSUAL = {
     "a complex constant": lambda m, x: (m.conv(x) * (m.scale + 1j), 2j - m.conv(x), m.conv(x) / 2j),
     "a constant in float64": lambda m, x: (m.conv(x) * m.scale.double(), m.conv(x) + m.vector.double()[:, None, None]),
     "infinity as a factor": lambda m, x: (m.conv(x) * float("inf"), m.conv(x) / 0, m.conv(x) + float("nan")),
+    "pools without the axis of images": lambda m, x: (
+        m.conv(x),
+        F.max_pool2d(one_pixel(m, x), (2, 1)),
+        F.avg_pool2d(one_pixel(m, x), 3, 1, 1),
+        F.adaptive_avg_pool2d(one_pixel(m, x), 1),
+    ),
     "a bound that is NaN": lambda m, x: m.conv(x).clamp(float("nan"), 1),
 }
 
@@ -55,6 +65,11 @@ def test_a_map_is_multiplied_as_its_dimensions_say():
     """Of the shape ``[N, C]`` where ``[H, W]`` is meant."""
     model = Wired(lambda m, x: m.conv(x) * pooled(m, x)).eval()
     agree(model, NativeNetwork(model, torch.randn(24, 3, 24, 8)), [(24, 3, 24, 8), (9, 3, 9, 8)])
+
+
+def test_channels_are_not_taken_for_rows():
+    model = Wired(lambda m, x: F.conv2d(one_pixel(m, x), m.conv.weight, padding=1)).eval()
+    agree(model, oc.deploy(model, torch.randn(3, 3, 24, 26)), [(3, 3, 24, 26), (3, 3, 9, 7)])
 
 
 def test_buffers_keep_their_dtypes():
@@ -97,6 +112,7 @@ ONE_IMAGE = {
     "another order": Wired(minus),
     "another number": Wired(lambda m, x: (m.conv(x), 1.0 if x.shape[0] == 1 else 2.0)),
     "another structure": Wired(lambda m, x: m.conv(x) if x.shape[0] == 1 else [m.conv(x)]),
+    "another axis": Wired(lambda m, x: m.conv(x).flip(1 if x.shape[0] == 1 else 3)),
     "its height decides, too": Wired(lambda m, x: m.conv(x) * (2.0 if x.shape[0] * x.shape[2] > 50 else 1.0)),
     "its numbers decide, too": Wired(lambda m, x: m.conv(x) * (2.0 if x.numel() > 4000 else 1.0)),
 }
@@ -112,7 +128,7 @@ def test_one_image_is_treated_differently(name, engine, example, monkeypatch):
     agree(model, deployed, [*SHAPES, (1, 3, 61, 60), (1, 3, 20, 20)])
 
 
-@pytest.mark.parametrize("name", [name for name in ONE_IMAGE if name != "another number"])
+@pytest.mark.parametrize("name", [name for name in ONE_IMAGE if name not in ("another number", "another axis")])
 def test_a_saved_network_knows_what_holds_for_one_image(name, tmp_path):
     model = ONE_IMAGE[name].eval()
     deployed = NativeNetwork(model, torch.randn(SHAPES[0]))

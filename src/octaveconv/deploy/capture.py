@@ -24,6 +24,7 @@ from .functionalize import arguments_of, functionalized
 
 CAPTURES = 16  # of a network are kept: the last ones
 SECONDS = 120  # after which a network is captured for one size of image only
+SEVERAL = 5  # images: more than there are axes, one of which a number may be
 LENGTH = 150  # in characters; those of ordinary networks have 20 to 60
 _LOUD = "fx.experimental.symbolic_shapes", "_export.non_strict_utils", "_subclasses.fake_tensor"
 _exporting = threading.Lock()  # torch.export swaps the model's weights meanwhile, and sets flags of the whole process
@@ -259,9 +260,9 @@ class _Calls(TorchDispatchMode):
 
 
 def _treats_one_image_alike(model: nn.Module, example: Tensor) -> bool:
-    """Whether the model runs the same operations on one image as on three: if not, each needs a capture."""
+    """Whether the model runs the same operations on one image as on several: if not, each needs a capture."""
     noted, model = [], copy.deepcopy(model)  # which a call may change
-    for images in (example, example.expand(3, *example.shape[1:]).contiguous()):
+    for images in (example, example.expand(SEVERAL, *example.shape[1:]).contiguous()):
         with torch.no_grad(), torch.random.fork_rng([]), _Calls(model) as calls:
             try:
                 outputs = model(images)
@@ -269,16 +270,16 @@ def _treats_one_image_alike(model: nn.Module, example: Tensor) -> bool:
                 outputs = type(error)
         calls.note("returns", outputs)
         noted.append(calls.noted)
-    one, three = noted
-    return len(one) == len(three) and all(
-        len(call) == len(other) and all(map(_agree, call, other)) for call, other in zip(one, three)
+    one, several = noted
+    return len(one) == len(several) and all(
+        len(call) == len(other) and all(map(_agree, call, other)) for call, other in zip(one, several)
     )
 
 
-def _agree(one: Any, three: Any) -> bool:
-    """Whether an argument for one image is that for three images; a batch size is three times as large then."""
-    is_count = type(one) is int and type(three) is int
-    return bool(type(one) is type(three) and (one == three or (is_count and 3 * one == three)))
+def _agree(one: Any, several: Any) -> bool:
+    """Whether an argument for one image is that for `SEVERAL`; a batch size is so many times as large then."""
+    is_count = type(one) is int and type(several) is int
+    return bool(type(one) is type(several) and (one == several or (is_count and one * SEVERAL == several)))
 
 
 def _is_random(node: fx.Node) -> bool:

@@ -14,7 +14,7 @@ from .._text import one_line
 from ..errors import BackendUnavailable
 from .capture import Captured
 from .ir import Addend, Finish, Lowered, Map, Pair, Ref, Sum
-from .operations import ACTIVATIONS, EITHER_AXIS, METHODS, READS_LAST, READS_SEVERAL, READS_SIZES, SAME
+from .operations import ACTIVATIONS, EITHER_AXIS, METHODS, READS_IMAGES, READS_LAST, READS_SEVERAL, READS_SIZES, SAME
 from .values import Cat, LayerBuilder, Value
 
 
@@ -97,6 +97,8 @@ class Lowering:
         every = [*arguments, *named.values()]
         if not all(map(is_value, _leaves(every[0]))) or any(map(is_value, _leaves(every[1:]))):
             raise self.unsupported("its first argument alone may depend on the input")
+        if self.node.target in READS_IMAGES and self.node.all_input_nodes[0].meta["val"].dim() != 4:
+            raise self.unsupported("its input is not [N, C, H, W]")
 
     def value(self, argument: fx.Node) -> Any:
         """What a node has become: a value, a constant, or None for a size."""

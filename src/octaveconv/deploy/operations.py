@@ -78,6 +78,12 @@ EITHER_AXIS: set[Any] = {
     aten.div.Tensor,
 }  # fmt: skip
 
+# Whose input without the axis of images would be ``[C, H, W]``, which looks like ``[N, C, pixels]``.
+READS_IMAGES: set[Any] = {
+    aten.conv2d.default, aten.conv2d.padding, aten.avg_pool2d.default, aten.max_pool2d.default,
+    aten.adaptive_avg_pool2d.default, aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec,
+}  # fmt: skip
+
 # Which may read several maps; the others read one, and constants.
 READS_SEVERAL: set[Any] = {
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.cat.default, operator.getitem,
