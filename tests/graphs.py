@@ -4,6 +4,7 @@ import functools
 
 import torch
 import torch.nn.functional as F
+from fuzz_deploy import answer, difference
 from networks import settle
 from torch import nn
 
@@ -24,6 +25,15 @@ class Wired(nn.Module):
 
     def forward(self, x):
         return self.wires(self, x)
+
+
+def agree(model, deployed, shapes):
+    """At each of the shapes both give the same, and the input stays as it is."""
+    for shape in shapes:
+        x = torch.randn(shape)
+        kept = x.clone()
+        assert not difference(answer(model, x.clone()), answer(deployed, x)), shape
+        assert torch.equal(x, kept), shape
 
 
 class Net(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fuzz_deploy import answer, difference, quick_captures, shapes
-from graphs import Wired, kept_half
+from graphs import Wired, agree, kept_half
 from random_networks import RandomNetwork
 from timm.layers import Conv2dSame
 from torch import nn
@@ -108,9 +108,7 @@ def test_the_native_engine_answers_as_eager_pytorch_does(name):
     model = Wired(NATIVE[name]).eval()
     deployed = NativeNetwork(model, torch.randn(SHAPES[0]))
     assert [part.engine for part in deployed.report] == ["native"]
-    for shape in SHAPES:
-        x = torch.randn(shape)
-        assert not difference(answer(model, x.clone()), answer(deployed, x)), shape
+    agree(model, deployed, SHAPES)
 
 
 @pytest.mark.parametrize("name", MIXED)
@@ -120,11 +118,7 @@ def test_pytorch_runs_what_the_engine_does_not_know(name):
     deployed = NativeNetwork(model, torch.randn(SHAPES[0]))
     assert {part.engine for part in deployed.report} == {"native", "eager"}
     assert re.search(reason, str(deployed.report))
-    for shape in SHAPES:
-        x = torch.randn(shape)
-        kept = x.clone()
-        assert not difference(answer(model, x.clone()), answer(deployed, x)), shape
-        assert torch.equal(x, kept)
+    agree(model, deployed, SHAPES)
 
 
 def test_a_network_of_both_kinds_in_bfloat16_keeps_its_dtypes():
@@ -217,11 +211,7 @@ def compare(network, seed):
         deployed = NativeNetwork(network, network.example)
     except oc.BackendUnavailable:
         return
-    for shape in shapes(network, random.Random(seed)):
-        x = torch.randn(shape)
-        kept = x.clone()
-        assert not difference(answer(network, x.clone()), answer(deployed, x)), (seed, shape)
-        assert torch.equal(x, kept), (seed, shape)
+    agree(network, deployed, shapes(network, random.Random(seed)))
 
 
 def test_sizes_that_grow_with_each_layer_are_taken_as_they_are():

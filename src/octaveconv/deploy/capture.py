@@ -14,17 +14,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._text import one_line
 from ..backends import backend
 from ..errors import BackendUnavailable, UsageError
 from .eagerly import in_pytorch
 from .functionalize import arguments_of, functionalized
+from .one_image import treats_one_image_alike
 
 CAPTURES = 16  # of a network are kept: the last ones
 SECONDS = 120  # after which a network is captured for one size of image only
-SEVERAL = 5  # images: more than there are axes, one of which a number may be
 LENGTH = 150  # in characters; those of ordinary networks have 20 to 60
 _LOUD = "fx.experimental.symbolic_shapes", "_export.non_strict_utils", "_subclasses.fake_tensor"
 _exporting = threading.Lock()  # torch.export swaps the model's weights meanwhile, and sets flags of the whole process
@@ -116,8 +115,8 @@ class Captured:
             return False
         sizes = {symbol: size for symbol, size in zip(symbols, shape) if not isinstance(symbol, int)}
         conditions = map(self.environment.replace, self.conditions)
-        of_several = [each for each in conditions if symbols[0] in (read := each.free_symbols) and len(read) > 1]
-        return all(bool(each.subs(sizes)) for each in of_several)
+        beside_others = [each for each in conditions if symbols[0] in (read := each.free_symbols) and len(read) > 1]
+        return all(bool(each.subs(sizes)) for each in beside_others)
 
 
 def _symbol(size: int | torch.SymInt) -> Any:
@@ -174,7 +173,7 @@ def capture(model: nn.Module, example: Tensor, form: str = "reference", any_size
     Raises:
         Exception: what `exported` raises.
     """
-    alone = _treats_one_image_alike(model, example[:1])
+    alone = treats_one_image_alike(model, example[:1])
     for dynamic in ((0, 2, 3), (0,), ()) if alone or len(example) > 1 else ((2, 3), ()):
         if 2 in dynamic and not any_size:
             continue
@@ -230,58 +229,6 @@ def _in_time(model: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-class _Calls(TorchDispatchMode):
-    """Notes which operations run, and on what.
-
-    Args:
-        model: its tensors go by their names, the others by the order in which they are made.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        known = [*model.named_parameters(), *model.named_buffers()]
-        self.names: dict[int, str] = {id(each): name for name, each in known}
-        self.kept: list[Any] = []  # as an object's id is another's when it is gone
-        self.noted: list[list[Any]] = []
-
-    def note(self, what: Any, arguments: Any) -> None:
-        leaves, form = pytree.tree_flatten(arguments)
-        self.noted.append([what, str(form), *(self.name(x) if isinstance(x, Tensor) else x for x in leaves)])
-
-    def name(self, x: Tensor) -> str:
-        self.kept.append(x)
-        return self.names.setdefault(id(x), f"the tensor {len(self.names)}")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.note(func, (args, kwargs or {}))
-        made = func(*args, **(kwargs or {}))
-        self.note("makes", made)
-        return made
-
-
-def _treats_one_image_alike(model: nn.Module, example: Tensor) -> bool:
-    """Whether the model runs the same operations on one image as on several: if not, each needs a capture."""
-    noted, model = [], copy.deepcopy(model)  # which a call may change
-    for images in (example, example.expand(SEVERAL, *example.shape[1:]).contiguous()):
-        with torch.no_grad(), torch.random.fork_rng([]), _Calls(model) as calls:
-            try:
-                outputs = model(images)
-            except Exception as error:  # whatever it is that the network's own code raises for so many images
-                outputs = type(error)
-        calls.note("returns", outputs)
-        noted.append(calls.noted)
-    one, several = noted
-    return len(one) == len(several) and all(
-        len(call) == len(other) and all(map(_agree, call, other)) for call, other in zip(one, several)
-    )
-
-
-def _agree(one: Any, several: Any) -> bool:
-    """Whether an argument for one image is that for `SEVERAL`; a batch size is so many times as large then."""
-    is_count = type(one) is int and type(several) is int
-    return bool(type(one) is type(several) and (one == several or (is_count and one * SEVERAL == several)))
-
-
 def _is_random(node: fx.Node) -> bool:
     """Whether a node's result differs from call to call, as noise and dropout in training mode do."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
@@ -325,33 +272,17 @@ class Captures:
         for captured in self._all:
             if (sizes := captured.sizes(shape)) is not None:
                 return captured, sizes
-        with in_pytorch():
-            captured = self._new(shape)
-        sizes = captured.sizes(shape)
-        if sizes is None:
-            raise BackendUnavailable(f"torch.export does not cover inputs of shape {list(shape)}")
-        if captured not in self._all:
-            self._all.append(captured)
-        del self._all[:-CAPTURES]
-        return captured, sizes
-
-    def _new(self, shape: torch.Size) -> Captured:
-        """A capture that did not cover this shape before."""
-        if shape[0] == 1 and (found := self._of_several(shape)):
-            found.alone = True
-            if found.sizes(shape) is not None:
-                return found
         try:
             any_size = all(captured.any_size for captured in self._all)
-            return capture(self.model, self.like.new_zeros(shape), self.form, any_size)
+            with in_pytorch():
+                captured = capture(self.model, self.like.new_zeros(shape), self.form, any_size)
         except BackendUnavailable:
             raise
         except Exception as error:  # torch.export raises many kinds
             raise BackendUnavailable(f"torch.export cannot capture the network: {one_line(error)}") from error
-
-    def _of_several(self, shape: torch.Size) -> Captured | None:
-        """A capture of several images that is right for a single one of this shape, too."""
-        several = torch.Size((2, *shape[1:]))
-        open_ones = [captured for captured in self._all if not captured.alone and captured.any_batch]
-        found = next((captured for captured in open_ones if captured.sizes(several)), None)
-        return found if found and _treats_one_image_alike(self.model, self.like.new_zeros(shape)) else None
+        sizes = captured.sizes(shape)
+        if sizes is None:
+            raise BackendUnavailable(f"torch.export does not cover inputs of shape {list(shape)}")
+        self._all.append(captured)
+        del self._all[:-CAPTURES]
+        return captured, sizes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Iterable
@@ -12,9 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 from ..._atomic import replacing
@@ -30,6 +26,7 @@ from ..stretches import Eager
 from .file import Saved, SavedForms, dumps, loads
 from .form import Form, Native, layers
 from .library import DTYPES, default_target, load, table_of
+from .outside import check_dtypes, check_images, in_memory
 from .program import Program
 from .sharing import THREADS, Lock, Programs, Recent, measuring, new_scratch
 from .tune import kept, restored
@@ -77,7 +74,7 @@ class NativeNetwork(nn.Module):
                 f"the native engine runs float32 and bfloat16 on the CPU, not {parameter.dtype} on {parameter.device}"
             )
         if parameter.dtype != torch.float32:
-            _check_dtypes(model, example, parameter.dtype)
+            check_dtypes(model, example, parameter.dtype)
         self._start(Captures(model), parameter.dtype, load(target or default_target(), parameter.dtype))
         self._tunes_all = tune
         self._new_shape(example.shape)
@@ -183,7 +180,7 @@ class NativeNetwork(nn.Module):
             inputs = [values[node] for node in stretch.inputs]
             if isinstance(stretch, Native):
                 made = [torch.empty(size, dtype=self.dtype, device="cpu") for size in numbers]
-                inputs = [_in_memory(each, self.dtype) for each in inputs]
+                inputs = [in_memory(each, self.dtype) for each in inputs]
                 self._run_native(stretch, inputs, made, self._chunks(stretch, shape, together), threads)
                 made = stretch.corrected(made, inputs, shape.symbols)
             else:
@@ -221,19 +218,7 @@ class NativeNetwork(nn.Module):
                         self._tune(stretch, program, shape)
 
     def _checked(self, x: Tensor) -> _Shape | None:
-        if not isinstance(x, Tensor) or x.is_nested or x.layout != torch.strided:
-            got = type(x).__name__ + (f" of layout {x.layout}" if isinstance(x, Tensor) else "")
-            raise ValueError(f"this deployed network takes a dense tensor of images [N, C, H, W], got {got}")
-        if _has_no_numbers(x):
-            raise ValueError(
-                "a deployed network computes with numbers: it cannot be traced, exported or transformed; do that with "
-                "the model, and deploy what comes out"
-            )
-        if x.device.type != "cpu" or x.dtype != self.dtype or x.dim() != 4:
-            raise ValueError(
-                f"this deployed network takes {self.dtype} images [N, C, H, W] on the CPU, got {x.dtype} "
-                f"{list(x.shape)} on {x.device}"
-            )
+        check_images(x, self.dtype)
         return self._shape(x.shape)
 
     def _shape(self, size: torch.Size) -> _Shape | None:
@@ -336,34 +321,6 @@ class NativeNetwork(nn.Module):
                 stacklevel=4,
             )
         return pytree.tree_map_only(Tensor, lambda y: y.to(self.dtype) if y.is_floating_point() else y, outputs)
-
-
-def _check_dtypes(model: nn.Module, example: Tensor, dtype: torch.dtype) -> None:
-    """Refuse a model with outputs in another floating-point dtype than its own, since it is captured in float32."""
-    try:
-        with torch.no_grad(), torch.random.fork_rng([]):
-            outputs = pytree.tree_leaves(copy.deepcopy(model).eval()(example.to(dtype)))
-    except Exception as error:
-        raise BackendUnavailable(f"the model cannot run in {dtype}: {one_line(error)}") from error
-    for each in outputs:
-        if isinstance(each, Tensor) and each.is_floating_point() and each.dtype != dtype:
-            raise BackendUnavailable(f"the model is in {dtype}, but an output of it is in {each.dtype}")
-
-
-def _has_no_numbers(x: Tensor) -> bool:
-    """Whether a call is there to see what a network does, not for its answer."""
-    modes = torch._C._len_torch_dispatch_stack() > 0
-    fakes = modes and (detect_fake_mode() is not None or get_proxy_mode() is not None)
-    tracing = torch._C._is_tracing() or torch.compiler.is_exporting()
-    return fakes or tracing or isinstance(x, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(x)
-
-
-def _in_memory(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor with its numbers in memory as they are: neither negative ones nor zeros by agreement alone."""
-    if x.dtype == dtype and not x.is_neg() and not x._is_zerotensor():
-        return x
-    with in_pytorch():
-        return torch.zeros(x.shape, dtype=dtype) if x._is_zerotensor() else x.to(dtype).resolve_neg()
 
 
 class _Part(NamedTuple):

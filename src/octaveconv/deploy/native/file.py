@@ -75,8 +75,8 @@ class Saved:
             if assumed[name] < least or (most is not None and assumed[name] > most):
                 return None
         try:
-            of_one = [known if names_in(condition) - {batch} else assumed for condition in self.conditions]
-            return known if all(map(value, self.conditions, of_one)) else None
+            beside_others = [known if names_in(condition) - {batch} else assumed for condition in self.conditions]
+            return known if all(map(value, self.conditions, beside_others)) else None
         except ZeroDivisionError:
             return None
 
