@@ -591,7 +591,7 @@ def test_a_training_step_trains(tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in net.model.state_dict().items())
 
 
-@pytest.mark.parametrize("mode", ["infer", "train"])
+@pytest.mark.parametrize("mode", [pytest.param("infer", marks=pytest.mark.slow), "train"])
 def test_a_real_run_in_eager_mode(monkeypatch, capsys, mode):
     monkeypatch.setattr(speed, "make_cases", small)
     options = ["--alpha", "0.5", "--runtimes", "eager", "--runs", "2", "--batch-size", "2"]

@@ -65,11 +65,7 @@ def test_convolutions(inputs, outputs, groups, target):
 
 @on_every_target(
     ("alpha_in", "alpha_out", "kernel", "stride"),
-    [
-        (*alphas, *window)
-        for window in [(1, 1), (3, 1), (3, 2)]
-        for alphas in [(0, 0.5), (0.25, 0.25), (0.5, 0), (0.3, 0.6)]
-    ],
+    [(*alphas, *window) for window in [(1, 1), (3, 1), (3, 2)] for alphas in [(0, 0.5), (0.5, 0), (0.3, 0.6)]],
     on_both=[(0.3, 0.6, 3, 1), (0.3, 0.6, 3, 2)],
 )
 def test_octave_convolutions(alpha_in, alpha_out, kernel, stride, target):
@@ -93,6 +89,7 @@ def errors(model, x, target="native"):
     return [((y.double() - exact).abs().max() / exact.abs().max()).item() for y in (got, eager)]
 
 
+@pytest.mark.slow
 def test_every_block(blocks, captured_as):
     model, captures = blocks
     captured_as(captures)

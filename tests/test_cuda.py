@@ -192,7 +192,7 @@ def test_maps_are_freed_after_their_last_reader():
 
 
 @on_host
-@pytest.mark.parametrize("family", [OctResNet, OctResNetV2])
+@pytest.mark.parametrize("family", [OctResNet, pytest.param(OctResNetV2, marks=pytest.mark.slow)])
 def test_only_what_is_read_is_pooled(family, monkeypatch):
     captured, sizes = captured_small(family)
     executor, pooled = Executor(captured), []

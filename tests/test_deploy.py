@@ -78,7 +78,7 @@ def some_network():
 @pytest.mark.parametrize(
     ("make", "step"),
     [
-        (halving, 35),
+        (halving, 57),
         pytest.param(halving, 17, marks=pytest.mark.slow),
         pytest.param(some_network, 17, marks=pytest.mark.slow),
     ],

@@ -194,7 +194,7 @@ def test_large_maps(size):
 
 @pytest.mark.parametrize("first", range(0, 200, 20))
 def test_random_networks(first):
-    """Short ones; ``python experiments/fuzz_deploy.py`` tries more, and longer ones."""
+    """Short ones; ``python experiments/fuzz_deploy.py`` tries thousands, and longer ones."""
     with quick_captures():
         for seed in range(first, first + 20):
             compare(RandomNetwork(seed, 1 + seed % 3), seed)

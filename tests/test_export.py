@@ -48,8 +48,15 @@ def exported(model, tmp_path, format, size=ODD):
     return path
 
 
-def test_every_block(tmp_path):
+def test_a_block_with_a_stride_and_groups(tmp_path):
     """For OpenVINO, of which ONNX is the first step."""
+    blocks = every_block()
+    stem, residual, strided = blocks[:4], blocks[4], blocks[5]
+    exported(settle(nn.Sequential(stem, residual, strided, oc.Merge())), tmp_path, "openvino", (57, 33))
+
+
+@pytest.mark.slow
+def test_every_block(tmp_path):
     exported(settle(every_block()), tmp_path, "openvino", (57, 33))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.xml"]
 
@@ -88,6 +95,7 @@ subprocess.run(["true"])
 """
 
 
+@pytest.mark.slow
 def test_signals_can_be_handled_after_two_openvino_networks(tmp_path):
     export(nn.Conv2d(3, 4, 1).eval(), image(1, 3, 8, 8), tmp_path / "m.xml", format="openvino")
     done = subprocess.run([sys.executable, "-c", SIGNALS, tmp_path / "m.xml"], capture_output=True, text=True)

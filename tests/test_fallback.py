@@ -87,7 +87,7 @@ def eager(monkeypatch):
 @pytest.mark.parametrize(
     ("make", "form", "norms"),  # those that a sum or a concatenation is given to
     [
-        (every_block, "merged", 6),
+        pytest.param(every_block, "merged", 6, marks=pytest.mark.slow),
         pytest.param(every_block, "reference", 6, marks=pytest.mark.slow),
         (octave_block, "reference", 0),
     ],
@@ -129,6 +129,7 @@ def test_other_networks_folded_as_an_export_does(name):
             assert_same(graph(x), model(x))
 
 
+@pytest.mark.slow
 def test_residual_sums_upsample_once_and_end_in_a_convolution():
     graph = fold(with_statistics(shallow("oct_resnet26", 0.5, tiny=True)), 2, 3, 64, 64)
     assert count(graph, "batch_norm", "slice", "upsample_nearest2d") == [0, 0, 7]  # of 9: the shortcuts' come for free

@@ -53,9 +53,6 @@ one_alpha_or_the_ends = pytest.mark.parametrize(  # which make the same layers i
     ("name", "alpha"),
     [(name, ALPHAS[name][0]) for name in SHALLOW] + [(name, alpha) for name in CLASSES for alpha in (0, 1)],
 )
-some_shallow = pytest.mark.parametrize(
-    ("name", "alpha"), [(name, alpha) for name in SHALLOW for alpha in (0, ALPHAS[name][0], 1)]
-)
 shallow_names = pytest.mark.parametrize("name", SHALLOW)
 
 
@@ -243,7 +240,7 @@ def test_channels_last_and_autocast(name, alpha):
     assert (y.float() - expected).std() <= 2 * TOLERANCE[torch.bfloat16] * expected.std()
 
 
-@some_shallow
+@one_alpha_or_the_ends
 def test_weights_of_another_alpha_are_refused(name, alpha):
     state, other, dense = (on_meta(name, a) for a in (alpha, ALPHAS[name][-1], 0))
     state = state.state_dict()

@@ -88,6 +88,7 @@ def test_many_small_arrays(probe, name_of):
     assert loaded < len(data) + 64 * MIB
 
 
+@pytest.mark.slow
 def test_more_small_arrays_in_a_larger_file(probe):
     size = 2**27
     names = [f"{i:0>9}\U0001f600" for i in range(mxnet.max_arrays(size) - 1)]

@@ -23,7 +23,7 @@ def test_files_of_mxnet_through_the_command_line(tmp_path, file):
     assert file_difference(file, tmp_path) <= LIMIT
 
 
-@pytest.mark.parametrize("name", quick(ALIKE))
+@pytest.mark.parametrize("name", quick(SLOW))
 def test_logits_equal_the_original(name):
     assert difference(name) <= LIMIT
 

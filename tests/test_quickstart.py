@@ -52,6 +52,7 @@ def test_figures(result):
         assert net["latency"]["64"]["layout"] in quickstart.LAYOUTS
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_figures(result, monkeypatch):
     shorten_quickstart(monkeypatch)
     again = quickstart.run(SMALL)

@@ -107,7 +107,7 @@ def test_it_pickles_without_its_handle(tmp_path, index):
     assert list(pickle.loads(state)) == RECORDS
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_read_the_same(context):
     records = RecordFile(SAMPLE)
     loader = DataLoader(records, batch_size=4, num_workers=2, multiprocessing_context=context, collate_fn=list)

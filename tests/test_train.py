@@ -464,6 +464,7 @@ def test_the_verb_and_its_folder(data, tmp_path, capsys):
     assert "--resume continues a run with its own recipe: omit the other options" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_torchrun_starting_anew_continues_its_own_run(data, tmp_path, monkeypatch, capsys):
     for seed in (0, 1):  # the second is newer, and has the same name
         assert cli.main(options(data, tmp_path, epochs=1, seed=seed)) == 0

@@ -69,8 +69,7 @@ CASES = {
 
 
 QUICK = (  # of each kind one; the others are slow
-    "3x3", "a pixel", "even size", "taps and many channels", "dilated, even kernel", "from high", "to high", "from low",
-    "to low", "high to low", "low to high", "stride, even size", "stride across", "stride from low",
+    "3x3", "taps and many channels", "dilated, even kernel", "from high", "to low", "low to high", "stride across",
     "grouped, many channels", "depthwise stride", "concatenated",
 )  # fmt: skip
 
@@ -125,7 +124,7 @@ def check(layer, x):
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_interpreted():
     """The tests below and those of the norm, on the CPU, in one process: to start another takes seconds."""
-    assert passed_interpreted(__file__, "not slow", NORM) > 120
+    assert passed_interpreted(__file__, "not slow", NORM) > 100
 
 
 @pytest.mark.slow
@@ -160,7 +159,7 @@ def test_half_is_averaged_in_float32(part, more):
 
 
 @on_device
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", quick(LAYOUTS, ["channels_last", "strided"]))
 @pytest.mark.parametrize("case", quick(["stride across", "even size", "depthwise stride"], ["stride across"]))
 def test_layouts(case, layout):
     layer, x = problem(**CASES[case])
@@ -189,14 +188,19 @@ def test_the_output_is_channels_last_if_an_input_or_the_weight_is(channels, last
 @pytest.mark.parametrize(
     ("case", "options", "layout"),
     [
-        ("even size", "relu residual", "channels_last"),
-        ("even size", "pooled with_pooled", "strided"),
         ("even size", "relu residual pooled with_pooled", "channels_last"),
-        ("even size", "relu residual pooled with_pooled", "strided"),
-        ("from high", "relu residual pooled with_pooled", "channels_last"),
         ("from high", "pooled with_pooled", "strided"),
-        ("to low", "relu residual pooled with_pooled", "channels_last"),
         ("to low", "relu residual", "strided"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("even size", "relu residual", "channels_last"),
+                ("even size", "pooled with_pooled", "strided"),
+                ("even size", "relu residual pooled with_pooled", "strided"),
+                ("from high", "relu residual pooled with_pooled", "channels_last"),
+                ("to low", "relu residual pooled with_pooled", "channels_last"),
+            ]
+        ),
     ],
 )
 def test_fused(case, options, layout):

@@ -6,6 +6,7 @@ import copy
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -21,6 +22,7 @@ from ..errors import BackendUnavailable, UsageError
 from .eagerly import in_pytorch
 from .functionalize import arguments_of, functionalized
 from .one_image import treats_one_image_alike
+from .own_state import change_of_itself, sharing_weights
 
 CAPTURES = 16  # of a network are kept: the last ones
 SECONDS = 120  # after which a network is captured for one size of image only
@@ -158,11 +160,15 @@ def exported(model: nn.Module, example: Tensor, dynamic: Sequence[int], form: st
     if 0 in dynamic and len(example) == 1:
         example = torch.cat([example, example])
     sizes: dict[int, Any] = dict.fromkeys(dynamic, Dim.AUTO)
+    twin = sharing_weights(model)  # on which the network may keep what it makes: here that has no numbers
     # in its turn: the time to wait is not the network's, and its hooks are not for another thread's capture
-    in_time = _in_time(model) if 2 in dynamic else nullcontext()
+    in_time = _in_time(twin) if 2 in dynamic else nullcontext()
     with _exporting, _quietly(), backend(form), torch.no_grad(), in_time:
-        program = torch.export.export(model, (example,), dynamic_shapes=(sizes,))
-        return Captured(functionalized(program))
+        program = torch.export.export(twin, (example,), dynamic_shapes=(sizes,))
+        captured = Captured(functionalized(program))
+    if changed := change_of_itself(model, twin, example):
+        raise BackendUnavailable(f"the network changes its own {changed!r} as it runs")
+    return captured
 
 
 def capture(model: nn.Module, example: Tensor, form: str = "reference", any_size: bool = True) -> Captured:
@@ -191,13 +197,16 @@ def capture(model: nn.Module, example: Tensor, form: str = "reference", any_size
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what PyTorch logs of inequalities that it cannot simplify, sizes of 1, and operations that fail."""
+    """Without what PyTorch says of inequalities that it cannot simplify, sizes of 1, operations that fail, and
+    attributes that a copy of the network sets."""
     loggers = [logging.getLogger(f"torch.{name}") for name in _LOUD]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The tensor attribute")
+            yield
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.utils import _pytree as pytree
 
 from ..._atomic import replacing
@@ -35,6 +36,11 @@ SHAPES = 256  # whose form is remembered: those used last
 FORMS = 8  # each with weights of its own; most networks have one for a single image and one for several
 PASS = 8  # images that run together, at most
 _Chunk = tuple[int, int, int, Program]
+
+
+@_disable_dynamo
+def _apart(network: NativeNetwork, x: Tensor) -> Any:
+    return network(x)
 
 
 class NativeNetwork(nn.Module):
@@ -164,6 +170,8 @@ class NativeNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """The model's output for images ``[N, C, H, W]`` on the CPU, in the model's dtype."""
+        if torch.compiler.is_compiling():  # what is around it: Dynamo cannot look into the library
+            return _apart(self, x)
         shape = self._checked(x)
         if shape is None:
             return self._eagerly(x)

@@ -96,7 +96,8 @@ INLINE Vec exponential(Vec x) {
     return y * scale;
 }
 
-INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
+// 0 below -87, for it may be a factor of x, which may be infinite.
+INLINE Vec sigmoid(Vec x) { return x < -87.0f ? splat(0.0f) : 1.0f / (1.0f + exponential(-x)); }
 
 INLINE Vec hyperbolic_tangent(Vec x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
 
@@ -104,7 +105,7 @@ INLINE Vec hyperbolic_tangent(Vec x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
 INLINE Vec mish(Vec x) {
     Vec e = exponential(at_most(x, 30.0f));
     Vec n = e * (e + 2.0f);
-    return x * (n / (n + 2.0f));
+    return x * (x < -87.0f ? splat(0.0f) : n / (n + 2.0f));
 }
 
 // x (1 + erf(x / sqrt(2))) / 2 to 1e-7: Abramowitz and Stegun, 7.1.26.
@@ -113,6 +114,6 @@ INLINE Vec gelu(Vec x) {
     Vec t = 1.0f / (1.0f + 0.3275911f * z);
     Vec y = splat(1.061405429f);
     for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) y = y * t + c;
-    Vec rest = 0.5f * x * y * t * exponential(-z * z);  // x times the probability beyond |x|
-    return x > 0.0f ? x - rest : rest;
+    Vec beyond = z > 9.0f ? splat(0.0f) : 0.5f * y * t * exponential(-z * z);  // the probability beyond |x|
+    return x > 0.0f ? x - at_most(x, 15.0f) * beyond : x * beyond;
 }
