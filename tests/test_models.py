@@ -193,6 +193,7 @@ def check_compiled(model):
         assert_close(torch.compile(model.eval(), fullgraph=True, backend="eager")(x), model(x))
 
 
+@pytest.mark.slow
 def test_every_block_compiles_without_graph_breaks():
     check_compiled(every_block())
 

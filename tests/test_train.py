@@ -104,7 +104,13 @@ VARIANTS = [
 
 @pytest.mark.parametrize(  # stopped in the middle of the first epoch; in the second
     ("changes", "stop_after"),
-    [(VARIANTS[0], 1), (VARIANTS[1], 3), (VARIANTS[2], 1), (VARIANTS[3], 3), (VARIANTS[4], 1)],
+    [
+        (VARIANTS[0], 1),
+        (VARIANTS[1], 3),
+        (VARIANTS[4], 1),
+        pytest.param(VARIANTS[2], 1, marks=pytest.mark.slow),
+        pytest.param(VARIANTS[3], 3, marks=pytest.mark.slow),
+    ],
     ids=lambda value: " ".join(value) or "plain" if isinstance(value, dict) else str(value),
 )
 def test_a_run_that_is_continued_ends_bit_identical(data, changes, stop_after):
@@ -172,7 +178,7 @@ def damaged(tmp_path):
     return str(tmp_path), [f"{tmp_path}/train/{name}/{i}.png" for name, i in bad]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_damaged_image_ends_the_run_with_one_line_or_is_replaced(damaged, workers, tmp_path, capfd):
     folder, _ = damaged
     argv = options(folder, tmp_path / "runs", epochs=2, batch_size=4, workers=workers)

@@ -27,7 +27,7 @@ from octaveconv import backends
 from octaveconv.octave import ChannelSplit
 from octaveconv.resolution import pool
 
-NORM = str(Path(__file__).with_name("test_triton_norm.py"))
+OTHERS = [str(Path(__file__).with_name(name)) for name in ("test_triton_norm.py", "test_cuda.py")]
 pytestmark = pytest.mark.usefixtures("poisoned", "exact_and_untuned")
 
 # in, out, kernel, size and batch leave a rest in every block; the interpreter's are 16 low pixels or 64 pixels, by 16
@@ -123,14 +123,14 @@ def check(layer, x):
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_interpreted():
-    """The tests below and those of the norm, on the CPU, in one process: to start another takes seconds."""
-    assert passed_interpreted(__file__, "not slow", NORM) > 100
+    """The tests below, and those of the norm and the engine, on the CPU, in one process: another takes seconds."""
+    assert passed_interpreted(__file__, "not slow", *OTHERS) > 100
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_interpreted_slowly():
-    assert passed_interpreted(__file__, "slow", NORM) > len(CASES) - len(QUICK)
+    assert passed_interpreted(__file__, "slow", *OTHERS) > len(CASES) - len(QUICK)
 
 
 @on_device

@@ -170,7 +170,7 @@ class NativeNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """The model's output for images ``[N, C, H, W]`` on the CPU, in the model's dtype."""
-        if torch.compiler.is_compiling():  # what is around it: Dynamo cannot look into the library
+        if torch.compiler.is_dynamo_compiling():  # what is around it: Dynamo cannot look into the library
             return _apart(self, x)
         shape = self._checked(x)
         if shape is None:
