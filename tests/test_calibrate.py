@@ -13,7 +13,7 @@ from torch import fx, nn
 
 import octaveconv as oc
 from octaveconv.octave import octave_map
-from octaveconv.octavify import regression, repair
+from octaveconv.octavify import budget, regression, repair
 from octaveconv.octavify.octavify import _prepare
 from octaveconv.octavify.permute import permute
 from octaveconv.octavify.refit import _Fit
@@ -391,3 +391,52 @@ def test_labels_are_not_read():
     parts = octave_map(lambda part: part, plain.conv(plain.stem(x)))
     assert parts.low is not None
     assert torch.equal(plain(x), labelled(x))
+
+
+def scoring():
+    """A network of ten classes."""
+    torch.manual_seed(0)
+    convs = [layer for i in range(4) for layer in (conv(3 if i == 0 else 16, 16), nn.ReLU())]
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)).eval()
+
+
+def test_a_budget_of_agreement_is_kept_at_as_few_multiply_adds_as_that_takes(monkeypatch):
+    monkeypatch.setattr(budget, "TRIES", 3)
+    model, sample = scoring(), torch.randn(40, 3, 32, 32)
+    plans = [
+        oc.octavify(model, "auto", sample, calibrate=[sample], agreement=wanted, min_size=2)[1] for wanted in (0.6, 0.9)
+    ]
+    shares = [plan.macs_after / plan.macs_before for plan in plans]
+    for wanted, plan in zip((0.6, 0.9), plans):
+        assert next(step.agreement for step in plan.steps if step.kept) >= wanted
+    assert shares[0] <= shares[1] < 1
+
+
+def test_a_budget_of_latency_is_measured(monkeypatch):
+    """As if time were multiply-adds and a tenth."""
+    model, sample = scoring(), torch.randn(20, 3, 32, 32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+
+    def clock(octave, dense, inputs):
+        assert dense is model
+        return oc.cost(octave, input_size=32).counted_macs / oc.cost(dense, input_size=32).counted_macs + 0.1
+
+    monkeypatch.setattr(budget, "_clocks", [clock])
+    lines = []
+    _, plan = oc.octavify(model, "auto", sample, calibrate=[sample], latency=0.9, min_size=2, say=lines.append)
+    share = plan.macs_after / plan.macs_before
+    assert 0.7 < share <= 0.8
+    assert plan.notes[-1] == f"deployed, it takes {share + 0.1:.1%} of the dense network's time; asked for 90.0%"
+    assert sum("of the latency" in line for line in lines) == budget.TRIES
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"latency=0.05 is out of reach: at \d+\.\d% of the multiply-adds it is 0\."):
+        oc.octavify(model, "auto", sample, calibrate=[sample], latency=0.05, min_size=2)
+
+
+@pytest.mark.usefixtures("quickly")
+def test_the_clock_deploys_both():
+    model = scoring()
+    octave, _ = oc.octavify(model, 0.5, torch.randn(1, 3, 32, 32), min_size=2)
+    assert 0.05 < budget.latency(octave, model, (torch.randn(1, 3, 32, 32),)) < 20

@@ -143,7 +143,7 @@ def test_a_broken_recipe_is_refused(octave, tmp_path, recipe, message):
         ([MODEL, "--alpha", "much"], "--alpha must be a number in [0, 1), or auto, got 'much'"),
         ([MODEL, "--alpha", "1"], "must be in [0, 1), got 1.0"),
         ([MODEL, "--keep", "nothing"], "keep pattern 'nothing' matches no layer"),
-        ([MODEL, "--macs", "0.5"], 'macs is the budget of alpha="auto"'),
+        ([MODEL, "--macs", "0.5"], 'macs is a budget of alpha="auto"'),
         ([MODEL, "--pretrained", "--checkpoint", "x.pth"], "two sources of weights"),
         (["resnet81"], "did you mean resnet18?"),
     ],

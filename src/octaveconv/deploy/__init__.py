@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from .._modes import check_call, check_network, eval_mode
 from ..errors import BackendUnavailable, UsageError
+from ..octavify.budget import set_clock
 from .capture import only_input
+from .latency import latency_share
 
 __all__ = ["deploy", "load_deployed"]
+set_clock(latency_share)
 
 
 def deploy(

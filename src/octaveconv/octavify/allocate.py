@@ -32,9 +32,7 @@ def allocate(net: Net, saliencies: Mapping[fx.Node, Saliency], budget: float) ->
     Raises:
         ValueError: no choice is within the budget.
     """
-    spaces = {net.spaces.of(node) for node in net.nodes(Role.CONV) if net.runs.of(node) not in net.pinned}
-    costs = {space: cost for space in spaces if (cost := _cost(net, saliencies, space)) is not None}
-    shares = _Shares(net)
+    costs, shares = _costs(net, saliencies), _Shares(net)
     chosen = dict.fromkeys(costs, 0.0)
     if (least := shares.of(dict.fromkeys(costs, LEVELS[-1]))) > budget:
         raise ValueError(f"macs={budget:g} is out of reach: the least is {least:.3f} of the dense network's")
@@ -45,6 +43,17 @@ def allocate(net: Net, saliencies: Mapping[fx.Node, Saliency], budget: float) ->
             break
         chosen = found
     return lambda node: chosen.get(net.spaces.of(node), 0.0)
+
+
+def least_share(net: Net, saliencies: Mapping[fx.Node, Saliency]) -> float:
+    """The least budget that `allocate` can keep within."""
+    return _Shares(net).of(dict.fromkeys(_costs(net, saliencies), LEVELS[-1]))
+
+
+def _costs(net: Net, saliencies: Mapping[fx.Node, Saliency]) -> dict[fx.Node, Callable[[float], float]]:
+    """What an alpha costs in each space that can have low channels."""
+    spaces = {net.spaces.of(node) for node in net.nodes(Role.CONV) if net.runs.of(node) not in net.pinned}
+    return {space: cost for space in spaces if (cost := _cost(net, saliencies, space)) is not None}
 
 
 class _Shares:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,9 @@ from torch.nn.modules.conv import _ConvNd
 from .._modes import check_network
 from .._text import did_you_mean
 from ..cost import image_size
-from .allocate import allocate
+from .allocate import allocate, least_share
+from .budget import Budget, searched
+from .budget import latency as measured_latency
 from .channels_last import mark_channels_last
 from .handlers import REGISTERED
 from .maps import conv_axes, is_map, shape_of
@@ -46,6 +48,8 @@ def octavify(
     *,
     calibrate: Iterable[Any] | None = None,
     macs: float | None = None,
+    latency: float | None = None,
+    agreement: float | None = None,
     min_size: int = 8,
     stem: bool = False,
     say: Callable[[str], object] | None = None,
@@ -58,7 +62,7 @@ def octavify(
             the feature maps, the largest first, whose last number also applies to all smaller sizes; a dict from
             patterns of layer names to numbers (``{"layer1.*": 0.5, "*": 0.25}``: the first match counts, layers
             without a match get 0); or ``"auto"``, which chooses from 0 to 0.75 for each layer, so that the network
-            meets ``macs`` with the least harm to the sample in ``calibrate``.
+            meets a budget with the least harm to the sample in ``calibrate``.
         example_inputs: what the network is called with, a tensor or a tuple; images are ``[N, C, H, W]``, series
             ``[N, C, L]``, volumes and videos ``[N, C, T, H, W]``. By default one image of the size in
             ``model.pretrained_cfg``, or of 3x224x224 pixels. Its size decides which maps are small.
@@ -67,7 +71,11 @@ def octavify(
             channels that the network can best do without at full resolution become the low ones, and octave layers are
             refitted to the dense ones; each step is kept only if it brings the answers closer to the dense network's
             on images set aside for that. See `Plan.steps`.
-        macs: for ``alpha="auto"``, multiply-accumulates as a share of the dense network's, in (0, 1).
+        macs, latency, agreement: the budget of ``alpha="auto"``, one of the three, in (0, 1): multiply-accumulates as
+            a share of the dense network's; the time of the network that `deploy` makes of it, on this machine for
+            these inputs, as a share of the deployed dense network's; or the share of the images set aside that must
+            keep the dense network's first class, at as few multiply-accumulates as that takes. The last two try five
+            networks each.
         min_size: maps with fewer pixels in height or width, or of a series in length, stay dense.
         stem: convert the stem, too: the convolutions that read the image, and everything before an early pooling.
         say: is called with a line of text after each step of the work with a sample, such as ``print``.
@@ -84,7 +92,7 @@ def octavify(
 
     Raises:
         ValueError: the model cannot be traced or does not accept the inputs, an alpha is outside [0, 1), different
-            alphas are wanted for layers whose outputs are added, a pattern matches nothing, or ``macs`` is out of
+            alphas are wanted for layers whose outputs are added, a pattern matches nothing, or the budget is out of
             reach; the message names the cure.
 
     Source: section 3 of Chen et al., ICCV 2019, which keeps the stem and the last stage dense.
@@ -100,46 +108,49 @@ def octavify(
     """
     keep = _keep(keep, min_size)
     inputs = _inputs(model, example_inputs)
-    budget = _budget(alpha, macs, calibrate)
+    budget = Budget.of(alpha, calibrate, macs=macs, latency=latency, agreement=agreement)
     sample = None if calibrate is None else Sample.of(calibrate, inputs)
-    net, notes = _prepare(copy.deepcopy(model), inputs, keep, min_size, stem)
-    conversion = _Conversion(net, sample, say or _nothing)
-    conversion.measure(notes, required=budget is not None)
-    alphas = chooser(net, alpha) if budget is None else allocate(net, conversion.saliencies, budget)
-    registered = _registered(net)
-    octave = conversion.run(alphas)
-    splits, layers = conversion.splits, conversion.layers
-    octave.conversion = {
-        "alphas": {str(n.target): splits.alphas.get(net.spaces.of(n), 0.0) for n in net.nodes(Role.CONV)},
-        "input_size": next((list(x.shape[1:]) for x in inputs if isinstance(x, Tensor)), []),
-        "keep": keep,
-        "min_size": min_size,
-        "stem": stem,
-        "octave": sum(layer.octave for layer in layers),
-    }
-    if registered:
-        octave.conversion["registered"] = registered
-    plan = Plan(layers, conversion.rewriter.borders, octave.conversion, notes, conversion.mend(octave))
+    source = _Source(model, inputs, keep, min_size, stem)
+    conversion = _Conversion(source, sample, say or _nothing)
+    conversion.measure(required=budget is not None)
+    if budget is not None:
+        return conversion.within(budget)
+    octave, plan = conversion.run(chooser(conversion.net, alpha))
     if not octave.conversion["octave"] and wants_any(alpha):
         warnings.warn(plan.nothing(), stacklevel=2)
     return octave, plan
 
 
+class _Source(NamedTuple):
+    """The network that the caller gave, and how to read it."""
+
+    model: nn.Module
+    inputs: tuple[Any, ...]
+    keep: list[str]
+    min_size: int
+    stem: bool
+
+    def net(self) -> tuple[Net, list[str]]:
+        """A copy of it, traced."""
+        return _prepare(copy.deepcopy(self.model), self.inputs, self.keep, self.min_size, self.stem)
+
+
 class _Conversion:
-    """The parts of a conversion that need the traced network.
+    """A conversion, which a budget may take several tries of.
 
     Args:
-        net: the network; its weights and modules change.
+        source: the given network.
         sample: images, if there are any.
         say: is told what is done.
     """
 
-    def __init__(self, net: Net, sample: Sample | None, say: Callable[[str], object]) -> None:
-        self.net, self.sample, self.say = net, sample, say
+    def __init__(self, source: _Source, sample: Sample | None, say: Callable[[str], object]) -> None:
+        self.source, self.sample, self.say = source, sample, say
+        self.net, self.notes = source.net()
         self.saliencies: dict[fx.Node, Saliency] = {}
         self._seconds = 0.0  # that measuring took
 
-    def measure(self, notes: list[str], required: bool) -> None:
+    def measure(self, required: bool) -> None:
         """Find out from the sample what low channels cost."""
         if self.sample is None:
             return
@@ -150,12 +161,49 @@ class _Conversion:
             reason = f"no gradients could be taken ({str(error).partition(chr(10))[0]})"
             if required:
                 raise ValueError(f"a budget cannot be spent by what it costs: {reason}") from error
-            notes.append(f"{reason}: channels keep their order")
+            self.notes.append(f"{reason}: channels keep their order")
         self._seconds = time.perf_counter() - begin
         self.say(f"what low channels cost: {self._seconds:.0f} s")
 
-    def run(self, alphas: Callable[[fx.Node], float]) -> OctavifiedModule:
-        """Make the octave network."""
+    def within(self, budget: Budget) -> tuple[OctavifiedModule, Plan]:
+        """The network that keeps within a budget."""
+        if budget.kind == "macs":
+            return self.run(allocate(self.net, self.saliencies, budget.value))
+        least = least_share(self.net, self.saliencies)
+        if budget.kind == "agreement":
+            return searched(lambda macs: self._agreeing(macs, budget.value), least, budget)
+        macs = searched(lambda macs: self._timed(macs, budget.value), least, budget)
+        octave, plan = self.run(allocate(self.net, self.saliencies, macs))
+        measured = measured_latency(octave, self.source.model, self.source.inputs)
+        plan.notes.append(
+            f"deployed, it takes {measured:.1%} of the dense network's time; asked for {budget.value:.1%}"
+        )
+        return octave, plan
+
+    def _agreeing(self, macs: float, wanted: float) -> tuple[float, bool, tuple[OctavifiedModule, Plan]]:
+        again = self._again()
+        octave, plan = again.run(allocate(again.net, again.saliencies, macs))
+        found = next((step.agreement for step in plan.steps if step.kept), 1.0)
+        self.say(f"{macs:.1%} of the multiply-adds: agreement {found:.1%}")
+        return found, found >= wanted, (octave, plan)
+
+    def _timed(self, macs: float, wanted: float) -> tuple[float, bool, float]:
+        again = self._again()
+        octave = again.rewritten(allocate(again.net, again.saliencies, macs))
+        found = measured_latency(octave, self.source.model, self.source.inputs)
+        self.say(f"{macs:.1%} of the multiply-adds: {found:.1%} of the latency")
+        return found, found <= wanted, macs
+
+    def _again(self) -> _Conversion:
+        """The same conversion of another copy of the network, with what is known of it."""
+        again = _Conversion(self.source, self.sample, self.say)
+        nodes = {node.name: node for node in again.net.graph.nodes}
+        again.saliencies = {nodes[node.name]: saliency for node, saliency in self.saliencies.items()}
+        again._seconds = self._seconds
+        return again
+
+    def rewritten(self, alphas: Callable[[fx.Node], float]) -> OctavifiedModule:
+        """Make the octave network, with the dense weights."""
         net, self.splits = self.net, Splits(self.net, alphas)
         self._given = copy.deepcopy(dict(net.model.state_dict())) if self.sample else {}
         orders = {space: saliency.order for space, saliency in self.saliencies.items()}
@@ -165,7 +213,27 @@ class _Conversion:
         self.rewriter = Rewriter(self.splits)
         return self.rewriter.run()
 
-    def mend(self, octave: OctavifiedModule) -> list[RepairStep]:
+    def run(self, alphas: Callable[[fx.Node], float]) -> tuple[OctavifiedModule, Plan]:
+        """Make the octave network, with a sample as close to the dense one as can be, and its plan."""
+        registered = _registered(self.net)
+        octave = self.rewritten(alphas)
+        octave.conversion = self._record(registered)
+        return octave, Plan(self.layers, self.rewriter.borders, octave.conversion, self.notes, self._mend(octave))
+
+    def _record(self, registered: list[str]) -> dict[str, Any]:
+        """What `rebuild` needs."""
+        net, source = self.net, self.source
+        record = {
+            "alphas": {str(n.target): self.splits.alphas.get(net.spaces.of(n), 0.0) for n in net.nodes(Role.CONV)},
+            "input_size": next((list(x.shape[1:]) for x in source.inputs if isinstance(x, Tensor)), []),
+            "keep": source.keep,
+            "min_size": source.min_size,
+            "stem": source.stem,
+            "octave": sum(layer.octave for layer in self.layers),
+        }
+        return record | ({"registered": registered} if registered else {})
+
+    def _mend(self, octave: OctavifiedModule) -> list[RepairStep]:
         """With a sample, bring the octave network's answers closer to the dense one's."""
         if not self.sample or not self.splits.spaces:
             return []
@@ -175,18 +243,6 @@ class _Conversion:
 
 def _nothing(text: str) -> None:
     """Say nothing."""
-
-
-def _budget(alpha: Alpha, macs: float | None, calibrate: object) -> float | None:
-    """The share of multiply-adds that ``alpha="auto"`` may spend; None for other alphas."""
-    auto = alpha == "auto"
-    if auto and (macs is None or calibrate is None):
-        raise ValueError('alpha="auto" needs a sample and a budget: give calibrate=batches and macs=0.7, for instance')
-    if macs is not None and not (auto and 0 < macs < 1):
-        raise ValueError(
-            f'macs is the budget of alpha="auto", above 0 and below 1, got macs={macs} and alpha={alpha!r}'
-        )
-    return macs
 
 
 def _keep(keep: Iterable[str], min_size: int) -> list[str]:

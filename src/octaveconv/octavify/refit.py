@@ -68,15 +68,14 @@ def refit(
     if len(batches) == 1:
         batches = [*pieces(batches[0], (images_in(batches[0]) + 1) // 2)]
     calls = {str(node.target): node for node in octave.graph.nodes if node.op == "call_module"}
-    place = {node: i for i, node in enumerate(net.graph.nodes)}
-    targets = {node: _target(net, dense, node, values, place) for node in net.steps if _is_fitted(net, node)}
-    held = [node for target in targets.values() if target.other for node in _nodes(values[target.other])]
+    wanted_of = targets(net, dense, values)
+    held = [node for target in wanted_of.values() if target.other for node in _nodes(values[target.other])]
     twin = fx.GraphModule(dense, net.graph)
-    theirs = _Stream(twin, batches, [target.node for target in targets.values()])
+    theirs = _Stream(twin, batches, [target.node for target in wanted_of.values()])
     ours = _Stream(octave, batches, held)
     pixels = Pixels(sum(map(images_in, batches)), torch.Generator().manual_seed(0))
     with eval_mode(octave), eval_mode(twin), torch.no_grad():
-        for node, target in targets.items():
+        for node, target in wanted_of.items():
             call, layer = calls[str(node.target)], octave.get_submodule(str(node.target))
             norm = None if target.norm is None else octave.get_submodule(str(target.norm.target))
             ours.run_before(call)
@@ -91,6 +90,12 @@ def refit(
             fit.solve()
             theirs.let_go(target.node)
             ours.let_go(*(() if target.other is None else _nodes(values[target.other])))
+
+
+def targets(net: Net, dense: nn.Module, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Target]:
+    """What each octave convolution is fitted to, in the network's order; the arguments are those of `refit`."""
+    place = {node: i for i, node in enumerate(net.graph.nodes)}
+    return {node: _target(net, dense, node, values, place) for node in net.steps if _is_fitted(net, node)}
 
 
 def _is_fitted(net: Net, node: fx.Node) -> bool:

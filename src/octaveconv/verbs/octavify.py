@@ -17,8 +17,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     """
     parser.usage = "%(prog)s MODEL --out FILE [options]"
     add_model(parser, "a network from timm, or a run folder or file of weights that records its network")
-    parser.add_argument("--alpha", metavar="A", default="0.25", help="share, or auto with --macs (%(default)s)")
-    parser.add_argument("--macs", metavar="S", type=float, help="budget for auto: share of the dense MACs")
+    parser.add_argument("--alpha", metavar="A", default="0.25", help="share, or auto with a budget (%(default)s)")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--macs", metavar="S", type=float, help="budget for auto: share of the dense MACs")
+    budget.add_argument("--latency", metavar="S", type=float, help="or of the dense network's time, both deployed")
+    budget.add_argument("--agreement", metavar="S", type=float, help="or share of answers to keep, as cheap as can be")
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="file of its weights (random, seed 0)")
     add_model_args(parser)
     parser.add_argument("--pretrained", action="store_true", help="download timm's weights")
@@ -62,8 +65,9 @@ def run(args: argparse.Namespace) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that nothing becomes octave, which is an error here
+            budget = {kind: getattr(args, kind) for kind in ("macs", "latency", "agreement")}
             octave, plan = octavify(
-                model, alpha, torch.zeros(1, 3, *size), args.keep, calibrate=sample, macs=args.macs, say=say
+                model, alpha, torch.zeros(1, 3, *size), args.keep, calibrate=sample, say=say, **budget
             )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -80,8 +84,11 @@ def _alpha(args: argparse.Namespace) -> float | str:
     from ..errors import UsageError
 
     if args.alpha == "auto":
-        if args.macs is None or not args.data:
-            raise UsageError("--alpha auto needs a budget and a sample: give --macs 0.7, for instance, and --data SRC")
+        if args.macs is args.latency is args.agreement is None or not args.data:
+            raise UsageError(
+                "--alpha auto needs a budget and a sample: give --macs 0.7, for instance, or --latency or --agreement, "
+                "and --data SRC"
+            )
         return "auto"
     try:
         return float(args.alpha)
