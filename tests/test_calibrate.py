@@ -242,6 +242,47 @@ def test_a_sample_brings_the_answers_closer_than_none():
             assert judge(model) == (0, 1)
 
 
+def test_distillation_brings_the_answers_closer_still():
+    model, x, lines = network(1), pictures(30, 1), []
+    model.fc.weight.requires_grad_(False)
+    octave, plan = oc.octavify(model, 0.5, x[:1], calibrate=[x], distill=5, say=lines.append)
+    names = [step.name for step in plan.steps]
+    assert names == ["as given", "ordered", "refitted", "norms", "distilled"]
+    assert plan.steps[-1].kept
+    assert plan.steps[-1].divergence < 0.95 * plan.steps[-3].divergence
+    assert "distilled 5 of 5 epochs" in lines
+    assert [name for name, p in octave.named_parameters() if not p.requires_grad] == ["fc.weight"]
+    assert all(p.grad is None for p in octave.parameters())
+    plain, _ = oc.octavify(model, 0.5, x[:1], calibrate=[x])
+    found, other = octave.state_dict(), plain.state_dict()
+    assert all(torch.equal(found[name], other[name]) for name in found if "num_batches" in name)
+    again, _ = oc.octavify(model, 0.5, x[:1], calibrate=[x], distill=5)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in found.items())
+
+
+def test_distillation_of_several_inputs_answers_and_what_changes_them():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = conv(3, 8), conv(8, 8), conv(8, 8)
+
+        def forward(self, x, y):
+            x = self.a(x.add_(y))
+            return {"map": self.c(self.b(x).relu_()), "first": x.mean((2, 3))}
+
+    x, y = (torch.randn(12, 3, 16, 16) for _ in range(2))
+    kept = x.clone()
+    _, plan = oc.octavify(Both().eval(), 0.5, (x[:1].clone(), y[:1]), calibrate=[(x, y)], distill=1, min_size=2)
+    assert plan.steps[-1].name == "distilled"
+    assert plan.steps[-1].divergence < 1
+    assert torch.equal(x, kept)
+
+
+def test_distillation_needs_a_sample():
+    with pytest.raises(ValueError, match="give calibrate=batches"):
+        oc.octavify(network(), 0.5, pictures(1, 0), distill=1)
+
+
 def test_a_step_that_does_harm_is_not_kept(monkeypatch):
     """Where every step does, the network is no worse than without a sample."""
     model, x = network(), pictures(20, 0)

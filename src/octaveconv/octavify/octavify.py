@@ -50,6 +50,7 @@ def octavify(
     macs: float | None = None,
     latency: float | None = None,
     agreement: float | None = None,
+    distill: int = 0,
     min_size: int = 8,
     stem: bool = False,
     say: Callable[[str], object] | None = None,
@@ -76,6 +77,8 @@ def octavify(
             these inputs, as a share of the deployed dense network's; or the share of the images set aside that must
             keep the dense network's first class, at as few multiply-accumulates as that takes. The last two try five
             networks each.
+        distill: with ``calibrate``, train the octave network for so many epochs on the sample to compute what the dense
+            one does, layer by layer; ten take some minutes. It is kept only if it helps, as all steps are.
         min_size: maps with fewer pixels in height or width, or of a series in length, stay dense.
         stem: convert the stem, too: the convolutions that read the image, and everything before an early pooling.
         say: is called with a line of text after each step of the work with a sample, such as ``print``.
@@ -111,7 +114,9 @@ def octavify(
     budget = Budget.of(alpha, calibrate, macs=macs, latency=latency, agreement=agreement)
     sample = None if calibrate is None else Sample.of(calibrate, inputs)
     source = _Source(model, inputs, keep, min_size, stem)
-    conversion = _Conversion(source, sample, say or _nothing)
+    if distill and sample is None:
+        raise ValueError("distill trains on a sample: give calibrate=batches")
+    conversion = _Conversion(source, sample, say or _nothing, distill)
     conversion.measure(required=budget is not None)
     if budget is not None:
         return conversion.within(budget)
@@ -142,10 +147,11 @@ class _Conversion:
         source: the given network.
         sample: images, if there are any.
         say: is told what is done.
+        epochs: of distillation.
     """
 
-    def __init__(self, source: _Source, sample: Sample | None, say: Callable[[str], object]) -> None:
-        self.source, self.sample, self.say = source, sample, say
+    def __init__(self, source: _Source, sample: Sample | None, say: Callable[[str], object], epochs: int) -> None:
+        self.source, self.sample, self.say, self.epochs = source, sample, say, epochs
         self.net, self.notes = source.net()
         self.saliencies: dict[fx.Node, Saliency] = {}
         self._seconds = 0.0  # that measuring took
@@ -196,7 +202,7 @@ class _Conversion:
 
     def _again(self) -> _Conversion:
         """The same conversion of another copy of the network, with what is known of it."""
-        again = _Conversion(self.source, self.sample, self.say)
+        again = _Conversion(self.source, self.sample, self.say, self.epochs)
         nodes = {node.name: node for node in again.net.graph.nodes}
         again.saliencies = {nodes[node.name]: saliency for node, saliency in self.saliencies.items()}
         again._seconds = self._seconds
@@ -237,8 +243,8 @@ class _Conversion:
         """With a sample, bring the octave network's answers closer to the dense one's."""
         if not self.sample or not self.splits.spaces:
             return []
-        values = self.rewriter.values
-        return repair(self.net, self._dense, octave, values, self._given, self.sample, self.say, self._seconds)
+        values, seconds = self.rewriter.values, self._seconds
+        return repair(self.net, self._dense, octave, values, self._given, self.sample, self.say, seconds, self.epochs)
 
 
 def _nothing(text: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from .._modes import eval_mode
 from ..nn.norm import OctBatchNormNd
+from .distill import distill
 from .refit import refit
 from .rewrite import OctavifiedModule
 from .sample import Batch, Judge, Sample, cloned
@@ -27,7 +28,7 @@ class RepairStep:
     """One step, and what it brought.
 
     Attributes:
-        name: ``as given``, ``ordered``, ``refitted`` or ``norms``.
+        name: ``as given``, ``ordered``, ``refitted``, ``norms`` or ``distilled``.
         divergence: how far the answers are from the dense network's on images that were kept to judge with: of scores
             of classes the mean Kullback-Leibler divergence in nats, of other answers the relative squared error.
         agreement: share of those images with the same first class; of other answers, 1 less the divergence.
@@ -55,6 +56,7 @@ def repair(
     sample: Sample,
     say: Callable[[str], object],
     seconds: float,
+    epochs: int,
 ) -> list[RepairStep]:
     """Bring an octave network's answers closer to the dense network's.
 
@@ -64,6 +66,7 @@ def repair(
         sample: images to fit with, and others to judge each step with.
         say: is told of each step.
         seconds: how long it took to find the order of the channels.
+        epochs: of distillation.
     """
     made = _Repair(octave, Judge(fx.GraphModule(dense, net.graph), sample), say)
     ordered = _copy(octave.state_dict())
@@ -73,6 +76,9 @@ def repair(
     made.take_best()
     if any(isinstance(part, _NORMS) for part in octave.modules()):
         made.step("norms", lambda: reestimate_norms(octave, sample.fit))
+        made.take_best()
+    if epochs:
+        made.step("distilled", lambda: distill(net, dense, octave, values, sample.fit, epochs, say))
         made.take_best()
     return made.steps
 

@@ -27,6 +27,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", action="store_true", help="download timm's weights")
     parser.add_argument("--data", metavar="SRC", help="images to order channels and refit layers with")
     parser.add_argument("--images", metavar="N", type=positive, default=256, help="images to take (%(default)s)")
+    parser.add_argument(
+        "--distill", metavar="N", type=positive, default=0, help="then train on them for N epochs (%(default)s)"
+    )
     parser.add_argument("--size", metavar="N", type=positive, help="height and width of the images (the network's own)")
     parser.add_argument("--keep", metavar="P", nargs="+", default=[], help="patterns of layers that stay dense")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="safetensors file to write")
@@ -66,9 +69,8 @@ def run(args: argparse.Namespace) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that nothing becomes octave, which is an error here
             budget = {kind: getattr(args, kind) for kind in ("macs", "latency", "agreement")}
-            octave, plan = octavify(
-                model, alpha, torch.zeros(1, 3, *size), args.keep, calibrate=sample, say=say, **budget
-            )
+            work = dict(calibrate=sample, distill=args.distill, say=say)
+            octave, plan = octavify(model, alpha, torch.zeros(1, 3, *size), args.keep, **budget, **work)
     except ValueError as error:
         raise UsageError(str(error)) from error
     print(plan)
