@@ -481,3 +481,22 @@ def test_the_clock_deploys_both():
     model = scoring()
     octave, _ = oc.octavify(model, 0.5, torch.randn(1, 3, 32, 32), min_size=2)
     assert 0.05 < budget.latency(octave, model, (torch.randn(1, 3, 32, 32),)) < 20
+
+
+def test_chances_count_as_their_logits_do():
+    """A softmax at the end changes nothing; a sigmoid asks about each class by itself."""
+    model, x = network(), pictures(30, 0)
+    plans = [
+        oc.octavify(nn.Sequential(model, *end).eval(), 0.5, x[:1], calibrate=[x])[1]
+        for end in ([], [nn.Softmax(1)], [nn.Sigmoid()])
+    ]
+    for plain, soft in zip(plans[0].steps, plans[1].steps):
+        assert soft.divergence == pytest.approx(plain.divergence, rel=1e-3)
+        assert soft.agreement == plain.agreement
+    octave, _ = oc.octavify(model, 0.5, x[:1])
+    judge = Judge(nn.Sequential(model, nn.Sigmoid()).eval(), Sample([], [(x,)]))
+    with torch.no_grad():
+        p, q = model(x).double().sigmoid(), octave(x).double().sigmoid()
+    wanted = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(1).mean()
+    assert judge(nn.Sequential(octave, nn.Sigmoid())).divergence == pytest.approx(wanted.item(), rel=1e-3)
+    assert plans[2].steps[-2].divergence < plans[2].steps[0].divergence

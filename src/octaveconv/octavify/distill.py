@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .._modes import eval_mode
 from ..nn.norm import at_least_single
 from ..resolution import pool
 from ..spec import ConvSpec
+from .answers import divergence, numbers, reading
 from .operations import channels_second
 from .refit import targets
 from .rewrite import OctavifiedModule, Parts
-from .sample import Batch, answers, are_scores, cloned, images_in, pieces
+from .sample import Batch, cloned, images_in, pieces
 from .spaces import Net
 
 RATE = 1e-4  # of a parameter's size, by which Adam changes it at a step
@@ -95,10 +95,10 @@ def distill(
 def _loss(octave: OctavifiedModule, twin: fx.GraphModule, pairs: Sequence[_Pair], batch: Batch) -> Tensor:
     with torch.no_grad():
         teacher = _Teacher(twin, pairs)
-        expected = answers(teacher.run(*cloned(batch)))
+        expected = numbers(teacher.run(*cloned(batch)))
     with torch.enable_grad():
         student = _Student(octave, pairs, teacher.found)
-        found = answers(student.run(*batch))
+        found = numbers(student.run(*batch))
         parts = torch.stack(student.losses).mean() if student.losses else torch.zeros(())
         return _distance(found, expected) + parts
 
@@ -128,9 +128,8 @@ def _varied(x: Any, order: Tensor, flip: bool, share: float) -> Any:
 
 def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
     """As of `Judge`."""
-    if are_scores(expected):
-        logs = expected[0].log_softmax(1)
-        return F.kl_div(found[0].log_softmax(1), logs, reduction="batchmean", log_target=True)
+    if (read := reading(expected)) is not None:
+        return divergence(read(found[0]), read(expected[0])) / len(found[0])
     return sum((_relative(y, z) for y, z in zip(found, expected)), torch.zeros(()))
 
 

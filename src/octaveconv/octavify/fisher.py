@@ -16,12 +16,13 @@ from .._modes import eval_mode
 from ..nn.norm import at_least_single
 from ..octave import ChannelSplit, Octave
 from ..resolution import FACTORS, pool, upsample
+from .answers import numbers, reading
 from .layers import FITTED, conv_spec_of, oct_conv
 from .maps import axes_of, is_channels_last, is_map
 from .operations import channels_second
 from .regression import Pixels, Sums, collect, solved
 from .roles import Role
-from .sample import Batch, answers, are_scores, cloned, images_in, pieces
+from .sample import Batch, cloned, images_in, pieces
 from .spaces import Net
 
 IMAGES = 64  # of the sample, to take gradients of
@@ -132,7 +133,7 @@ def measure(
     watched = _Watched(net, module, moments, depthwise, Pixels(sum(map(images_in, few)), draw))
     with eval_mode(module), _frozen(module), torch.enable_grad():
         for batch in few:
-            loss = _loss(answers(watched.run(*cloned(batch))), draw)
+            loss = _loss(numbers(watched.run(*cloned(batch))), draw)
             if loss is None:
                 raise ValueError("its answers have no gradient")
             loss.backward()  # type: ignore[no-untyped-call]
@@ -145,8 +146,8 @@ def _loss(found: Sequence[Tensor], draw: torch.Generator) -> Tensor | None:
     found = [y for y in found if y.requires_grad]
     if not found:
         return None
-    if are_scores(found):
-        logs = found[0].log_softmax(1)
+    if (read := reading(found)) is not None:
+        logs = read(found[0]).flatten(0, 1)
         labels = torch.multinomial(logs.detach().exp().cpu(), 1, generator=draw).to(logs.device)
         return -logs.gather(1, labels).sum()
     images = len(found[0]) if found[0].dim() else 1

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from .._modes import eval_mode
-from ..nn.norm import at_least_single
+from .answers import divergence, numbers, reading
 
 Batch = tuple[Any, ...]
 IMAGES = 16  # of a batch, at most
@@ -89,17 +88,6 @@ def pieces(batch: Batch, most: int) -> Iterator[Batch]:
     yield from zip(*(x.tensor_split(max(images // most, 1)) for x in batch))  # none of a single image
 
 
-def answers(outputs: Any) -> list[Tensor]:
-    """The numbers that a network returns, each tensor in at least single precision."""
-    leaves = pytree.tree_leaves(outputs)
-    return [at_least_single(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
-def are_scores(found: Sequence[Tensor]) -> bool:
-    """Whether answers are scores of classes: one tensor ``[N, classes]``."""
-    return len(found) == 1 and found[0].dim() == 2 and found[0].shape[1] > 1
-
-
 class Closeness(NamedTuple):
     """How close a network's answers are to those of the dense one.
 
@@ -118,27 +106,32 @@ class Judge:
 
     def __init__(self, dense: nn.Module, sample: Sample) -> None:
         self.batches = sample.judge
-        self.expected = [answers(y) for y in _run(dense, self.batches)]
+        self.expected = [numbers(y) for y in _run(dense, self.batches)]
+        together = [torch.cat(each) for each in zip(*self.expected)] if _are_rows(self.expected) else []
+        self.reading = reading(together)
 
     def __call__(self, model: nn.Module) -> Closeness:
         """How close ``model`` comes, in evaluation mode."""
         wrong = whole = same = images = 0.0
-        scores = are_scores(self.expected[0])
+        read = self.reading
         for batch, outputs, expected in zip(self.batches, _run(model, self.batches), self.expected):
-            found = answers(outputs)
+            found = numbers(outputs)
             images += images_in(batch)
             for ours, theirs in zip(found, expected):
-                if scores:
-                    logs = theirs.log_softmax(1)
-                    terms = logs.exp() * (logs - ours.log_softmax(1))
-                    wrong += float(torch.where(logs.isinf(), 0.0, terms).sum())  # a class without probability
+                if read:
+                    wrong += float(divergence(read(ours), read(theirs)))
                     same += float((ours.argmax(1) == theirs.argmax(1)).sum())
                 else:
                     wrong += float((ours - theirs).double().square().sum())
                     whole += float((theirs - theirs.mean()).double().square().sum())
-        divergence = wrong / max(images, 1) if scores else wrong / whole if whole else wrong
-        divergence = divergence if abs(divergence) < _WORST else _WORST
-        return Closeness(max(divergence, 0.0), same / max(images, 1) if scores else max(1 - divergence, 0.0))
+        far = wrong / max(images, 1) if read else wrong / whole if whole else wrong
+        far = far if abs(far) < _WORST else _WORST
+        return Closeness(max(far, 0.0), same / max(images, 1) if read else max(1 - far, 0.0))
+
+
+def _are_rows(answers: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether answers to batches are rows of one table."""
+    return all(len(each) == 1 and each[0].dim() == 2 and each[0].shape[1] == answers[0][0].shape[1] for each in answers)
 
 
 def _run(model: nn.Module, batches: Sequence[Batch]) -> Iterator[Any]:
