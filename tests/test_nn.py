@@ -106,7 +106,7 @@ def test_same_padding(padding):
     [
         (dict(stride=3), "stride 1 or 2 on each axis, got 3"),
         (dict(padding=0), r"use padding \(1, 1\), or alpha_in=alpha_out=0"),
-        (dict(kernel_size=2), "use an odd kernel size"),
+        (dict(kernel_size=2), "use padding 'same'"),
         (dict(alpha_in=1.5), r"must be in \[0, 1\], got 1.5"),
         (dict(groups=4, alpha_in=0.3), "use an alpha of 0, 0.5, 1"),
         (dict(groups=8, alpha_in=0.5), "depthwise convolution keeps each channel's frequency"),

@@ -17,7 +17,7 @@ def octconv(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Sizes = 1,
-    padding: int | Sizes | str = 0,
+    padding: int | Sizes | tuple[Sizes, ...] | str = 0,
     dilation: int | Sizes = 1,
     groups: int = 1,
     *,
@@ -40,7 +40,8 @@ def octconv(
         bias: ``[out]``.
         stride: 1 or 2 on each axis. A stride of 2 pools the input, then convolves at stride 1; if ``transposed``, it is
             the stride of the convolution.
-        padding: with two frequencies it must keep the map's size; if ``transposed``, see `OctConvTranspose2d`.
+        padding: as of `OctConv2d`: with two frequencies it must keep the map's size; if ``transposed``, see
+            `OctConvTranspose2d`.
         dilation, groups, padding_mode: as in ``torch.nn.Conv2d``. If ``groups`` equals both channel counts, the
             convolution is depthwise and has no path between the frequencies.
         alpha_in, alpha_out: low-frequency share of the input and of the output channels, in [0, 1], or a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,6 +36,7 @@ class ConvSpec(NamedTuple):
     factor: Sizes  # how much smaller the low map is on each axis
     growth: Sizes  # upsampling on path lh: the factor, or 1 where a stride of 2 makes the new high map as small as low
     remaining_stride: Sizes  # pooling on path lh: 1, except for a stride of 2 on an axis whose factor is 1
+    padding_after: Sizes | None = None  # where that is not as much as before each axis, which ``padding`` is
 
     @property
     def transposed(self) -> bool:
@@ -88,11 +89,15 @@ class ConvSpec(NamedTuple):
         if self.output_padding is not None:
             transpose = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
             return transpose(x, weight, bias, self.stride, padding, self.output_padding, groups, self.dilation)
-        if self.padding_mode != "zeros" and any(padding):
-            x = F.pad(x, [p for p in reversed(padding) for _ in range(2)], mode=self.padding_mode)
-            padding = (0,) * axes
+        if self.padding_after is not None or (self.padding_mode != "zeros" and any(padding)):
+            x, padding = self.padded(x), (0,) * axes
         conv = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
         return conv(x, weight, bias, 1, padding, self.dilation, groups)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """A map with the padding around it."""
+        sides = [side for pair in zip(self.padding, self.padding_after or self.padding) for side in pair[::-1]][::-1]
+        return F.pad(x, sides, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
 
     def conv_low(self, x: Tensor, weight: Tensor, size: Sizes, bias: Tensor | None = None) -> Tensor:
         """The transposed convolution of a map of low size: to its size times the stride, then cropped to ``size``."""
@@ -102,11 +107,12 @@ class ConvSpec(NamedTuple):
     def grow(self, y: Tensor, high: Tensor | None) -> Tensor:
         """Upsample ``y``, convolved from a low map, to the size of ``high``, which the stride has already pooled.
 
-        At stride 2 it has that size already. Without a high map the size is that of ``y`` times `growth`.
+        At stride 2 it has that size already. Without a high map the size is that of ``y`` times `growth`. An axis that
+        does not grow keeps its size, which the convolution may have changed.
         """
-        if high is None:
-            return upsample(y, self.growth, tuple(f * n for f, n in zip(self.growth, y.shape[2:])))
-        return upsample(y, self.growth, high.shape[2:])
+        sizes = y.shape[2:]
+        grown = tuple(g * n for g, n in zip(self.growth, sizes)) if high is None else high.shape[2:]
+        return upsample(y, self.growth, tuple(n if g == 1 else m for n, m, g in zip(sizes, grown, self.growth)))
 
     def high_size(self, x: Octave) -> Sizes:
         """Pixels of the high map on each axis; if it is absent, those of the low map times `factor`."""
@@ -149,7 +155,7 @@ def conv_spec(
     out_channels: int,
     kernel_size: int | Sizes,
     stride: int | Sizes,
-    padding: int | Sizes | str,
+    padding: int | Sizes | tuple[Sizes, ...] | str,
     dilation: int | Sizes,
     groups: int,
     padding_mode: str,
@@ -178,11 +184,12 @@ def conv_spec(
         raise ValueError(f"an octave convolution has stride 1 or 2 on each axis, got {stride}: use {dense} beyond that")
     two_sizes = any(alpha.low if isinstance(alpha, ChannelSplit) else alpha for alpha in (alpha_in, alpha_out))
     if output_padding is None:
-        paddings, extra = _checked_padding(padding, kernel, dilations, two_sizes), None
+        paddings, after = _checked_padding(padding, kernel, dilations, factor if two_sizes else (1,) * axes)
+        extra = None
     else:
         if isinstance(padding, str):
             raise ValueError(f"a transposed convolution takes its padding in pixels, got {padding!r}")
-        paddings = _per_axis("padding", padding, axes, 0)
+        paddings, after = _per_axis("padding", padding, axes, 0), None  # type: ignore[arg-type]  # it says what fits
         extra = _per_axis("output_padding", output_padding, axes, 0)
         _check_transposed(kernel, strides, dilations, paddings, extra, padding_mode, two_sizes)
     depthwise = groups > 1 and groups == in_channels == out_channels
@@ -199,8 +206,9 @@ def conv_spec(
     growth = tuple(max(o // s, 1) for o, s in zip(factor, strides))
     remaining = tuple(max(s // o, 1) for o, s in zip(factor, strides))
     return ConvSpec(
-        inputs, outputs, kernel, strides, paddings, dilations, groups, padding_mode, extra, factor, growth, remaining
-    )
+        inputs, outputs, kernel, strides, paddings, dilations, groups, padding_mode, extra, factor, growth, remaining,
+        None if after == paddings else after,
+    )  # fmt: skip
 
 
 def _per_axis(name: str, value: int | Iterable[int], axes: int, least: int = 1) -> Sizes:
@@ -210,21 +218,28 @@ def _per_axis(name: str, value: int | Iterable[int], axes: int, least: int = 1) 
     return tuple(whole(name, size, least) for size in sizes)
 
 
-def _checked_padding(padding: int | Sizes | str, kernel: Sizes, dilations: Sizes, two_sizes: bool) -> Sizes:
-    keeping = tuple(d * (k - 1) / 2 for d, k in zip(dilations, kernel))
+def _checked_padding(padding: Any, kernel: Sizes, dilations: Sizes, factor: Sizes) -> tuple[Sizes, Sizes]:
+    """Pixels before and after each axis. An axis that has two sizes of map must keep its size."""
+    spans = tuple(d * (k - 1) for d, k in zip(dilations, kernel))
     if padding == "same":
-        padding = _integers(keeping, kernel)
-    elif padding == "valid":
+        return tuple(span // 2 for span in spans), tuple(span - span // 2 for span in spans)
+    if padding == "valid":
         padding = 0
     if isinstance(padding, str):
         raise ValueError(f"padding must be 'same', 'valid' or pixels, got {padding!r}")
-    paddings = _per_axis("padding", padding, len(kernel), 0)
-    if two_sizes and tuple(map(float, paddings)) != keeping:
+    pairs = [*padding] if isinstance(padding, Iterable) else [padding] * len(kernel)
+    sides = [tuple(pair) if isinstance(pair, Iterable) else (pair, pair) for pair in pairs]
+    if any(len(pair) != 2 for pair in sides):
+        raise ValueError(f"padding has one number or two for each axis, before and after it, got {padding!r}")
+    before, after = (_per_axis("padding", [pair[i] for pair in sides], len(kernel), 0) for i in range(2))
+    if any(o > 1 and b + a != span for o, b, a, span in zip(factor, before, after, spans)):
+        fit = tuple(span // 2 for span in spans)
+        cure = f"padding {fit}" if not any(span % 2 for span in spans) else "padding 'same'"
         raise ValueError(
-            f"padding {paddings} with kernel {kernel} and dilation {dilations} changes the map's size, which two "
-            f"frequencies cannot share: use padding {_integers(keeping, kernel)}, or alpha_in=alpha_out=0"
+            f"padding {padding} with kernel {kernel} and dilation {dilations} changes the map's size, which two "
+            f"frequencies cannot share: use {cure}, or alpha_in=alpha_out=0"
         )
-    return paddings
+    return before, after
 
 
 def _check_transposed(
@@ -252,12 +267,6 @@ def _check_transposed(
 
 def _reaches(kernel: Sizes, dilations: Sizes, paddings: Sizes) -> Sizes:
     return tuple(d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilations, paddings))
-
-
-def _integers(keeping: tuple[float, ...], kernel: Sizes) -> Sizes:
-    if any(p != int(p) for p in keeping):
-        raise ValueError(f"kernel {kernel} cannot keep the map's size: use an odd kernel size")
-    return tuple(map(int, keeping))
 
 
 def _block(weight: Tensor) -> Tensor | None:

@@ -49,6 +49,8 @@ def can_run(x: Octave, spec: ConvSpec) -> str | None:
         return "it convolves images whose low map has half their height and width, and has no transposed convolution"
     if spec.padding_mode != "zeros":
         return f"it pads with zeros only, not with padding_mode={spec.padding_mode!r}"
+    if spec.padding_after is not None:
+        return "it pads both sides alike"
     if not (spec.inputs.low or spec.outputs.low) or not (spec.inputs.high or spec.outputs.high):
         return "without a high or a low part it is a plain convolution, which cuDNN computes: use the merged backend"
     if spec.groups > 1 and not spec.depthwise and not spec.inputs.cut == spec.outputs.cut == spec.groups:

@@ -47,7 +47,7 @@ class _OctConv(OctConvNd):
         out_channels: int,
         kernel_size: int | Sizes,
         stride: int | Sizes = 1,
-        padding: int | Sizes | str = 0,
+        padding: int | Sizes | tuple[Sizes, ...] | str = 0,
         dilation: int | Sizes = 1,
         groups: int = 1,
         bias: bool = True,
@@ -77,9 +77,12 @@ class _OctConv(OctConvNd):
             cut_out,
             factor,
         )
+        own = padding if isinstance(padding, int | str) or all(isinstance(p, int) for p in padding) else spec.padding
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+            in_channels, out_channels, kernel_size, stride, own, dilation, groups, bias, padding_mode, device, dtype
         )
+        if own is spec.padding:
+            vars(self)["padding"] = padding  # as given, to be printed
         self._set_spec(spec, alpha_in, alpha_out)
 
 
@@ -113,8 +116,9 @@ class OctConv2d(_OctConv, nn.Conv2d):  # type: ignore[misc]
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             as in ``nn.Conv2d``. The stride is 1 or 2 on each axis; 2 pools the input 2x2, then convolves at stride 1.
-            Unless both alphas are 0, the padding must keep the map's size
-            (``2 * padding == dilation * (kernel_size - 1)``).
+            The padding may be a pair for each axis, pixels before and after it (``((2, 0), (1, 1))``). Unless both
+            alphas are 0, it must keep the map's size where the factor is 2: before and after the axis together it has
+            ``dilation * (kernel_size - 1)`` pixels, as with ``"same"``, which takes even kernels, too.
         alpha_in: low-frequency share of the input channels, in [0, 1]; 0 if the input is a plain tensor. After a
             concatenation, the `ChannelSplit` of its pieces.
         alpha_out: the same for the output channels; 0 for an output at the high resolution only.

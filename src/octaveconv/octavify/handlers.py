@@ -30,6 +30,7 @@ from .layers import (
     sample_drop,
 )
 from .operations import CUTS, cat, cut, flatten, item, join, mean, permute, read_shape, resize, same
+from .padding import PADDED
 from .roles import Handler
 
 _BEHIND = ("drop", "act")  # what timm puts behind a norm in one layer
@@ -65,6 +66,7 @@ _MEAN = Handler(mean)
 # A layer is looked up by its type, then by its type's name in `NAMED`, then by the type it inherits `forward` from.
 LAYERS: dict[type[nn.Module], Handler] = {
     nn.Conv1d: _CONV.on(1), nn.Conv2d: _CONV.on(2), nn.Conv3d: _CONV.on(3),
+    **{kind: _CONV.on(axes) for axes, kind in enumerate(PADDED, 1)},
     nn.ConvTranspose2d: Handler(conv_transpose, oct_conv_transpose, conv_spec_of, axes=2),
     nn.Linear: Handler(linear, oct_linear, linear_spec_of, channels_last=True),
     nn.BatchNorm1d: Handler(same, batch_norm(OctBatchNorm1d), axes=1),

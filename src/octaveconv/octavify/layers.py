@@ -18,6 +18,7 @@ from ..nn import (
     StandardizedOctConv2d,
 )
 from ..octave import ChannelSplit
+from ..resolution import FACTORS
 from ..spec import ConvSpec, conv_spec
 from .maps import CONVS, is_channels_last, shape_of
 from .operations import same
@@ -42,10 +43,27 @@ def _conv_step(node: fx.Node, layer: Any, refusal: str) -> Step:
 def _conv_refusal(layer: Any) -> str:
     if any(stride not in (1, 2) for stride in layer.stride):
         return f"stride {max(layer.stride)}: only 1 and 2 have an octave form"
-    keeping = tuple(d * (k - 1) / 2 for d, k in zip(layer.dilation, layer.kernel_size))
-    if (layer.padding != "same" and keeping != layer.padding) or any(p != int(p) for p in keeping):
-        return f"padding {layer.padding} with kernel {layer.kernel_size} does not keep the map's size"
+    if changes_size(layer):
+        return f"padding {_padding_of(layer)} with kernel {layer.kernel_size} does not keep the map's size"
     return ""
+
+
+def changes_size(layer: Any) -> bool:
+    """Whether a convolution at stride 1 would change a map's size on an axis that a low map has half of."""
+    spec = conv_spec_of(layer, 0.0, 0.0)
+    sides = zip(spec.kernel_size, spec.dilation, spec.padding, spec.padding_after or spec.padding)
+    factors = FACTORS[len(spec.kernel_size)]
+    return any(o > 1 and before + after != d * (k - 1) for o, (k, d, before, after) in zip(factors, sides))
+
+
+def _padding_of(layer: Any) -> Any:
+    """Pixels for each axis, or before and after it."""
+    return getattr(layer, "pairs", layer.padding)
+
+
+def _padding_mode_of(layer: Any) -> str:
+    mode = getattr(layer, "mode", "constant")
+    return str(layer.padding_mode if mode == "constant" else mode)
 
 
 def _transposed_refusal(layer: nn.ConvTranspose2d) -> str:
@@ -64,10 +82,10 @@ def conv_spec_of(layer: Any, inputs: float | ChannelSplit, outputs: float | Chan
         layer.out_channels,
         layer.kernel_size,
         layer.stride,
-        layer.padding,
+        _padding_of(layer),
         layer.dilation,
         layer.groups,
-        layer.padding_mode,
+        _padding_mode_of(layer),
         inputs,
         outputs,
         None,
@@ -101,11 +119,11 @@ def _conv_like(kind: Any, layer: Any, inputs: ChannelSplit, outputs: ChannelSpli
         layer.out_channels,
         layer.kernel_size,
         layer.stride,
-        layer.padding,
+        _padding_of(layer),
         layer.dilation,
         layer.groups,
         layer.bias is not None,
-        layer.padding_mode,
+        _padding_mode_of(layer),
         device="meta",
         alpha_in=inputs,
         alpha_out=outputs,

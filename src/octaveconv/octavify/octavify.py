@@ -24,6 +24,7 @@ from .budget import latency as measured_latency
 from .channels_last import mark_channels_last
 from .handlers import REGISTERED
 from .maps import conv_axes, is_map, shape_of
+from .padding import absorb
 from .permute import permute
 from .plan import LayerPlan, Plan
 from .repair import RepairStep, repair
@@ -324,6 +325,7 @@ def _prepare(
             raise ValueError(f"keep pattern {pattern!r} matches no layer{did_you_mean(pattern, names)}")
         kept |= found
     graph, notes = trace(model, kept, list_lengths(model, inputs), len(inputs))
+    absorb(graph, model, kept)
     add_shapes(model, graph, inputs)
     drop_expansions(graph)
     mark_channels_last(graph, model)

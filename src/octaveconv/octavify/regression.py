@@ -8,7 +8,6 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..octave import Octave
@@ -109,8 +108,7 @@ def _patches(spec: ConvSpec, x: Octave, for_low: bool, size: Sizes, some: Tensor
 
 
 def _taps(spec: ConvSpec, x: Tensor, size: Sizes, some: Tensor, growth: Sizes | None = None) -> Tensor:
-    mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
-    x = F.pad(x, [p for p in reversed(spec.padding) for _ in range(2)], mode=mode) if any(spec.padding) else x
+    x = spec.padded(x)
     corner = list(torch.unravel_index(some, size))
     if growth is not None:
         corner = [at // g for at, g in zip(corner, growth)]

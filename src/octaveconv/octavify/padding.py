@@ -1,0 +1,188 @@
+"""Padding in front of a convolution becomes the convolution's own; so does a call of `conv2d` with a layer's weight.
+
+Networks for sound pad on one side, those from TensorFlow pad by hand for even kernels and strides, those that make
+images reflect their borders: what stands in front of the convolution is a map of another size, which no octave has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from ..nn._hooks import has_hooks
+from .layers import changes_size, conv_spec_of, is_plain_conv
+from .maps import CONVS
+
+_FUNCTIONS: dict[Any, int] = {
+    function: axes
+    for axes, functions in enumerate(((F.conv1d, torch.conv1d), (F.conv2d, torch.conv2d), (F.conv3d, torch.conv3d)), 1)
+    for function in functions
+}
+_MODES = {"ZeroPad": "constant", "ConstantPad": "constant", "ReflectionPad": "reflect", "ReplicationPad": "replicate"}
+_MODES |= {"CircularPad": "circular"}
+_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+class Padded:
+    """A convolution and the padding in front of it.
+
+    Attributes:
+        sides: as `torch.nn.functional.pad` takes them, the last axis first.
+        mode: the same.
+    """
+
+    sides: list[int]
+    mode: str
+    _conv_forward: Callable[..., Tensor]
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, self.sides, self.mode) if any(self.sides) else x
+        return self._conv_forward(x, self.weight, self.bias)
+
+    @property
+    def pairs(self) -> tuple[tuple[int, ...], ...]:
+        """Pixels before and after each axis, the first axis first."""
+        pairs = zip(self.sides[::2], self.sides[1::2])
+        return tuple(pairs)[::-1]
+
+
+class PaddedConv1d(Padded, nn.Conv1d):  # type: ignore[misc]
+    """Of series."""
+
+
+class PaddedConv2d(Padded, nn.Conv2d):  # type: ignore[misc]
+    """Of images."""
+
+
+class PaddedConv3d(Padded, nn.Conv3d):  # type: ignore[misc]
+    """Of volumes and videos."""
+
+
+PADDED = (PaddedConv1d, PaddedConv2d, PaddedConv3d)
+
+
+def absorb(graph: fx.Graph, model: nn.Module, kept: Collection[str]) -> None:
+    """Let convolutions that can be octave take in the padding in front of them; ``model`` and ``graph`` change.
+
+    Args:
+        graph: of ``model``, traced.
+        model: a layer that is replaced keeps its name, its parameters and its children.
+        kept: names of layers that stay as they are.
+    """
+    _call_layers(graph, model, kept)
+    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    for node in list(graph.nodes):
+        pad = _pad(node, model)
+        if pad is None or str(node.target) in kept:
+            continue
+        for user in list(node.users):
+            name = str(user.target)
+            if user.op != "call_module" or user.args != (node,) or user.kwargs or calls[name] > 1 or name in kept:
+                continue
+            made = _padded(model.get_submodule(name), *pad)
+            if made is not None and not changes_size(made):
+                model.set_submodule(name, made)
+                user.args = node.args[:1]
+        if not node.users:
+            graph.erase_node(node)
+
+
+def _pad(node: fx.Node, model: nn.Module) -> tuple[list[int], str] | None:
+    """What a node pads with, and how, if it does nothing else."""
+    if node.op == "call_module":
+        layer: Any = model.get_submodule(str(node.target))
+        kind = type(layer).__name__[:-2]  # without the axes
+        if not type(layer).__module__.startswith("torch.nn.") or kind not in _MODES or has_hooks(layer):
+            return None
+        sides, mode, value = layer.padding, _MODES[kind], getattr(layer, "value", 0)
+    elif node.op == "call_function" and node.target in (F.pad, torch._C._nn.pad):
+        given = dict(zip(("input", "pad", "mode", "value"), node.args)) | node.kwargs
+        sides, mode, value = given["pad"], str(given.get("mode", "constant")), given.get("value") or 0
+    else:
+        return None
+    if value != 0 or not isinstance(sides, list | tuple) or not all(type(side) is int and side >= 0 for side in sides):
+        return None
+    return list(sides), mode
+
+
+def _padded(layer: Any, sides: list[int], mode: str) -> nn.Module | None:
+    """The convolution with padding in front, or None if it is not plain or has another kind of padding itself."""
+    kinds = enumerate(zip(CONVS, PADDED), 1)
+    axes = next((axes for axes, (kind, own) in kinds if type(layer).forward is kind.forward or type(layer) is own), 0)
+    if not axes or not is_plain_conv(layer) or is_parametrized(layer) or has_hooks(layer):
+        return None
+    if any(stride not in (1, 2) for stride in layer.stride):
+        return None
+    own = [side for pair in _sides(layer)[::-1] for side in pair]
+    sides = sides + [0] * (len(own) - len(sides))
+    modes = {layer.padding_mode, getattr(layer, "mode", "constant")}
+    if modes != {"zeros", "constant"} or any(sides[len(own) :]) or (mode != "constant" and any(own)):
+        return None
+    return made_like(layer, axes, [a + b for a, b in zip(sides, own)], mode, _arguments(layer))
+
+
+def _sides(layer: Any) -> tuple[tuple[int, ...], ...]:
+    """Pixels that a convolution pads before and after each axis."""
+    if isinstance(layer, Padded):
+        return layer.pairs
+    spec = conv_spec_of(layer, 0.0, 0.0)
+    return tuple(zip(spec.padding, spec.padding_after or spec.padding))
+
+
+def _arguments(layer: Any) -> dict[str, Any]:
+    return {name: getattr(layer, name) for name in ("stride", "dilation", "groups")}
+
+
+def _tuple(value: Any, axes: int) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,) * axes
+
+
+def made_like(layer: nn.Module, axes: int, sides: list[int], mode: str, arguments: dict[str, Any]) -> nn.Module:
+    """A convolution with a layer's parameters and children, and with padding of its own."""
+    weight: Any = layer.weight
+    outputs, inputs, *kernel = weight.shape
+    made: Any = PADDED[axes - 1](
+        inputs * arguments["groups"], outputs, tuple(kernel), bias=layer.bias is not None, device="meta", **arguments
+    )
+    made.sides, made.mode, made.training = sides, mode, layer.training
+    made._parameters = dict(layer._parameters)
+    for name, child in layer.named_children():
+        made.add_module(name, child)
+    return made  # type: ignore[no-any-return]
+
+
+def _call_layers(graph: fx.Graph, model: nn.Module, kept: Collection[str]) -> None:
+    """Replace calls of a function with the weight and bias of a convolution's module by calls of a module."""
+    used = Counter(str(node.target) for node in graph.nodes if node.op == "get_attr")
+    for node in list(graph.nodes):
+        axes = _FUNCTIONS.get(node.target, 0) if node.op == "call_function" else 0
+        given = dict(zip(_ARGUMENTS, node.args)) | node.kwargs if axes else {}
+        weight, bias = given.get("weight"), given.get("bias")
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr" or not str(weight.target).endswith(".weight"):
+            continue
+        owner = str(weight.target).rpartition(".")[0]
+        layer: Any = model.get_submodule(owner)
+        nodes = [each for each in (weight, bias) if isinstance(each, fx.Node)]
+        names = [f"{owner}.{name}" for name, parameter in layer._parameters.items() if parameter is not None]
+        once = all(used[str(each.target)] == 1 and len(each.users) == 1 for each in nodes)
+        if not isinstance(layer, CONVS[axes - 1]) or [str(each.target) for each in nodes] != names or not once:
+            continue
+        rest = {name: _tuple(given.get(name, 1), axes) for name in ("stride", "dilation")}
+        padding, groups = given.get("padding", 0), given.get("groups", 1)
+        numbers = [*rest["stride"], *rest["dilation"], groups, *_tuple(padding, axes)]
+        if owner in kept or is_parametrized(layer) or not all(type(number) is int for number in numbers):
+            continue
+        sides = [side for p in _tuple(padding, axes)[::-1] for side in (p, p)]
+        model.set_submodule(owner, made_like(layer, axes, sides, "constant", rest | {"groups": groups}))
+        with graph.inserting_before(node):
+            node.replace_all_uses_with(graph.call_module(owner, (given["input"],)))
+        for dead in (node, *nodes):
+            graph.erase_node(dead)

@@ -1,0 +1,217 @@
+"""Padding that is not the same on both sides, or stands in front of the convolution: of sound, TensorFlow, borders."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_close
+from torch import nn
+
+import octaveconv as oc
+from octaveconv.backends._triton_choice import can_run
+from octaveconv.deploy.native.engine import NativeNetwork
+from octaveconv.octavify.padding import Padded
+
+
+def octave(channels, *sizes):
+    """Half of the channels low; on three axes the first is not halved."""
+    low = [size if len(sizes) == 3 and i == 0 else -(-size // 2) for i, size in enumerate(sizes)]
+    return oc.Octave(torch.randn(2, channels // 2, *sizes), torch.randn(2, channels // 2, *low))
+
+
+LAYERS = {
+    "an even kernel": (oc.OctConv2d, dict(kernel_size=4, padding="same"), (9, 12)),
+    "one side": (oc.OctConv1d, dict(kernel_size=5, padding=((4, 0),)), (17,)),
+    "borders": (oc.OctConv2d, dict(kernel_size=(2, 3), padding=((0, 1), (2, 0)), padding_mode="reflect"), (8, 9)),
+    "dilated": (oc.OctConv2d, dict(kernel_size=2, dilation=3, padding=((0, 3), (2, 1))), (11, 10)),
+    "groups": (oc.OctConv2d, dict(kernel_size=2, padding="same", groups=2), (9, 8)),
+    "depthwise": (oc.OctConv2d, dict(kernel_size=2, padding="same", groups=8), (9, 8)),
+    "an axis that shrinks": (oc.OctConv3d, dict(kernel_size=(4, 3, 3), padding=(0, 1, 1)), (9, 6, 5)),
+    "an axis that grows": (oc.OctConv3d, dict(kernel_size=2, padding=((2, 2), (1, 0), (0, 1))), (5, 6, 5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_all_backends_compute_the_same(name):
+    kind, arguments, sizes = LAYERS[name]
+    layer = kind(8, 8, alpha_in=0.5, alpha_out=0.5, **arguments).double()
+    x = oc.octave_map(torch.Tensor.double, octave(8, *sizes))
+    with oc.backend("reference"):
+        expected = layer(x)
+    with oc.backend("merged"):
+        found = layer(x)
+    assert_close(found.high, expected.high)
+    assert_close(found.low, expected.low)
+    assert found.low.shape[-1] == -(-found.high.shape[-1] // 2)
+    assert str(arguments["padding"]) in str(layer)
+    twin = copy.deepcopy(layer)
+    assert_close(twin(x).high, found.high)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_without_low_channels_it_is_the_dense_convolution(name):
+    kind, arguments, sizes = LAYERS[name]
+    layer, x = kind(8, 8, **arguments), torch.randn(2, 8, *sizes)
+    dense = (F.conv1d, F.conv2d, F.conv3d)[len(sizes) - 1]
+    more = arguments.get("dilation", 1), arguments.get("groups", 1)
+    expected = dense(layer.spec.padded(x), layer.weight, layer.bias, 1, 0, *more)
+    assert_close(layer(x).high, expected)
+    if arguments["padding"] == "same":
+        assert_close(expected, dense(x, layer.weight, layer.bias, 1, "same", *more))
+
+
+def test_the_low_path_is_padded_like_the_high_one():
+    """A causal layer: what comes later changes nothing before it, in either map."""
+    layer = oc.OctConv1d(4, 4, 3, padding=((2, 0),), alpha_in=0.5, alpha_out=0.5)
+    x = octave(4, 32)
+    later = oc.Octave(x.high.clone(), x.low.clone())
+    later.high[..., 16:] += 1
+    later.low[..., 8:] += 1
+    for before, after in zip(layer(x), layer(later)):
+        half = before.shape[-1] // 2
+        assert torch.equal(before[..., :half], after[..., :half])
+        assert not torch.equal(before[..., half:], after[..., half:])
+
+
+@pytest.mark.parametrize(
+    ("padding", "message"),
+    [
+        (((1, 1), (1, 0)), "changes the map's size.* use padding \\(1, 1\\)"),
+        (((1, 1, 1), (1, 1)), "one number or two for each axis"),
+        (((1, 1),), "one number or 2 of them"),
+        (((-1, 3), (1, 1)), "whole number from 0 up"),
+        ("some", "'same', 'valid' or pixels"),
+    ],
+)
+def test_wrong_padding(padding, message):
+    with pytest.raises(ValueError, match=message):
+        oc.OctConv2d(4, 4, 3, padding=padding, alpha_in=0.5, alpha_out=0.5)
+
+
+def test_an_even_kernel_is_told_of_same():
+    with pytest.raises(ValueError, match="use padding 'same', or alpha_in=alpha_out=0"):
+        oc.OctConv2d(4, 4, 4, padding=1, alpha_in=0.5, alpha_out=0.5)
+
+
+class OwnForward(nn.Conv2d):
+    """As EfficientNets of several packages have it: its padding is a child, which it calls itself."""
+
+    def __init__(self, *sizes, **arguments):
+        super().__init__(*sizes, **arguments)
+        rest = self.kernel_size[0] - self.stride[0]
+        self.static_padding = nn.ZeroPad2d((rest // 2, rest - rest // 2) * 2)
+
+    def forward(self, x):
+        x = self.static_padding(x)
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Causal(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv1d(c, 16, 5, dilation=d) for c, d in ((2, 1), (16, 2), (16, 4), (16, 1)))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = F.relu(layer(F.pad(x, (4 * layer.dilation[0], 0))))
+        return x
+
+
+def chain(*pads, channels=3, **arguments):
+    convs = [nn.Conv2d(channels if i == 0 else 16, 16, **arguments) for i in range(4)]
+    return nn.Sequential(*(part for conv in convs for part in (*pads, conv, nn.ReLU())))
+
+
+class Called(nn.Module):
+    """The function with a layer's weight, and padding of its own beside the one in front."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, 16, 3, bias=False) for c in (3, 16, 16))
+
+    def forward(self, x):
+        for conv in self.convs:
+            x = torch.conv2d(F.pad(x, (1, 0, 1, 0)), conv.weight, padding=(1, 1), dilation=2).relu()
+            x = F.pad(x, (0, 1))[..., :-1]
+        return F.pad(x, (1, 1, 1, 1), "replicate")
+
+
+NETWORKS = {  # the network, an input, and how many convolutions become octave
+    "their own forward": (
+        nn.Sequential(OwnForward(3, 16, 3, stride=2), nn.ReLU(), OwnForward(16, 16, 5, groups=16), nn.ReLU(),
+                      OwnForward(16, 32, 3), nn.ReLU(), OwnForward(32, 16, 3, bias=False)), (3, 33, 36), 2,
+    ),
+    "causal": (Causal(), (2, 64), 4),
+    "reflected borders": (chain(nn.ReflectionPad2d(1), kernel_size=3), (3, 17, 20), 4),
+    "replicated borders": (chain(nn.ReplicationPad2d((1, 0, 0, 1)), kernel_size=2), (3, 17, 20), 4),
+    "zeros in front": (chain(nn.ZeroPad2d(1), kernel_size=5, padding=1), (3, 17, 20), 4),
+    "even kernels": (chain(kernel_size=4, padding="same"), (3, 17, 20), 4),
+    "spectral kernels": (
+        nn.Sequential(*(nn.Conv3d(1 if i == 0 else 8, 8, (7, 3, 3), padding=(0, 1, 1)) for i in range(3))),
+        (1, 30, 10, 9), 3,
+    ),
+    "a constant": (chain(nn.ConstantPad2d(1, 2.0), kernel_size=3), (3, 17, 20), 0),
+    "too little": (chain(nn.ZeroPad2d((0, 1, 0, 0)), kernel_size=3), (3, 27, 30), 0),
+    "a stride of four": (chain(nn.ZeroPad2d((0, 1, 0, 0)), kernel_size=3, stride=4), (3, 270, 270), 0),
+    "strides of two": (chain(nn.ZeroPad2d((0, 1, 0, 1)), kernel_size=3, stride=2), (3, 130, 130), 0),
+    "a function": (Called(), (3, 16, 17), 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name, quickly):
+    model, size, count = NETWORKS[name]
+    model, x = copy.deepcopy(model).eval(), torch.randn(2, *size)
+    same, _ = oc.octavify(model, 0, x, stem=True)
+    assert torch.equal(same(x), model(x))
+    assert same.state_dict().keys() == model.state_dict().keys()
+    net, plan = oc.octavify(model, 0.5, x, stem=True)
+    assert sum(layer.octave for layer in plan.layers) == count, str(plan)
+    if not count:
+        return
+    left = [node for node in net.graph.nodes if "pad" in str(node.target).lower()]
+    assert len(left) == (name == "their own forward")  # whose stem has a stride
+    assert plan.macs_after < 0.85 * plan.macs_before
+    assert net.state_dict().keys() == model.state_dict().keys()
+    larger = torch.randn(3, *size[:-1], size[-1] + 3)
+    assert net(larger).shape == model(larger).shape
+    assert torch.equal(copy.deepcopy(net)(x), net(x))
+    net.train()(x).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    fitted, plan = oc.octavify(model, 0.5, x[:1], stem=True, calibrate=[torch.randn(12, *size)])
+    assert [step.name for step in plan.steps][:3] == ["as given", "ordered", "refitted"]
+    assert min(step.divergence for step in plan.steps[1:]) < plan.steps[0].divergence
+    if len(size) == 3:
+        deployed = NativeNetwork(fitted, x)
+        torch.testing.assert_close(deployed(larger), fitted(larger).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_one_octave_layer_reads_a_pad_that_another_needs():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.a, self.b = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3)
+
+        def forward(self, x):
+            x = F.pad(self.stem(x), (1, 1, 1, 1))
+            return self.a(x) + self.b(x), x.mean()
+
+    model, x = Both().eval(), torch.randn(1, 3, 16, 16)
+    same, _ = oc.octavify(model, 0, x)
+    assert all(map(torch.equal, same(x), model(x)))
+    assert sum(isinstance(part, Padded) for part in same.modules()) == 2
+    assert not any(isinstance(part, Padded) for part in model.modules())
+
+
+def test_a_layer_that_is_kept_or_hooked_keeps_its_padding_in_front():
+    model, x = chain(nn.ZeroPad2d(1), kernel_size=3).eval(), torch.randn(1, 3, 16, 16)
+    model[7].register_forward_hook(lambda module, args, output: output * 2)
+    same, _ = oc.octavify(model, 0, x, ["4"])
+    assert torch.equal(same(x), model(x))
+    assert [name for name, part in same.named_modules() if isinstance(part, Padded)] == ["1", "10"]
+
+
+def test_the_triton_kernel_leaves_it_to_the_others():
+    layer = oc.OctConv2d(8, 8, 2, padding="same", alpha_in=0.5, alpha_out=0.5)
+    assert can_run(octave(8, 9, 8), layer.spec) == "it pads both sides alike"
