@@ -215,3 +215,32 @@ def test_a_layer_that_is_kept_or_hooked_keeps_its_padding_in_front():
 def test_the_triton_kernel_leaves_it_to_the_others():
     layer = oc.OctConv2d(8, 8, 2, padding="same", alpha_in=0.5, alpha_out=0.5)
     assert can_run(octave(8, 9, 8), layer.spec) == "it pads both sides alike"
+
+
+class Pitch(nn.Module):
+    """As CREPE has it: a series as an image of one column, an even kernel, padding in front, in one function."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, 16, (8, 1)) for c in (1, 16, 16, 16))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in self.convs)
+
+    def forward(self, x):
+        x = x[:, None, :, None]
+        for conv, norm in zip(self.convs, self.norms):
+            x = F.max_pool2d(norm(F.relu(conv(F.pad(x, (0, 0, 3, 4))))), (2, 1), (2, 1))
+        return x.permute(0, 2, 1, 3).flatten(1)
+
+
+def test_a_series_as_an_image_of_one_column():
+    model, x = Pitch().eval(), torch.randn(2, 256)
+    net, plan = oc.octavify(model, 0.5, x)
+    assert sum(layer.octave and layer.convolves for layer in plan.layers) == 3
+    assert net(x).shape == model(x).shape
+    assert oc.octavify(model, 0.5, x, min_size=65)[1].layers[4].alpha_out == 0
+
+
+def test_a_video_of_one_pixel_a_frame_stays_dense():
+    model = nn.Sequential(*(nn.Conv3d(3 if i == 0 else 8, 8, (3, 1, 1), padding=(1, 0, 0)) for i in range(3))).eval()
+    with pytest.warns(UserWarning, match="1x1 map, smaller than min_size=8"):
+        oc.octavify(model, 0.5, torch.randn(1, 3, 9, 1, 1))

@@ -80,7 +80,8 @@ def octavify(
             networks each.
         distill: with ``calibrate``, train the octave network for so many epochs on the sample to compute what the dense
             one does, layer by layer; ten take some minutes. It is kept only if it helps, as all steps are.
-        min_size: maps with fewer pixels in height or width, or of a series in length, stay dense.
+        min_size: maps with fewer pixels in height or width, or of a series in length, stay dense; an axis of one pixel
+            does not count.
         stem: convert the stem, too: the convolutions that read the image, and everything before an early pooling.
         say: is called with a line of text after each step of the work with a sample, such as ``print``.
 

@@ -211,7 +211,7 @@ class Net:
                 reason = step.refusal or "the network's input"
             elif node in stem:
                 reason = "stem, octave only with stem=True"
-            elif min(halved_size(node)) < self.min_size:
+            elif min((size for size in halved_size(node) if size > 1), default=1) < self.min_size:  # 1: a series
                 reason = f"{_times(halved_size(node))} map, smaller than min_size={self.min_size}"
             else:
                 continue
