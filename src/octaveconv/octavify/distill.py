@@ -24,7 +24,7 @@ from .rewrite import OctavifiedModule, Parts
 from .sample import Batch, cloned, images_in, pieces
 from .spaces import Net
 
-RATE = 1.5e-4  # of a parameter's size, by which Adam changes it at a step
+RATE = 2e-4  # of a parameter's size, by which Adam changes it at a step
 _SMALLEST = 1e-3  # size
 _WARM_UP = 5  # steps
 IMAGES = 16  # of a step
