@@ -65,8 +65,10 @@ def test_a_sample_and_a_budget(capsys, dense, tmp_path):
     make_folder(tmp_path / "images" / "train", (2, 3, 2))
     arguments = ["octavify", MODEL, "--checkpoint", str(dense), "--size", "64", "--data", str(tmp_path / "images")]
     out = str(tmp_path / "auto.safetensors")
-    code, printed, _ = run(capsys, *arguments, "--alpha", "auto", "--macs", "0.8", "--images", "4", "--out", out)
+    more = "--alpha", "auto", "--macs", "0.8", "--images", "4", "--distill", "1", "--out", out
+    code, printed, _ = run(capsys, *arguments, *more)
     assert code == 0
+    assert "distilled 1 of 1 epochs" in printed
     assert " cost " in next(line for line in printed.splitlines() if line.startswith("layer"))
     assert "refitted: agreement" in printed
     assert 0.5 < float(printed.partition("(")[2].partition("%")[0]) / 100 <= 0.8
