@@ -36,10 +36,9 @@ class LayerNorm2d(nn.LayerNorm):
         (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), None),
         (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), None),
         (type("Norm", (nn.BatchNorm2d,), {})(4), nn.BatchNorm2d),
-        (nn.SyncBatchNorm(4), None),
+        (nn.SyncBatchNorm(4), nn.SyncBatchNorm),
         (LayerNorm2d(4), None),
         (nn.LayerNorm((4, 4)), None),
-        (nn.PReLU(4), None),
         (nn.PReLU(), nn.PReLU),
         (nn.Softmax2d(), None),
         (nn.MaxPool2d(2, return_indices=True), None),
@@ -100,3 +99,73 @@ def test_stochastic_depth_that_is_called_in_several_places():
     assert layer(plan, "middle").alpha_out == 0.5
     assert not torch.equal(octave(x), octave(x))
     assert_close(oc.octavify(model.eval(), 0, x)[0](x), model(x))
+
+
+def varied(make):
+    """The layer with other numbers than new ones have."""
+    layer = make()
+    for tensor in (*layer.parameters(), *layer.buffers()):
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.5, 1.5)
+    return layer
+
+
+BETWEEN = {
+    "a slope for each channel": lambda: nn.PReLU(16),
+    "synchronized": lambda: nn.SyncBatchNorm(16),
+    "timm's synchronized": lambda: timm.layers.SyncBatchNormAct(16),
+    "frozen": lambda: timm.layers.FrozenBatchNormAct2d(16),
+    "torchvision's frozen": lambda: torchvision.ops.FrozenBatchNorm2d(16),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_layers_between_convolutions(name):
+    model = nn.Sequential(
+        *(part for i in range(4) for part in (nn.Conv2d(3 if i == 0 else 16, 16, 1), varied(BETWEEN[name])))
+    ).eval()
+    x = torch.randn(4, 3, 1, 1).expand(4, 3, 12, 12).contiguous()
+    same, _ = oc.octavify(model, 0, x)
+    assert torch.equal(same(x), model(x))
+    for sample in (None, [torch.randn(12, 3, 12, 12)]):
+        net, plan = oc.octavify(model, 0.5, x, calibrate=sample)
+        assert sum(layer.octave and layer.convolves for layer in plan.layers) == 3
+        assert net.state_dict().keys() == model.state_dict().keys()
+        if sample is None:
+            assert_close(net(x), model(x))  # nothing varies over the map
+        net.train()(torch.randn(2, 3, 12, 12)).sum().backward()
+    frozen = torch.randn(2, 3, 12, 12)
+    if "frozen" in name:
+        assert torch.equal(net.train()(frozen), net.eval()(frozen))
+
+
+def test_an_activation_of_channels_on_an_octave():
+    layer = varied(lambda: nn.PReLU(6))
+    x = oc.Octave(torch.randn(1, 4, 6, 6), torch.randn(1, 2, 3, 3))
+    found = oc.OctMap(layer)(x)
+    assert_close(found.high, nn.functional.prelu(x.high, layer.weight[:4]))
+    assert_close(found.low, nn.functional.prelu(x.low, layer.weight[4:]))
+    with pytest.raises(ValueError, match="got an octave of 4 and 3 channels"):
+        oc.OctMap(layer)(oc.Octave(x.high, torch.randn(1, 3, 3, 3)))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_graph_of_torch_fx_stays_in_its_mode(training):
+    model = torchvision.models.resnet18(num_classes=3)
+    graph = torchvision.models.feature_extraction.create_feature_extractor(model, ["layer2"]).train(training)
+    x = torch.randn(2, 3, 32, 32)
+    same, _ = oc.octavify(graph, 0, x)
+    assert same.training == training
+    assert {module.training for module in same.modules()} == {training}
+    graph.eval()
+    same.eval()
+    assert torch.equal(same(x)["layer2"], graph(x)["layer2"])
+    assert_close(oc.deploy(graph, x)(x)["layer2"], graph(x)["layer2"])
+
+
+def test_a_model_that_cannot_be_copied_is_refused_with_the_cure():
+    model = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 8, 3, padding=1)), nn.ReLU()).eval()
+    x = torch.randn(1, 3, 8, 8)
+    for use in (lambda: oc.octavify(model, 0.5, x), lambda: oc.deploy(model, x)):
+        with pytest.raises(oc.UsageError, match=r"cannot be copied.*torch\.nn\.utils\.parametrizations"):
+            use()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .errors import BackendUnavailable, UsageError
 
+Module = TypeVar("Module", bound=nn.Module)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -26,6 +27,28 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in training.items():
             module.training = flag
+
+
+def copied(model: Module, memo: dict[int, Any] | None = None) -> Module:
+    """A deep copy, each of whose modules is in the mode of the original one: those of torch.fx forget it.
+
+    Raises:
+        UsageError: it cannot be copied.
+    """
+    try:
+        twin = copy.deepcopy(model, memo)
+    except Exception as error:  # its own code, or that of what it holds
+        raise UsageError(
+            f"{type(model).__name__} cannot be copied, so that it could stay as it is ({type(error).__name__}: "
+            f"{str(error).partition('.')[0]}): remove what it keeps of a call. The weight_norm of torch.nn.utils "
+            f"keeps a computed weight: use that of torch.nn.utils.parametrizations"
+        ) from error
+    if twin.training != model.training:
+        twin.train(model.training)
+    modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
+    for name, module in twin.named_modules(remove_duplicate=False):
+        module.training = modes.get(name, module.training)
+    return twin
 
 
 def check_network(model: object, user: str) -> None:
@@ -63,9 +86,9 @@ def check_call(model: nn.Module, example: Tensor) -> None:
     """Raise UsageError unless ``model`` takes ``example``, one or more images, in evaluation mode."""
     if not len(example):
         raise UsageError(f"example_inputs of shape {list(example.shape)} hold no image: give at least one")
-    devices = [example.device] if example.is_cuda else []
+    devices, twin = [example.device] if example.is_cuda else [], copied(model)  # which the call may change
     with explained(model, (example,)), torch.no_grad(), torch.random.fork_rng(devices):
-        copy.deepcopy(model).eval()(example)  # a copy, which the call may change
+        twin.eval()(example)
 
 
 @contextmanager

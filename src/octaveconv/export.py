@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
 import tempfile
@@ -16,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from ._atomic import flush, link, sync
-from ._modes import check_call, check_network, eval_mode
+from ._modes import check_call, check_network, copied, eval_mode
 from ._text import did_you_mean
 from .deploy import deploy, load_deployed
 from .deploy.capture import exported, only_input
@@ -181,7 +180,7 @@ def _compare(model: nn.Module, run: Run, example: Tensor, format: str) -> dict[i
                 raise RuntimeError(f"{format} outputs {list(actual.shape)} instead of {list(expected.shape)}")
             difference = _difference(actual, expected)
             if not difference <= TOLERANCE:  # or not a number
-                exact = copy.deepcopy(model).double()(x.double())
+                exact = copied(model).double()(x.double())
                 limit = max(TOLERANCE, ROUNDINGS * _difference(expected, exact))
                 if not difference <= limit:
                     raise RuntimeError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._modes import DTYPES, LAYOUTS, threads
+from .._modes import DTYPES, LAYOUTS, copied, threads
 from ..errors import require
 from .cases import BenchSettings
 
@@ -201,7 +200,7 @@ def _laid_out(task: Task, dtype: torch.dtype | None = None) -> tuple[nn.Module, 
         dtype=dtype or DTYPES[task.settings.dtype],
         memory_format=LAYOUTS[task.layout or "contiguous"],
     )
-    return copy.deepcopy(task.model).to(**where), task.x.to(**where)
+    return copied(task.model).to(**where), task.x.to(**where)
 
 
 def _inference(model: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 import time
@@ -16,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from .._modes import copied
 from .._text import one_line
 from ..backends import backend
 from ..errors import BackendUnavailable, UsageError
@@ -260,7 +260,7 @@ class Captures:
     """
 
     def __init__(self, model: nn.Module, like: Tensor | None = None, form: str = "reference") -> None:
-        model = copy.deepcopy(model).eval()
+        model = copied(model).eval()
         if like is None:
             model = model.cpu()
             is_float32 = next(model.parameters(), torch.empty(0)).dtype == torch.float32

@@ -5,13 +5,14 @@ torch.export takes the number of images to be two or more: it says nothing of a 
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .._modes import copied
 
 SEVERAL = 5  # images: more than there are axes, one of which a number may be
 
@@ -52,7 +53,7 @@ def treats_one_image_alike(model: nn.Module, example: Tensor) -> bool:
         model: in evaluation mode.
         example: one image.
     """
-    noted, model = [], copy.deepcopy(model)  # which a call may change
+    noted, model = [], copied(model)  # which a call may change
     for images in (example, example.expand(SEVERAL, *example.shape[1:]).contiguous()):
         with torch.no_grad(), torch.random.fork_rng([]), _Calls(model) as calls:
             try:

@@ -5,17 +5,18 @@ A capture is of one call: what that keeps must neither reach the model nor decid
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._modes import copied
+
 
 def sharing_weights(model: nn.Module) -> nn.Module:
     """A copy of the model, with the same weights and buffers: what is set on the copy is not set on the model."""
-    return copy.deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
+    return copied(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
 
 
 def change_of_itself(model: nn.Module, used: nn.Module, example: Tensor) -> str | None:
@@ -27,7 +28,7 @@ def change_of_itself(model: nn.Module, used: nn.Module, example: Tensor) -> str 
     """
     if _plain(model) == _plain(used):
         return None
-    again = copy.deepcopy(model)
+    again = copied(model)
     states = []
     for _ in range(2):
         with torch.no_grad(), torch.random.fork_rng([]):

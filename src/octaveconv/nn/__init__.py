@@ -4,10 +4,18 @@ from .attention import OctSqueezeExcite
 from .border import Merge, OctMap, Split
 from .conv import OctConv1d, OctConv2d, OctConv3d, OctConvTranspose2d
 from .group_norm import OctGroupNorm
-from .layers import OctLayerNorm, PixelwiseOctLinear, SampleDrop, StandardizedOctConv2d
+from .layers import (
+    FrozenOctBatchNorm2d,
+    OctLayerNorm,
+    OctPReLU,
+    PixelwiseOctLinear,
+    SampleDrop,
+    StandardizedOctConv2d,
+)
 from .norm import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
 
 __all__ = [
+    "FrozenOctBatchNorm2d",
     "Merge",
     "OctBatchNorm1d",
     "OctBatchNorm2d",
@@ -19,6 +27,7 @@ __all__ = [
     "OctGroupNorm",
     "OctLayerNorm",
     "OctMap",
+    "OctPReLU",
     "OctSqueezeExcite",
     "PixelwiseOctLinear",
     "SampleDrop",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..octave import ChannelSplit, Octave, alpha_of, merge_tensor, octave_map, split_channels, split_tensor
+from ..octave import ChannelSplit, Octave, alpha_of, as_octave, merge_tensor, octave_map, split_channels, split_tensor
 from ..resolution import Sizes
 
 
@@ -81,6 +84,8 @@ class Merge(nn.Module):
 class OctMap(nn.Module):
     """Apply a plain module, such as an activation or a pooling, to both parts: `octave_map` for ``nn.Sequential``.
 
+    ``nn.PReLU`` with a slope for each channel has those of the high channels first.
+
     Shape:
         as the module's, for the high and for the low part.
 
@@ -96,4 +101,15 @@ class OctMap(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor | Octave) -> Octave:
+        if isinstance(self.module, nn.PReLU) and self.module.num_parameters > 1:
+            octave, weight = as_octave(x), self.module.weight
+            channels = [0 if part is None else part.shape[1] for part in octave]
+            if sum(channels) != len(weight):
+                raise ValueError(f"{self.module} got an octave of {channels[0]} and {channels[1]} channels")
+            return prelu(octave, weight.split(channels))
         return octave_map(self.module, x)
+
+
+def prelu(x: Octave, slopes: Iterable[Tensor]) -> Octave:
+    """``nn.PReLU`` with slopes ``[C_high]`` and ``[C_low]``."""
+    return Octave(*(None if part is None else F.prelu(part, slope) for part, slope in zip(x, slopes)))

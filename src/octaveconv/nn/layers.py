@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
-from ..octave import ChannelSplit, Octave
+from ..octave import ChannelSplit, Octave, as_octave
 from ..resolution import pool, upsample
+from .border import prelu
 from .conv import OctConv2d
 from .norm import moments
 
@@ -43,6 +44,31 @@ class OctLayerNorm(nn.LayerNorm):
         if weight is not None:
             y = y * weight[:, None, None]
         return (y if bias is None else y + bias[:, None, None]).to(x.dtype)
+
+
+class OctPReLU(nn.PReLU):
+    """``nn.PReLU`` with a slope for each channel, on octaves."""
+
+    split: ChannelSplit
+
+    def forward(self, x: Tensor | Octave) -> Octave:  # type: ignore[override]
+        return prelu(as_octave(x), self.split.split(self.weight))
+
+
+class FrozenOctBatchNorm2d(nn.Module):
+    """timm's batch normalization whose statistics and parameters are constants, on octaves."""
+
+    split: ChannelSplit
+    eps: float
+
+    def forward(self, x: Tensor | Octave) -> Octave:
+        mean, var, weight, bias = (
+            self.split.split(getattr(self, name)) for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        parts = zip(as_octave(x), mean, var, weight, bias)
+        return Octave(
+            *(y if y is None else F.batch_norm(y, m, v, w, b, False, 0.0, self.eps) for y, m, v, w, b in parts)
+        )
 
 
 class StandardizedOctConv2d(OctConv2d):

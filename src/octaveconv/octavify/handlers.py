@@ -16,6 +16,7 @@ from .layers import (
     conv,
     conv_spec_of,
     conv_transpose,
+    frozen_batch_norm,
     is_plain_conv,
     layer_norm,
     linear,
@@ -26,8 +27,10 @@ from .layers import (
     oct_instance_norm,
     oct_layer_norm,
     oct_linear,
+    oct_prelu,
     oct_standardized_conv,
     sample_drop,
+    sync_batch_norm,
 )
 from .operations import CUTS, cat, cut, flatten, item, join, mean, permute, read_shape, resize, same
 from .padding import PADDED
@@ -60,6 +63,7 @@ _GROUP_NORM = Handler(same, oct_group_norm)
 _GROUP_NORM_AND_ACTIVATION = Handler(same, oct_group_norm, fits=_is_followed_elementwise, behind=_BEHIND)
 _INSTANCE_NORM = Handler(same, oct_instance_norm, fits=lambda layer: not layer.track_running_stats)
 _LAYER_NORM = Handler(layer_norm, oct_layer_norm, fits=_is_over_channels, channels_last=True)
+_SLOPES = Handler(same, oct_prelu)
 _POOL = Handler(same, fits=lambda layer: not getattr(layer, "return_indices", False))
 _MEAN = Handler(mean)
 
@@ -72,6 +76,7 @@ LAYERS: dict[type[nn.Module], Handler] = {
     nn.BatchNorm1d: Handler(same, batch_norm(OctBatchNorm1d), axes=1),
     nn.BatchNorm2d: Handler(same, batch_norm(OctBatchNorm2d), axes=2),
     nn.BatchNorm3d: Handler(same, batch_norm(OctBatchNorm3d), axes=3),
+    nn.SyncBatchNorm: Handler(same, sync_batch_norm, axes=2),
     nn.InstanceNorm1d: _INSTANCE_NORM.on(1), nn.InstanceNorm2d: _INSTANCE_NORM.on(2),
     nn.InstanceNorm3d: _INSTANCE_NORM.on(3),
     nn.GroupNorm: _GROUP_NORM, nn.LayerNorm: _LAYER_NORM,
@@ -84,7 +89,7 @@ LAYERS: dict[type[nn.Module], Handler] = {
     nn.Identity: _ELEMENTWISE, nn.Dropout: _ELEMENTWISE, nn.AlphaDropout: _ELEMENTWISE,
     nn.Dropout1d: _CHANNEL_DROPOUT, nn.Dropout2d: _CHANNEL_DROPOUT, nn.Dropout3d: _CHANNEL_DROPOUT,
     nn.FeatureAlphaDropout: _CHANNEL_DROPOUT,
-    nn.PReLU: Handler(same, elementwise=True, channels_last=True, fits=lambda layer: layer.num_parameters == 1),
+    nn.PReLU: _ELEMENTWISE,
     nn.Threshold: _ELEMENTWISE, nn.ReLU: _ELEMENTWISE, nn.RReLU: _ELEMENTWISE, nn.Hardtanh: _ELEMENTWISE,
     nn.ReLU6: _ELEMENTWISE, nn.Sigmoid: _ELEMENTWISE, nn.Hardsigmoid: _ELEMENTWISE, nn.Tanh: _ELEMENTWISE,
     nn.SiLU: _ELEMENTWISE, nn.Mish: _ELEMENTWISE, nn.Hardswish: _ELEMENTWISE, nn.ELU: _ELEMENTWISE,
@@ -100,6 +105,12 @@ NAMED: dict[str, tuple[str | tuple[str, ...], Handler]] = {
     ),
     "BatchNormAct2d": (
         "", Handler(same, batch_norm(OctBatchNorm2d), axes=2, fits=_is_batch_norm_and_activation, behind=_BEHIND)
+    ),
+    "SyncBatchNormAct": (
+        "timm.layers", Handler(same, sync_batch_norm, axes=2, fits=_is_followed_elementwise, behind=_BEHIND)
+    ),
+    "FrozenBatchNormAct2d": (
+        "timm.layers", Handler(same, frozen_batch_norm, axes=2, fits=_is_followed_elementwise, behind=_BEHIND)
     ),
     **dict.fromkeys(
         ("GroupNorm", "GroupNorm1", "GroupNormAct", "GroupNorm1Act"), ("timm.layers", _GROUP_NORM_AND_ACTIVATION)
@@ -165,6 +176,8 @@ def handler_of(layer: Any) -> Handler | None:
     if kind in REGISTERED:
         return REGISTERED[kind]
     found = LAYERS.get(kind) or _by_name(kind) or _by_inheritance(kind)
+    if isinstance(layer, nn.PReLU) and layer.num_parameters > 1:
+        found = _SLOPES
     return found if found is not None and found.fits(layer) and not is_parametrized(layer) else None
 
 

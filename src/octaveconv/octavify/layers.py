@@ -7,12 +7,15 @@ from typing import Any
 from torch import fx, nn
 
 from ..nn import (
+    FrozenOctBatchNorm2d,
+    OctBatchNorm2d,
     OctConv1d,
     OctConv2d,
     OctConv3d,
     OctConvTranspose2d,
     OctGroupNorm,
     OctLayerNorm,
+    OctPReLU,
     PixelwiseOctLinear,
     SampleDrop,
     StandardizedOctConv2d,
@@ -196,6 +199,29 @@ def batch_norm(kind: Any) -> Make:
         return _with_state(made, layer)
 
     return make
+
+
+def sync_batch_norm(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+    """Of ``nn.SyncBatchNorm`` of images, and timm's with an activation: processes go on to share their statistics."""
+    made = batch_norm(OctBatchNorm2d)(layer, split, outputs)
+    made.sync = nn.SyncBatchNorm(
+        layer.num_features, affine=False, track_running_stats=False, process_group=layer.process_group
+    )
+    return made
+
+
+def frozen_batch_norm(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+    """Of timm's ``FrozenBatchNormAct2d``."""
+    made = FrozenOctBatchNorm2d()
+    made.split, made.eps = split, layer.eps
+    return _with_state(made, layer)
+
+
+def oct_prelu(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+    """Of ``nn.PReLU`` with a slope for each channel."""
+    made = OctPReLU(layer.num_parameters, device="meta")
+    made.split = split
+    return _with_state(made, layer)
 
 
 def oct_group_norm(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:

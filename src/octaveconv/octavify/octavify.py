@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .._modes import check_network
+from .._modes import check_network, copied
 from .._text import did_you_mean
 from ..cost import image_size
 from .allocate import allocate, least_share
@@ -139,7 +139,7 @@ class _Source(NamedTuple):
 
     def net(self) -> tuple[Net, list[str]]:
         """A copy of it, traced."""
-        return _prepare(copy.deepcopy(self.model), self.inputs, self.keep, self.min_size, self.stem)
+        return _prepare(copied(self.model), self.inputs, self.keep, self.min_size, self.stem)
 
 
 class _Conversion:
@@ -217,7 +217,7 @@ class _Conversion:
         orders = {space: saliency.order for space, saliency in self.saliencies.items()}
         permute(net, {s: order for s, order in orders.items() if s in self.splits.spaces and net.blocks(s)})
         self.layers = [_layer(node, self.splits, self.saliencies) for node in net.steps if _is_listed(node, net)]
-        self._dense = copy.deepcopy(net.model) if self.sample else net.model
+        self._dense = copied(net.model) if self.sample else net.model
         self.rewriter = Rewriter(self.splits)
         return self.rewriter.run()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
 from collections import Counter, OrderedDict
@@ -17,6 +16,7 @@ import torch._inductor.config
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..._modes import copied
 from ...backends import _triton_choice
 from ...errors import BackendUnavailable, UsageError
 from ...octave import Octave
@@ -151,7 +151,7 @@ class CudaNetwork(nn.Module):
 
     def _compiled(self, x: Tensor) -> Callable[[], Any]:
         """The whole network compiled by Inductor."""
-        model = copy.deepcopy(self._captures.model).to(self.like)
+        model = copied(self._captures.model).to(self.like)
         graph = folded(exported(model, x, (), "merged"))
         compiled = torch.compile(graph.to(memory_format=torch.channels_last), dynamic=False)
 
