@@ -244,3 +244,14 @@ def test_a_video_of_one_pixel_a_frame_stays_dense():
     model = nn.Sequential(*(nn.Conv3d(3 if i == 0 else 8, 8, (3, 1, 1), padding=(1, 0, 0)) for i in range(3))).eval()
     with pytest.warns(UserWarning, match="1x1 map, smaller than min_size=8"):
         oc.octavify(model, 0.5, torch.randn(1, 3, 9, 1, 1))
+
+
+def test_a_generator_has_no_stem_beyond_its_first_layer():
+    sizes = [(32, 32, 4, 1, 0), (32, 32, 4, 2, 1), (32, 16, 4, 2, 1), (16, 16, 4, 2, 1), (16, 3, 4, 2, 1)]
+    model = nn.Sequential(*(part for each in sizes for part in (nn.ConvTranspose2d(*each), nn.ReLU()))).eval()
+    x = torch.randn(2, 32, 1, 1)
+    same, _ = oc.octavify(model, 0, x)
+    assert torch.equal(same(x), model(x))
+    net, plan = oc.octavify(model, 0.5, x)
+    assert [layer.name for layer in plan.layers if layer.octave] == ["2", "4", "6", "8"]
+    assert net(x).shape == model(x).shape

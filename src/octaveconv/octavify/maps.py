@@ -11,6 +11,7 @@ from torch import fx, nn
 from ..resolution import FACTORS, Sizes, pooled_size
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # over one, two and three axes
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def shape_of(value: Any) -> Sizes | None:
@@ -64,8 +65,8 @@ def scale_of(node: fx.Node) -> fx.Node | None:
 
 def conv_axes(module: nn.Module) -> int:
     """How many axes its first convolution has; 0 without a convolution."""
-    parts = module.modules()
-    return next((axes for part in parts for axes, kind in enumerate(CONVS, 1) if isinstance(part, kind)), 0)
+    kinds = [*enumerate(CONVS, 1), *enumerate(_TRANSPOSED, 1)]
+    return next((axes for part in module.modules() for axes, kind in kinds if isinstance(part, kind)), 0)
 
 
 def map_axes(graph: fx.Graph, model: nn.Module) -> int:
