@@ -6,6 +6,7 @@ where it stopped. A network counts as wrong if its answer at a size that it has 
 
 import argparse
 import json
+import re
 import time
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def networks(only):
     for name in torchvision.models.list_models(torchvision.models):
         found[f"torchvision {name}"] = lambda name=name: torchvision.models.get_model(name, weights=None)
     for name in timm.list_models("oct_*"):
-        if "." not in name:
+        if not re.search(r"_a\d+$|\.", name):  # the same network at one alpha
             found[name] = lambda name=name: timm.create_model(name, alpha=0.25)
     chosen = [item for item in found.items() if only in item[0]]
     return dict(sorted(chosen, key=lambda item: layers(item[1])))
