@@ -228,7 +228,17 @@ def deployed_table():
     for name, row in result["networks"].items():
         ours = name.startswith("oct_")
         families["oct_*" if ours else re.split(r"[\d_]", name.removeprefix("torchvision "))[0]].append(row)
-    rows = [["torchvision's, and ours", "networks", "native alone", "native and PyTorch", "native share", "Inductor", "wrong"]]
+    rows = [
+        [
+            "torchvision's, and ours",
+            "networks",
+            "native alone",
+            "native and PyTorch",
+            "native share",
+            "Inductor",
+            "wrong",
+        ]
+    ]
     for family, found in sorted(families.items()):
         native = [row for row in found if row["engine"] == "native"]
         alone = sum(row["stretches"] == 1 for row in native)

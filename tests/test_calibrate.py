@@ -278,9 +278,67 @@ def test_distillation_of_several_inputs_answers_and_what_changes_them():
     assert torch.equal(x, kept)
 
 
-def test_distillation_needs_a_sample():
-    with pytest.raises(ValueError, match="give calibrate=batches"):
-        oc.octavify(network(), 0.5, pictures(1, 0), distill=1)
+class Answers(nn.Module):
+    """A small network with other answers than scores."""
+
+    def __init__(self, answer, classes=1):
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 16), conv(16, 16), conv(16, 16), nn.Linear(16, classes)
+        self.answer = answer
+
+    def forward(self, x, more=None):
+        x = self.a(x).relu()
+        return self.answer(self, self.c(self.b(x if more is None else x + more).relu()).relu())
+
+
+ANSWERS = {
+    "a number of one image": (lambda m, y: m.head(y.mean((2, 3))), [(torch.randn(1, 3, 16, 16),) for _ in range(20)]),
+    "one number of all": (lambda m, y: y.mean(), [(torch.randn(8, 3, 16, 16),) for _ in range(3)]),
+    "a number beside maps": (lambda m, y: {"a": y, "b": y.sum()}, [(torch.randn(8, 3, 16, 16),) for _ in range(3)]),
+    "one row for all images": (
+        lambda m, y: m.head(y.mean((2, 3))), [(torch.randn(8, 3, 16, 16), torch.randn(1, 16, 16, 16)) for _ in range(3)]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_distillation_of_few_numbers(name):
+    answer, batches = ANSWERS[name]
+    model = Answers(answer).eval()
+    octave, plan = oc.octavify(model, 0.5, batches[0], calibrate=batches, distill=2, min_size=2)
+    assert plan.steps[-1].name == "distilled"
+    assert plan.steps[-1].divergence < 1e6
+    assert all(p.isfinite().all() for p in octave.parameters())
+
+
+def test_what_has_no_derivative_is_not_distilled_and_says_so():
+    class Changing(Answers):
+        def forward(self, x):
+            return self.head(self.c(self.b(self.a(x)).sigmoid().mul_(2)).mean((2, 3)))
+
+    model = Changing(None, 3).eval()
+    x = torch.randn(12, 3, 16, 16)
+    with pytest.warns(UserWarning, match="it could not be distilled: one of the variables"):
+        _, plan = oc.octavify(model, 0.5, x[:1], calibrate=[x], distill=1, min_size=2)
+    assert plan.steps[-1].name != "distilled"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(calibrate=None), "give calibrate=batches"),
+        (dict(distill=1.5), "distill is a number of epochs"),
+        (dict(distill=-1), "distill is a number of epochs"),
+        (dict(distill="a"), "distill is a number of epochs"),
+        (dict(say=3), "say takes a line of text"),
+        (dict(calibrate=5), "calibrate must hold batches of the network's inputs, got 5"),
+        (dict(alpha="auto", macs="x"), "above 0 and below 1, got macs='x'"),
+    ],
+)
+def test_wrong_use_of_a_sample(arguments, message):
+    x = pictures(12, 0)
+    with pytest.raises(ValueError, match=message):
+        oc.octavify(network(), **{"alpha": 0.5, "example_inputs": x[:1], "calibrate": [x], "distill": 1} | arguments)
 
 
 def test_a_step_that_does_harm_is_not_kept(monkeypatch):

@@ -241,23 +241,55 @@ def test_what_a_network_keeps_on_itself_reaches_no_later_capture(wires, used):
     assert not isinstance(getattr(deployed._captures.model, "made", None), FakeTensor)
 
 
+class Counter:
+    n = 0
+
+
 def counts(m, x):
     m.count = getattr(m, "count", 0) + 1
     return m.conv(x) * m.count
 
 
-def keeps_all(m, x):
-    m.seen = [*getattr(m, "seen", []), 0]
+def counts_up(m, x):
+    m.scale_by += 1
+    return m.conv(x) * m.scale_by
+
+
+def counts_elsewhere(m, x):
+    m.counter.n += 1
+    return m.conv(x) * m.counter.n
+
+
+def counts_in_a_list(m, x):
+    m.seen.append(0)
     return m.conv(x) * len(m.seen)
 
 
-@pytest.mark.parametrize(("wires", "name"), [(counts, "count"), (keeps_all, "seen")])
-def test_what_differs_from_call_to_call_is_refused(wires, name):
-    model = Wired(wires).eval()
-    with pytest.raises(oc.BackendUnavailable, match=f"changes its own '{name}'"):
-        NativeNetwork(model, torch.randn(SHAPES[0]))
-    assert not hasattr(model, name)
-    agree(model, oc.deploy(model, torch.randn(SHAPES[0])), SHAPES[:2])
+def counts_in_a_dict(m, x):
+    m.notes["n"] = m.notes.get("n", 0) + 1
+    return m.conv(x) * m.notes["n"]
+
+
+def remembers(m, x):
+    y, m.before = m.conv(x), getattr(m, "before", None)
+    y, m.before = (y if m.before is None else y + m.before), y
+    return m.mix(y)
+
+
+@pytest.mark.parametrize("wires", [counts, counts_up, counts_elsewhere, counts_in_a_list, counts_in_a_dict, remembers])
+def test_what_differs_from_call_to_call_is_refused(wires):
+    def build():
+        torch.manual_seed(0)
+        model = Wired(wires).eval()
+        model.scale_by, model.counter, model.seen, model.notes = 0, Counter(), [], {}
+        return model
+
+    with pytest.raises(oc.BackendUnavailable, match="changes its answer from call to call"):
+        NativeNetwork(build(), torch.randn(SHAPES[0]))
+    deployed, model = oc.deploy(build(), torch.randn(SHAPES[0])), build()
+    for _ in range(2):
+        x = torch.randn(SHAPES[0])
+        assert not difference(answer(model, x), answer(deployed, x))
 
 
 ACTIVATIONS = {

@@ -255,3 +255,96 @@ def test_a_generator_has_no_stem_beyond_its_first_layer():
     net, plan = oc.octavify(model, 0.5, x)
     assert [layer.name for layer in plan.layers if layer.octave] == ["2", "4", "6", "8"]
     assert net(x).shape == model(x).shape
+
+
+class Wired(nn.Module):
+    """A stem, a layer with padding in front, a head, and a function that wires them."""
+
+    def __init__(self, wires, conv=None, pad=None):
+        super().__init__()
+        self.wires, self.stem, self.head = wires, nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.conv, self.pad = conv or nn.Conv2d(8, 8, 3), pad or nn.ZeroPad2d(1)
+
+    def forward(self, x):
+        return self.head(self.wires(self, self.stem(x)))
+
+
+def masked():
+    conv = nn.Conv2d(8, 8, 3)
+    conv.register_buffer("mask", torch.rand(8, 1, 1))
+    conv.register_buffer("other", torch.rand(1), persistent=False)
+    return conv
+
+
+class WithState(nn.Conv2d):
+    def get_extra_state(self):
+        return {"more": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def written_between(m, y):
+    p = m.pad(y)
+    y = F.relu(y, inplace=True)
+    return m.conv(p) + y
+
+
+def written_by_a_function(m, y):
+    p = F.pad(y, (1, 1, 1, 1))
+    torch.relu_(y)
+    return m.conv(p) + y
+
+
+UNUSUAL = {
+    "called and used": (lambda m, y: m.conv(y) + F.conv2d(y, m.conv.weight, m.conv.bias, padding=2, dilation=2),
+                        lambda: nn.Conv2d(8, 8, 3, padding=1)),
+    "two paddings": (lambda m, y: m.conv(m.pad(y)) + F.conv2d(y, m.conv.weight, m.conv.bias, padding=1), None),
+    "written between": (written_between, None),
+    "written by a function": (written_by_a_function, None),
+    "buffers": (lambda m, y: m.conv(m.pad(y)), masked),
+    "buffers that are read": (lambda m, y: m.conv(m.pad(y)) * m.conv.mask, masked),
+    "extra state": (lambda m, y: m.conv(m.pad(y)), lambda: WithState(8, 8, 3)),
+    "by keyword": (lambda m, y: m.conv(m.pad(input=y)), None),
+    "function by keyword": (lambda m, y: m.conv(F.pad(input=y, pad=(1, 1, 1, 1))), None),
+    "sequences of one": (lambda m, y: F.conv2d(m.pad(y), m.conv.weight, m.conv.bias, (1,), (0,), (1,)), None),
+    "a low map smaller than the padding": (
+        lambda m, y: m.conv(F.pad(F.avg_pool2d(y, 2), (4, 4, 4, 4), "reflect")), lambda: nn.Conv2d(8, 8, 3, dilation=4)
+    ),
+    "a low map that goes round twice": (
+        lambda m, y: m.conv(F.pad(F.avg_pool2d(y, 2), (6, 0, 3, 3), "circular")), lambda: nn.Conv2d(8, 8, 3, dilation=3)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_uses(name):
+    wires, conv = UNUSUAL[name]
+    model, x = Wired(wires, conv and conv()).eval(), torch.randn(2, 3, 16, 16)
+    same, _ = oc.octavify(model, 0.0, x)
+    with torch.no_grad():
+        assert torch.equal(same(x), model(x))
+        net, _ = oc.octavify(model, 0.5, x, stem=True, min_size=2)
+        assert net(x).shape == model(x).shape
+    for made in (same, net):
+        assert made.state_dict().keys() == model.state_dict().keys()
+        assert not [part for part in made.modules() if part.training]
+
+
+def test_a_module_of_two_names_is_left():
+    model = Wired(lambda m, y: m.conv(m.pad(y)) + F.conv2d(y, m.twin.weight, m.twin.bias, padding=1)).eval()
+    model.twin, x = model.conv, torch.randn(1, 3, 16, 16)
+    same, _ = oc.octavify(model, 0.0, x)
+    assert torch.equal(same(x), model(x))
+
+
+@pytest.mark.parametrize("conv", [
+    nn.Conv3d(8, 8, (4, 3, 3), 2, 1), nn.Conv3d(8, 8, 3, 2, (0, 1, 1)), nn.Conv3d(8, 8, (2, 3, 3), 2, (0, 1, 1)),
+    nn.Sequential(nn.ConstantPad3d((1, 1, 1, 1, 0, 1), 0), nn.Conv3d(8, 8, 3, 2)),
+])  # fmt: skip
+def test_an_axis_with_a_stride_keeps_its_size_before_it(conv):
+    model, x = nn.Sequential(nn.Conv3d(3, 8, 1), conv, nn.Conv3d(8, 4, 1)).eval(), torch.randn(1, 3, 16, 16, 16)
+    net, _ = oc.octavify(model, 0.5, x, stem=True)
+    assert net(x).shape == model(x).shape
+    with pytest.raises(ValueError, match="changes the map's size"):
+        oc.OctConv3d(8, 8, (4, 3, 3), stride=2, padding=1, alpha_in=0.5, alpha_out=0.5)

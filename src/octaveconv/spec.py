@@ -183,8 +183,9 @@ def conv_spec(
         dense = f"nn.Conv{'' if output_padding is None else 'Transpose'}{axes}d"
         raise ValueError(f"an octave convolution has stride 1 or 2 on each axis, got {stride}: use {dense} beyond that")
     two_sizes = any(alpha.low if isinstance(alpha, ChannelSplit) else alpha for alpha in (alpha_in, alpha_out))
+    pooled = tuple(map(max, factor, strides)) if two_sizes else (1,) * axes
     if output_padding is None:
-        paddings, after = _checked_padding(padding, kernel, dilations, factor if two_sizes else (1,) * axes)
+        paddings, after = _checked_padding(padding, kernel, dilations, pooled)
         extra = None
     else:
         if isinstance(padding, str):

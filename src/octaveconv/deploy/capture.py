@@ -22,7 +22,7 @@ from ..errors import BackendUnavailable, UsageError
 from .eagerly import in_pytorch
 from .functionalize import arguments_of, functionalized
 from .one_image import treats_one_image_alike
-from .own_state import change_of_itself, sharing_weights
+from .own_state import changes_itself, sharing_weights
 
 CAPTURES = 16  # of a network are kept: the last ones
 SECONDS = 120  # after which a network is captured for one size of image only
@@ -166,8 +166,8 @@ def exported(model: nn.Module, example: Tensor, dynamic: Sequence[int], form: st
     with _exporting, _quietly(), backend(form), torch.no_grad(), in_time:
         program = torch.export.export(twin, (example,), dynamic_shapes=(sizes,))
         captured = Captured(functionalized(program))
-    if changed := change_of_itself(model, twin, example):
-        raise BackendUnavailable(f"the network changes its own {changed!r} as it runs")
+    if changes_itself(model, example):
+        raise BackendUnavailable("the network keeps something on itself that changes its answer from call to call")
     return captured
 
 

@@ -5,11 +5,11 @@ A capture is of one call: what that keeps must neither reach the model nor decid
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .._modes import copied
 
@@ -19,30 +19,22 @@ def sharing_weights(model: nn.Module) -> nn.Module:
     return copied(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
 
 
-def change_of_itself(model: nn.Module, used: nn.Module, example: Tensor) -> str | None:
-    """The name of what differs from call to call, as a number of calls does, and a size that is noted does not.
+def changes_itself(model: nn.Module, example: Tensor) -> bool:
+    """Whether a second call with the same input, and the same random numbers, gives another answer.
 
-    Args:
-        model: in evaluation mode.
-        used: a copy of it that has run once, on ``example``.
+    It does where the network counts its calls or remembers what came before, wherever it keeps that.
     """
-    if _plain(model) == _plain(used):
-        return None
-    again = copied(model)
-    states = []
+    twin, answers = copied(model), []
     for _ in range(2):
         with torch.no_grad(), torch.random.fork_rng([]):
-            again(example)
-        states.append(_plain(again))
-    first, second = states
-    return next((name for name in second if first.get(name) != second[name]), None)
+            torch.manual_seed(0)
+            answers.append(pytree.tree_flatten(twin(example.clone())))
+    (first, form), (second, other) = answers
+    return form != other or not all(map(_alike, first, second))
 
 
-def _plain(model: nn.Module) -> dict[str, Any]:
-    """The numbers, texts and lengths of containers among the attributes of the model's modules, by name."""
-    return {
-        f"{name}.{key}".strip("."): len(value) if isinstance(value, list | dict | set | tuple | deque) else value
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, bool | int | float | str | list | dict | set | tuple | deque)
-    }
+def _alike(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other) and bool(one == other)
+    same_kind = one.shape == other.shape and one.dtype == other.dtype
+    return same_kind and torch.allclose(one, other, rtol=1e-3, atol=1e-6, equal_nan=True)

@@ -7,6 +7,7 @@ multiply-adds: the search halves the interval between those that keep within the
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
@@ -41,8 +42,8 @@ class Budget(NamedTuple):
                 "latency=0.8, or agreement=0.98"
             )
         kind, value = found[0]
-        if not 0 < value < 1:
-            raise ValueError(f'{kind} is a budget of alpha="auto", above 0 and below 1, got {kind}={value}')
+        if not isinstance(value, Real) or not 0 < value < 1:
+            raise ValueError(f'{kind} is a budget of alpha="auto", above 0 and below 1, got {kind}={value!r}')
         return found[0]
 
 

@@ -120,7 +120,7 @@ def _epoch(steps: Sequence[Batch], draw: torch.Generator) -> Iterator[Batch]:
 
 
 def _varied(x: Any, order: Tensor, flip: bool, share: float) -> Any:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 3:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 3 or len(x) != len(order):
         return x.clone() if isinstance(x, Tensor) else x
     x = x.flip(-1) if flip and x.dim() == 4 else x
     return share * x + (1 - share) * x[order]
@@ -134,7 +134,8 @@ def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
 
 
 def _relative(y: Tensor, z: Tensor) -> Tensor:
-    return (y - z).square().mean() / z.var().clamp(min=1e-12)
+    spread = z.var(correction=0) if z.numel() > 1 else z.square().mean()
+    return (y - z).square().mean() / spread.clamp(min=1e-12)
 
 
 class _Teacher(fx.Interpreter):

@@ -21,7 +21,7 @@ from ..nn import (
     StandardizedOctConv2d,
 )
 from ..octave import ChannelSplit
-from ..resolution import FACTORS
+from ..resolution import FACTORS, pooled_size
 from ..spec import ConvSpec, conv_spec
 from .maps import CONVS, is_channels_last, shape_of
 from .operations import same
@@ -39,6 +39,7 @@ def conv_transpose(node: fx.Node, layer: Any) -> Step | None:
 
 
 def _conv_step(node: fx.Node, layer: Any, refusal: str) -> Step:
+    refusal = refusal or _border_refusal(layer, shape_of(node.args[0]))
     is_depthwise = layer.groups > 1 and layer.groups == layer.in_channels == layer.out_channels
     return Step(Role.SAME if is_depthwise else Role.CONV, (node.args[0],), refusal)  # type: ignore[arg-type]
 
@@ -55,7 +56,7 @@ def changes_size(layer: Any) -> bool:
     """Whether a convolution at stride 1 would change a map's size on an axis that a low map has half of."""
     spec = conv_spec_of(layer, 0.0, 0.0)
     sides = zip(spec.kernel_size, spec.dilation, spec.padding, spec.padding_after or spec.padding)
-    factors = FACTORS[len(spec.kernel_size)]
+    factors = map(max, FACTORS[len(spec.kernel_size)], spec.stride)  # a stride pools, too
     return any(o > 1 and before + after != d * (k - 1) for o, (k, d, before, after) in zip(factors, sides))
 
 
@@ -67,6 +68,18 @@ def _padding_of(layer: Any) -> Any:
 def _padding_mode_of(layer: Any) -> str:
     mode = getattr(layer, "mode", "constant")
     return str(layer.padding_mode if mode == "constant" else mode)
+
+
+def _border_refusal(layer: Any, shape: Any) -> str:
+    """What is reflected or goes round at a border must be in the low map, too."""
+    mode = _padding_mode_of(layer)
+    if mode not in ("reflect", "circular") or shape is None:
+        return ""
+    spec = conv_spec_of(layer, 0.0, 0.0)
+    smallest = pooled_size(pooled_size(shape[2:], spec.stride), FACTORS[len(spec.kernel_size)])
+    sides = map(max, spec.padding, spec.padding_after or spec.padding)
+    fits = all(side < size + (mode == "circular") for side, size in zip(sides, smallest))
+    return "" if fits else f"padding_mode={mode!r}: the low map would be smaller than the padding"
 
 
 def _transposed_refusal(layer: nn.ConvTranspose2d) -> str:
@@ -256,6 +269,7 @@ def sample_drop(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Mo
 def _with_state(made: nn.Module, layer: nn.Module) -> nn.Module:
     """Give the octave layer the parameters, buffers and children of the dense one."""
     made._parameters, made._buffers = dict(layer._parameters), dict(layer._buffers)
+    made._non_persistent_buffers_set = set(layer._non_persistent_buffers_set)
     for name, child in layer.named_children():
         made.add_module(name, child)
     return made

@@ -116,6 +116,8 @@ def octavify(
     budget = Budget.of(alpha, calibrate, macs=macs, latency=latency, agreement=agreement)
     sample = None if calibrate is None else Sample.of(calibrate, inputs)
     source = _Source(model, inputs, keep, min_size, stem)
+    if not isinstance(distill, Integral) or distill < 0 or (say is not None and not callable(say)):
+        raise ValueError(f"distill is a number of epochs, and say takes a line of text: got {distill!r} and {say!r}")
     if distill and sample is None:
         raise ValueError("distill trains on a sample: give calibrate=batches")
     conversion = _Conversion(source, sample, say or _nothing, distill)
@@ -219,7 +221,11 @@ class _Conversion:
         self.layers = [_layer(node, self.splits, self.saliencies) for node in net.steps if _is_listed(node, net)]
         self._dense = copied(net.model) if self.sample else net.model
         self.rewriter = Rewriter(self.splits)
-        return self.rewriter.run()
+        octave, names = self.rewriter.run(), {name for name, _ in self.source.model.named_modules()}
+        for name, module in octave.named_modules():
+            if name not in names:  # a border
+                module.training = self.source.model.training
+        return octave
 
     def run(self, alphas: Callable[[fx.Node], float]) -> tuple[OctavifiedModule, Plan]:
         """Make the octave network, with a sample as close to the dense one as can be, and its plan."""

@@ -6,7 +6,7 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ..resolution import Sizes
 from .maps import axes_of, is_channels_last, is_map, shape_of
@@ -170,3 +170,19 @@ def _channels(shape: Sizes, result: Sizes) -> int:
 def modes_read(node: fx.Node) -> list[fx.Node]:
     """The mode, where a function reads it."""
     return [n for n in node.all_input_nodes if n.target in ("training", operator.not_)]
+
+
+_IN_PLACE = {
+    getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "imatmul")
+}
+
+
+def is_in_place(node: fx.Node, model: nn.Module) -> bool:
+    """Whether a node changes its first input."""
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    name = str(getattr(node.target, "__name__", ""))
+    is_named = node.op == "call_function" and name.endswith("_") and not name.endswith("__")
+    return node.target in _IN_PLACE or node.kwargs.get("inplace") is True or is_named

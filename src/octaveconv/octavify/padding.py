@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from ..nn._hooks import has_hooks
 from .layers import changes_size, conv_spec_of, is_plain_conv
 from .maps import CONVS
+from .operations import is_in_place
 
 _FUNCTIONS: dict[Any, int] = {
     function: axes
@@ -79,18 +80,23 @@ def absorb(graph: fx.Graph, model: nn.Module, kept: Collection[str]) -> None:
     """
     _call_layers(graph, model, kept)
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    for node in list(graph.nodes):
+    nodes = list(graph.nodes)
+    place = {node: i for i, node in enumerate(nodes)}
+    written = [place[node] for node in nodes if is_in_place(node, model)]
+    for node in nodes:
         pad = _pad(node, model)
-        if pad is None or str(node.target) in kept:
+        if pad is None or str(node.target) in kept or len(node.all_input_nodes) != 1:
             continue
         for user in list(node.users):
             name = str(user.target)
             if user.op != "call_module" or user.args != (node,) or user.kwargs or calls[name] > 1 or name in kept:
                 continue
+            if any(place[node] < at < place.get(user, at) for at in written) or len(_names(model, name)) > 1:
+                continue  # what it pads is written before the convolution reads it, or it has two names
             made = _padded(model.get_submodule(name), *pad)
             if made is not None and not changes_size(made):
                 model.set_submodule(name, made)
-                user.args = node.args[:1]
+                user.args = tuple(node.all_input_nodes)
         if not node.users:
             graph.erase_node(node)
 
@@ -119,7 +125,7 @@ def _padded(layer: Any, sides: list[int], mode: str) -> nn.Module | None:
     axes = next((axes for axes, (kind, own) in kinds if type(layer).forward is kind.forward or type(layer) is own), 0)
     if not axes or not is_plain_conv(layer) or is_parametrized(layer) or has_hooks(layer):
         return None
-    if any(stride not in (1, 2) for stride in layer.stride):
+    if any(stride not in (1, 2) for stride in layer.stride) or _has_own_state(layer):
         return None
     own = [side for pair in _sides(layer)[::-1] for side in pair]
     sides = sides + [0] * (len(own) - len(sides))
@@ -142,7 +148,8 @@ def _arguments(layer: Any) -> dict[str, Any]:
 
 
 def _tuple(value: Any, axes: int) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (value,) * axes
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    return values * axes if len(values) == 1 else values
 
 
 def made_like(layer: nn.Module, axes: int, sides: list[int], mode: str, arguments: dict[str, Any]) -> nn.Module:
@@ -153,15 +160,29 @@ def made_like(layer: nn.Module, axes: int, sides: list[int], mode: str, argument
         inputs * arguments["groups"], outputs, tuple(kernel), bias=layer.bias is not None, device="meta", **arguments
     )
     made.sides, made.mode, made.training = sides, mode, layer.training
-    made._parameters = dict(layer._parameters)
+    made._parameters, made._buffers = dict(layer._parameters), dict(layer._buffers)
+    made._non_persistent_buffers_set = set(layer._non_persistent_buffers_set)
     for name, child in layer.named_children():
         made.add_module(name, child)
     return made  # type: ignore[no-any-return]
 
 
+def _names(model: nn.Module, name: str) -> list[str]:
+    """All names of the module that goes by ``name``."""
+    module = model.get_submodule(name)
+    return [other for other, each in model.named_modules(remove_duplicate=False) if each is module]
+
+
+def _has_own_state(layer: nn.Module) -> bool:
+    """Whether its state dict has more than parameters and buffers."""
+    plain = nn.Module.get_extra_state, nn.Module._save_to_state_dict
+    return (type(layer).get_extra_state, type(layer)._save_to_state_dict) != plain
+
+
 def _call_layers(graph: fx.Graph, model: nn.Module, kept: Collection[str]) -> None:
     """Replace calls of a function with the weight and bias of a convolution's module by calls of a module."""
     used = Counter(str(node.target) for node in graph.nodes if node.op == "get_attr")
+    calls = Counter(id(model.get_submodule(str(node.target))) for node in graph.nodes if node.op == "call_module")
     for node in list(graph.nodes):
         axes = _FUNCTIONS.get(node.target, 0) if node.op == "call_function" else 0
         given = dict(zip(_ARGUMENTS, node.args)) | node.kwargs if axes else {}
@@ -179,6 +200,8 @@ def _call_layers(graph: fx.Graph, model: nn.Module, kept: Collection[str]) -> No
         padding, groups = given.get("padding", 0), given.get("groups", 1)
         numbers = [*rest["stride"], *rest["dilation"], groups, *_tuple(padding, axes)]
         if owner in kept or is_parametrized(layer) or not all(type(number) is int for number in numbers):
+            continue
+        if calls[id(layer)] or len(_names(model, owner)) > 1 or _has_own_state(layer):
             continue
         sides = [side for p in _tuple(padding, axes)[::-1] for side in (p, p)]
         model.set_submodule(owner, made_like(layer, axes, sides, "constant", rest | {"groups": groups}))

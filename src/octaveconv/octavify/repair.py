@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,7 +79,10 @@ def repair(
         made.step("norms", lambda: reestimate_norms(octave, sample.fit))
         made.take_best()
     if epochs:
-        made.step("distilled", lambda: distill(net, dense, octave, values, sample.fit, epochs, say))
+        try:
+            made.step("distilled", lambda: distill(net, dense, octave, values, sample.fit, epochs, say))
+        except (RuntimeError, NotImplementedError) as error:  # whatever has no derivative
+            warnings.warn(f"it could not be distilled: {str(error).partition(chr(10))[0]}", stacklevel=2)
         made.take_best()
     return made.steps
 

@@ -46,6 +46,8 @@ class Sample(NamedTuple):
 def _batches(sample: Iterable[Any], inputs: Batch) -> list[Batch]:
     """The network's inputs: the first items of each batch, as many as the network takes."""
     batches = []
+    if not isinstance(sample, Iterable):
+        raise ValueError(f"calibrate must hold batches of the network's inputs, got {sample!r}")
     for item in [sample] if isinstance(sample, Tensor) else sample:
         given = tuple(item) if isinstance(item, (tuple, list)) else (item,)
         for x, example in zip(given, inputs):

@@ -16,12 +16,9 @@ from ..nn import Merge, OctMap, OctSqueezeExcite, Split
 from ..nn.conv import OctConvNd
 from .handlers import handler_of
 from .maps import axes_of, map_axes
-from .operations import CUTS
+from .operations import CUTS, is_in_place
 
 _OCTAVE_LAYERS = (OctConvNd, OctMap, OctSqueezeExcite, Merge, Split)
-_IN_PLACE = {
-    getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "imatmul")
-}
 
 
 class _Tracer(fx.Tracer):
@@ -192,17 +189,9 @@ def _make_functional(graph: fx.Graph, model: nn.Module) -> None:
     nodes = list(graph.nodes)
     place = {node: i for i, node in enumerate(nodes)}
     for node in nodes:
-        if _is_in_place(node, model) and node.args and isinstance(node.args[0], fx.Node):
+        if is_in_place(node, model) and node.args and isinstance(node.args[0], fx.Node):
             source = node.args[0]
             source.replace_all_uses_with(node, lambda user, own=node: place[user] > place[own])  # type: ignore[misc]
-
-
-def _is_in_place(node: fx.Node, model: nn.Module) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    return node.target in _IN_PLACE or node.kwargs.get("inplace") is True
 
 
 class _Shapes(fx.Interpreter):
