@@ -41,7 +41,7 @@ soak: .venv/test  ## stop and resume 100 training runs (hours; it goes on where 
 	$(BIN)/python experiments/soak_train.py --json results/soak.json
 
 sanitize: .venv/test  ## the native engine under the sanitizers, in both dtypes (minutes)
-	OCTAVECONV_SANITIZE="float32 bfloat16" OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_native.py tests/test_serving.py -k "sanitizer or race"
+	OCTAVECONV_SANITIZE="float32 bfloat16" OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "" tests/test_native.py tests/test_serving.py -k "sanitizer or race"
 
 parity: .venv/test  ## our networks against the logits of the original (minutes)
 	$(BIN)/python experiments/parity.py --json results/parity.json

@@ -612,6 +612,7 @@ def test_a_real_run_compiled(monkeypatch, mode):
 @pytest.mark.parametrize(
     "runtimes", [("onnxruntime",), pytest.param(("openvino", "onnxruntime"), marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_real_run_exported(monkeypatch, runtimes):
     for runtime in runtimes:
         pytest.importorskip(runtime)

@@ -535,6 +535,7 @@ def test_a_budget_of_latency_is_measured(monkeypatch):
 
 
 @pytest.mark.usefixtures("quickly")
+@pytest.mark.slow
 def test_the_clock_deploys_both():
     model = scoring()
     octave, _ = oc.octavify(model, 0.5, torch.randn(1, 3, 32, 32), min_size=2)

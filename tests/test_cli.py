@@ -119,6 +119,7 @@ def narrow(monkeypatch):
 
 
 @pytest.mark.usefixtures("narrow")
+@pytest.mark.slow
 def test_quickstart(capsys, tmp_path):
     file = tmp_path / "quickstart.json"
     code, out, _ = run(

@@ -141,6 +141,7 @@ def test_lower_precision_folds_norms_in_float32():
 
 @on_host
 @pytest.mark.parametrize("family", [OctResNet, pytest.param(OctResNetV2, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_every_octave_convolution_of_a_residual_network_is_one_step(family):
     captured, _ = captured_small(family)
     network = lower(captured)

@@ -51,7 +51,8 @@ every_shallow = pytest.mark.parametrize(  # at one alpha inside, of which each c
 )
 one_alpha_or_the_ends = pytest.mark.parametrize(  # which make the same layers in every network of a class
     ("name", "alpha"),
-    [(name, ALPHAS[name][0]) for name in SHALLOW] + [(name, alpha) for name in CLASSES for alpha in (0, 1)],
+    [pytest.param(name, ALPHAS[name][0], marks=[pytest.mark.slow] * (name not in CLASSES)) for name in SHALLOW]
+    + [(name, alpha) for name in CLASSES for alpha in (0, 1)],
 )
 shallow_names = pytest.mark.parametrize("name", SHALLOW)
 

@@ -374,6 +374,7 @@ def to_sanitize(folder, dtypes, graphs, captured_as):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="preloads the sanitizers' libraries as Linux does")
+@pytest.mark.slow
 def test_no_sanitizer_reports(tmp_path, captured_as):
     """Every table is a block of its own, and after every map there is a forbidden gap, so that a step outside is seen.
 

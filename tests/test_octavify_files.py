@@ -163,6 +163,7 @@ def test_the_file_must_be_called_safetensors(capsys):
     assert "must end in .safetensors" in err
 
 
+@pytest.mark.slow
 def test_export_times_it_beside_its_dense_twin(capsys, octave, tmp_path):
     out = tmp_path / "octave.pt2"
     options = ["--checkpoint", str(octave), "--size", "64", "--runs", "2", "--threads", "1"]

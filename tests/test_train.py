@@ -318,6 +318,7 @@ def test_a_run_of_a_version_with_other_random_streams_is_refused(data, tmp_path,
     assert_same(weights_of(run), dict(state["model"]))
 
 
+@pytest.mark.slow
 def test_compiled(data):
     runs = [training(data, compile=compiled, epochs=1, dropout=0, lr=1e-3) for compiled in (False, True)]
     for run in runs:
@@ -701,6 +702,7 @@ def test_a_signal_saves_and_says_how_to_continue(data, tmp_path, number):
     assert torch.load(folder / "last.pth", weights_only=True)["epoch"] < 500
 
 
+@pytest.mark.slow
 def test_a_run_is_continued_by_one_process(data, tmp_path, monkeypatch, capsys):
     """A second one is refused, with nothing touched, until the first is dead; its loading workers may live on."""
     folder = tmp_path / "oct_resnetv2_26-0.5"
