@@ -94,9 +94,14 @@ class ConvSpec(NamedTuple):
         conv = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
         return conv(x, weight, bias, 1, padding, self.dilation, groups)
 
+    @property
+    def sides(self) -> tuple[tuple[int, int], ...]:
+        """Pixels of padding before and after each axis."""
+        return tuple(zip(self.padding, self.padding_after or self.padding))
+
     def padded(self, x: Tensor) -> Tensor:
         """A map with the padding around it."""
-        sides = [side for pair in zip(self.padding, self.padding_after or self.padding) for side in pair[::-1]][::-1]
+        sides = [side for pair in reversed(self.sides) for side in pair]
         return F.pad(x, sides, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
 
     def conv_low(self, x: Tensor, weight: Tensor, size: Sizes, bias: Tensor | None = None) -> Tensor:

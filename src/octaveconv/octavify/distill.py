@@ -19,8 +19,8 @@ from ..resolution import pool
 from ..spec import ConvSpec
 from .answers import divergence, numbers, reading
 from .operations import channels_second
-from .refit import targets
-from .rewrite import OctavifiedModule, Parts
+from .refit import nodes_of, targets
+from .rewrite import OctavifiedModule
 from .sample import Batch, cloned, images_in, pieces
 from .spaces import Net
 
@@ -41,7 +41,7 @@ class _Pair(NamedTuple):
     """
 
     node: fx.Node
-    nodes: tuple[fx.Node, ...]
+    nodes: list[fx.Node]
     spec: ConvSpec
 
 
@@ -105,10 +105,8 @@ def _loss(octave: OctavifiedModule, twin: fx.GraphModule, pairs: Sequence[_Pair]
 
 def _pairs(net: Net, dense: nn.Module, octave: OctavifiedModule, values: Mapping[fx.Node, Any]) -> Iterator[_Pair]:
     for conv, target in targets(net, dense, values).items():
-        value = values[target.node]
-        nodes = tuple(value) if isinstance(value, Parts) else (value,)
         spec: Any = octave.get_submodule(str(conv.target)).spec
-        yield _Pair(target.node, nodes, spec)
+        yield _Pair(target.node, nodes_of(values[target.node]), spec)
 
 
 def _epoch(steps: Sequence[Batch], draw: torch.Generator) -> Iterator[Batch]:

@@ -55,9 +55,9 @@ def _conv_refusal(layer: Any) -> str:
 def changes_size(layer: Any) -> bool:
     """Whether a convolution at stride 1 would change a map's size on an axis that a low map has half of."""
     spec = conv_spec_of(layer, 0.0, 0.0)
-    sides = zip(spec.kernel_size, spec.dilation, spec.padding, spec.padding_after or spec.padding)
+    axes = zip(spec.kernel_size, spec.dilation, spec.sides)
     factors = map(max, FACTORS[len(spec.kernel_size)], spec.stride)  # a stride pools, too
-    return any(o > 1 and before + after != d * (k - 1) for o, (k, d, before, after) in zip(factors, sides))
+    return any(o > 1 and sum(sides) != d * (k - 1) for o, (k, d, sides) in zip(factors, axes))
 
 
 def _padding_of(layer: Any) -> Any:
@@ -77,8 +77,7 @@ def _border_refusal(layer: Any, shape: Any) -> str:
         return ""
     spec = conv_spec_of(layer, 0.0, 0.0)
     smallest = pooled_size(pooled_size(shape[2:], spec.stride), FACTORS[len(spec.kernel_size)])
-    sides = map(max, spec.padding, spec.padding_after or spec.padding)
-    fits = all(side < size + (mode == "circular") for side, size in zip(sides, smallest))
+    fits = all(max(sides) < size + (mode == "circular") for sides, size in zip(spec.sides, smallest))
     return "" if fits else f"padding_mode={mode!r}: the low map would be smaller than the padding"
 
 
@@ -144,7 +143,7 @@ def _conv_like(kind: Any, layer: Any, inputs: ChannelSplit, outputs: ChannelSpli
         alpha_in=inputs,
         alpha_out=outputs,
     )
-    return _with_state(made, layer)
+    return with_state(made, layer)
 
 
 def oct_conv_transpose(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
@@ -163,7 +162,7 @@ def oct_conv_transpose(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) 
         alpha_in=inputs,
         alpha_out=outputs,
     )
-    return _with_state(made, layer)
+    return with_state(made, layer)
 
 
 def linear(node: fx.Node, layer: Any) -> Step | None:
@@ -190,7 +189,7 @@ def oct_linear(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Mo
         alpha_in=inputs,
         alpha_out=outputs,
     )
-    return _with_state(made, layer)
+    return with_state(made, layer)
 
 
 FITTED = (oct_conv, oct_linear)  # what makes the layers whose weights a regression can choose
@@ -209,7 +208,7 @@ def batch_norm(kind: Any) -> Make:
             device="meta",
             alpha=split,
         )
-        return _with_state(made, layer)
+        return with_state(made, layer)
 
     return make
 
@@ -227,26 +226,26 @@ def frozen_batch_norm(layer: Any, split: ChannelSplit, outputs: ChannelSplit) ->
     """Of timm's ``FrozenBatchNormAct2d``."""
     made = FrozenOctBatchNorm2d()
     made.split, made.eps = split, layer.eps
-    return _with_state(made, layer)
+    return with_state(made, layer)
 
 
 def oct_prelu(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
     """Of ``nn.PReLU`` with a slope for each channel."""
     made = OctPReLU(layer.num_parameters, device="meta")
     made.split = split
-    return _with_state(made, layer)
+    return with_state(made, layer)
 
 
 def oct_group_norm(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
     """Of ``nn.GroupNorm``, and timm's with an activation."""
     made = OctGroupNorm(layer.num_groups, layer.num_channels, layer.eps, layer.affine, device="meta", alpha=split)
-    return _with_state(made, layer)
+    return with_state(made, layer)
 
 
 def oct_instance_norm(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
     """Of ``nn.InstanceNorm1d``, ``nn.InstanceNorm2d``, ``nn.InstanceNorm3d``: groups of one channel."""
     made = OctGroupNorm(layer.num_features, layer.num_features, layer.eps, layer.affine, device="meta", alpha=split)
-    return _with_state(made, layer)
+    return with_state(made, layer)
 
 
 def layer_norm(node: fx.Node, layer: Any) -> Step | None:
@@ -258,7 +257,7 @@ def oct_layer_norm(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn
     """Of ``nn.LayerNorm`` over channels, timm's ``LayerNorm`` and ``LayerNorm2d``, and torchvision's."""
     made = OctLayerNorm(layer.normalized_shape, layer.eps, layer.elementwise_affine, device="meta")
     made.split = split
-    return _with_state(made, layer)
+    return with_state(made, layer)
 
 
 def sample_drop(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
@@ -266,7 +265,7 @@ def sample_drop(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Mo
     return layer if isinstance(layer, SampleDrop) else SampleDrop(layer)
 
 
-def _with_state(made: nn.Module, layer: nn.Module) -> nn.Module:
+def with_state(made: nn.Module, layer: nn.Module) -> nn.Module:
     """Give the octave layer the parameters, buffers and children of the dense one."""
     made._parameters, made._buffers = dict(layer._parameters), dict(layer._buffers)
     made._non_persistent_buffers_set = set(layer._non_persistent_buffers_set)

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..nn._hooks import has_hooks
-from .layers import changes_size, conv_spec_of, is_plain_conv
+from .layers import changes_size, conv_spec_of, is_plain_conv, with_state
 from .maps import CONVS
 from .operations import is_in_place
 
@@ -127,20 +127,12 @@ def _padded(layer: Any, sides: list[int], mode: str) -> nn.Module | None:
         return None
     if any(stride not in (1, 2) for stride in layer.stride) or _has_own_state(layer):
         return None
-    own = [side for pair in _sides(layer)[::-1] for side in pair]
+    own = [side for pair in reversed(conv_spec_of(layer, 0.0, 0.0).sides) for side in pair]
     sides = sides + [0] * (len(own) - len(sides))
     modes = {layer.padding_mode, getattr(layer, "mode", "constant")}
     if modes != {"zeros", "constant"} or any(sides[len(own) :]) or (mode != "constant" and any(own)):
         return None
     return made_like(layer, axes, [a + b for a, b in zip(sides, own)], mode, _arguments(layer))
-
-
-def _sides(layer: Any) -> tuple[tuple[int, ...], ...]:
-    """Pixels that a convolution pads before and after each axis."""
-    if isinstance(layer, Padded):
-        return layer.pairs
-    spec = conv_spec_of(layer, 0.0, 0.0)
-    return tuple(zip(spec.padding, spec.padding_after or spec.padding))
 
 
 def _arguments(layer: Any) -> dict[str, Any]:
@@ -160,11 +152,7 @@ def made_like(layer: nn.Module, axes: int, sides: list[int], mode: str, argument
         inputs * arguments["groups"], outputs, tuple(kernel), bias=layer.bias is not None, device="meta", **arguments
     )
     made.sides, made.mode, made.training = sides, mode, layer.training
-    made._parameters, made._buffers = dict(layer._parameters), dict(layer._buffers)
-    made._non_persistent_buffers_set = set(layer._non_persistent_buffers_set)
-    for name, child in layer.named_children():
-        made.add_module(name, child)
-    return made  # type: ignore[no-any-return]
+    return with_state(made, layer)
 
 
 def _names(model: nn.Module, name: str) -> list[str]:

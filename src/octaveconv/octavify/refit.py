@@ -69,7 +69,7 @@ def refit(
         batches = [*pieces(batches[0], (images_in(batches[0]) + 1) // 2)]
     calls = {str(node.target): node for node in octave.graph.nodes if node.op == "call_module"}
     wanted_of = targets(net, dense, values)
-    held = [node for target in wanted_of.values() if target.other for node in _nodes(values[target.other])]
+    held = [node for target in wanted_of.values() if target.other for node in nodes_of(values[target.other])]
     twin = fx.GraphModule(dense, net.graph)
     theirs = _Stream(twin, batches, [target.node for target in wanted_of.values()])
     ours = _Stream(octave, batches, held)
@@ -89,7 +89,7 @@ def refit(
                 fit.add(x, wanted, pixels, batch % 2)
             fit.solve()
             theirs.let_go(target.node)
-            ours.let_go(*(() if target.other is None else _nodes(values[target.other])))
+            ours.let_go(*(() if target.other is None else nodes_of(values[target.other])))
 
 
 def targets(net: Net, dense: nn.Module, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Target]:
@@ -132,13 +132,14 @@ def _target(
     return Target(conv, norm)
 
 
-def _nodes(value: Any) -> list[fx.Node]:
+def nodes_of(value: Any) -> list[fx.Node]:
+    """The nodes of a value of the octave network: one, or those of its two parts."""
     return [*value] if isinstance(value, Parts) else [value]
 
 
 def _value(fit: _Fit, node: fx.Node, values: Mapping[fx.Node, Any], own: Mapping[fx.Node, Any]) -> Octave:
     """A value of the octave network, in two parts if the layer's output is."""
-    found = [own[part] for part in _nodes(values[node])]
+    found = [own[part] for part in nodes_of(values[node])]
     return Octave(*found) if len(found) == 2 else fit.parts(channels_second(node, found[0]))
 
 
