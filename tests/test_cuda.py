@@ -485,6 +485,7 @@ def test_by_the_kernel(kind, last, steps):
     assert (got - expected).abs().max() <= LIMITS[x.dtype] * expected.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INTERPRETED, reason="runs the kernel on the CPU")
 @pytest.mark.usefixtures("anywhere")
 def test_the_kernel_is_taken_where_it_is_the_fastest(monkeypatch):

@@ -77,7 +77,7 @@ def some_network():
 @pytest.mark.parametrize(
     ("make", "step"),
     [
-        (lambda: halving((0, 0.25, 0)), 35),
+        (lambda: halving((0, 0.25, 0)), 57),
         pytest.param(halving, 17, marks=pytest.mark.slow),
         pytest.param(some_network, 17, marks=pytest.mark.slow),
     ],

@@ -192,9 +192,12 @@ def test_large_maps(size):
     assert not difference(answer(model, x), answer(deployed, x))
 
 
-@pytest.mark.parametrize("first", range(0, 200, 20))
+SLOWLY = [pytest.param(first, marks=pytest.mark.slow) for first in range(60, 200, 20)]
+
+
+@pytest.mark.parametrize("first", [*range(0, 60, 20), *SLOWLY])
 def test_random_networks(first):
-    """Short ones; ``python experiments/fuzz_deploy.py`` tries thousands, and longer ones."""
+    """Short ones, all 200 in CI; ``python experiments/fuzz_deploy.py`` tries thousands, and longer ones."""
     with quick_captures():
         for seed in range(first, first + 20):
             compare(RandomNetwork(seed, 1 + seed % 3), seed)

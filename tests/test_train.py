@@ -107,7 +107,7 @@ VARIANTS = [
     [
         (VARIANTS[0], 1),
         (VARIANTS[1], 3),
-        (VARIANTS[4], 1),
+        pytest.param(VARIANTS[4], 1, marks=pytest.mark.slow),
         pytest.param(VARIANTS[2], 1, marks=pytest.mark.slow),
         pytest.param(VARIANTS[3], 3, marks=pytest.mark.slow),
     ],
