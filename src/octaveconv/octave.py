@@ -1,16 +1,19 @@
-"""Octave: the pair of feature maps that flows between layers, and the arithmetic on it."""
+"""Octave: the pair of feature maps that flows between layers."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from functools import reduce
-from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, fx
 
-from .resolution import Sizes, checked_factor, pool, pooled_size, upsample, whole
+from .arithmetic import JOINING, applied, called, combined, is_pair, way
+from .channels import ChannelSplit as ChannelSplit  # all that describes an octave can be imported from here
+from .channels import alpha_of as alpha_of
+from .channels import split_channels as split_channels
+from .resolution import Sizes, checked_factor, pool, pooled_size, upsample
 
 
 class Octave(NamedTuple):
@@ -22,8 +25,18 @@ class Octave(NamedTuple):
 
     Series have the shapes ``[N, C_high, L]`` and ``[N, C_low, ceil(L/2)]``; for volumes see `OctConv3d`.
 
-    ``+`` and ``*`` act part by part, so a residual block reads ``x + shortcut`` as usual. Being a NamedTuple it is
-    a pytree: it goes through ``nn.Sequential``, ``torch.compile`` and ``torch.export``.
+    ``+ - * / **`` act part by part: with another octave, with numbers and 0-d tensors, and with a number for each
+    channel, ``[C, 1, 1]``, ``[1, C, 1, 1]`` or ``[N, C, 1, 1]``, the high channels first. Activations and other
+    elementwise functions of PyTorch act on both parts (``F.relu(x)``, ``nn.ReLU()(x)``), and ``torch.cat`` of octaves
+    joins their channels; other functions are refused with the way to do it. ``to``, ``cpu``, ``cuda``, ``detach``,
+    ``clone`` and ``contiguous`` are those of both parts.
+
+    Being a NamedTuple it is a pytree: it goes through ``nn.Sequential``, ``torch.compile`` and ``torch.export``. A
+    plain tuple of two maps is taken wherever an octave is.
+
+    Raises:
+        TypeError: arithmetic with a tensor of full resolution, which has no low part: `Split` makes it an octave.
+        ValueError: arithmetic with other channels, or with an octave that has other parts.
 
     Source: section 3.1 of Chen et al., ICCV 2019.
 
@@ -38,161 +51,96 @@ class Octave(NamedTuple):
     high: Tensor | None
     low: Tensor | None = None
 
-    def __add__(self, other: Octave) -> Octave:  # type: ignore[override]  # a tuple would concatenate, silently
-        return octave_map(torch.add, self, _only_octave(other, "+"))
+    def __add__(self, other: Any) -> Octave:  # type: ignore[override]  # a tuple would concatenate, silently
+        return Octave(*combined(operator.add, self, other))
 
-    def __mul__(self, other: Octave) -> Octave:  # type: ignore[override]
-        return octave_map(torch.mul, self, _only_octave(other, "*"))
+    def __radd__(self, other: Any) -> Octave:
+        return Octave(*combined(operator.add, other, self))
+
+    def __sub__(self, other: Any) -> Octave:
+        return Octave(*combined(operator.sub, self, other))
+
+    def __rsub__(self, other: Any) -> Octave:
+        return Octave(*combined(operator.sub, other, self))
+
+    def __mul__(self, other: Any) -> Octave:  # type: ignore[override]
+        return Octave(*combined(operator.mul, self, other))
+
+    def __rmul__(self, other: Any) -> Octave:  # type: ignore[override]
+        return Octave(*combined(operator.mul, other, self))
+
+    def __truediv__(self, other: Any) -> Octave:
+        return Octave(*combined(operator.truediv, self, other))
+
+    def __rtruediv__(self, other: Any) -> Octave:
+        return Octave(*combined(operator.truediv, other, self))
+
+    def __pow__(self, other: Any) -> Octave:
+        return Octave(*combined(operator.pow, self, other))
+
+    def __neg__(self) -> Octave:
+        return Octave(*applied(operator.neg, self))
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.autograd.grad, torch.autograd.backward):  # they take tuples of tensors
+            return func(*map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
+        if func in JOINING:
+            return _joined(*args, **kwargs)
+        return Octave(*called(func, args, kwargs))
+
+    def to(self, *args: Any, **kwargs: Any) -> Octave:
+        """Both parts on another device, of another dtype or in another memory format, as ``Tensor.to``."""
+        return Octave(*applied(Tensor.to, self, *args, **kwargs))
+
+    def cpu(self) -> Octave:
+        """Both parts in the CPU's memory."""
+        return Octave(*applied(Tensor.cpu, self))
+
+    def cuda(self, *args: Any, **kwargs: Any) -> Octave:
+        """Both parts in a GPU's memory."""
+        return Octave(*applied(Tensor.cuda, self, *args, **kwargs))
+
+    def detach(self) -> Octave:
+        """Both parts without their history."""
+        return Octave(*applied(Tensor.detach, self))
+
+    def clone(self) -> Octave:
+        """Copies of both parts."""
+        return Octave(*applied(Tensor.clone, self))
+
+    def contiguous(self, *args: Any, **kwargs: Any) -> Octave:
+        """Both parts, dense in memory."""
+        return Octave(*applied(Tensor.contiguous, self, *args, **kwargs))
+
+    def dim(self) -> int:
+        """Dimensions of each part: 4 for images."""
+        return _one(self).dim()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the parts."""
+        return _one(self).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """That of the parts."""
+        return _one(self).device
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a part requires its gradient."""
+        return any(part is not None and part.requires_grad for part in self)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        cure = f": use {way(name)}" if hasattr(Tensor, name) else ""
+        raise AttributeError(f"an Octave, a pair of maps, has no attribute {name!r}{cure}")
 
 
+Octave.__array_ufunc__ = None  # type: ignore[attr-defined]  # numpy's scalars leave arithmetic to us
 torch.utils._pytree._register_namedtuple(Octave, serialized_type_name="octaveconv.Octave")  # for torch.export.save
 torch.serialization.add_safe_globals([Octave])  # two tensors: loading runs no code
-
-
-class ChannelSplit(NamedTuple):
-    """Which channels of a dense layer are high-frequency and which are low-frequency.
-
-    Every ``alpha`` of this package may be a ``ChannelSplit`` instead of a number. A concatenation needs one,
-    because each of its pieces has its own high and low channels.
-
-    Args:
-        high: number of high-frequency channels.
-        low: number of low-frequency channels.
-        cut: number of equal groups; the high channels come first inside each. It is 1 except next to a grouped
-            convolution, whose groups each have a high and a low part.
-        pieces: the splits of concatenated channels, if they differ. Use `then` to make such a split.
-
-    Raises:
-        ValueError: a layer is given a split that does not fit its channels.
-
-    Source: section 3.1 of Chen et al., ICCV 2019, splits one run of channels; groups and pieces are ours.
-
-    Example:
-        >>> import torch, octaveconv as oc
-        >>> split = oc.ChannelSplit(48, 16).then(oc.ChannelSplit(24, 8))  # 64 channels, then 32 others
-        >>> split.high, split.low, split.alpha
-        (72, 24, 0.25)
-        >>> x = oc.Octave(torch.ones(1, 72, 8, 8), torch.ones(1, 24, 4, 4))
-        >>> oc.OctConv2d(96, 64, 1, alpha_in=split)(x).high.shape
-        torch.Size([1, 64, 8, 8])
-    """
-
-    high: int
-    low: int
-    cut: int = 1
-    pieces: tuple[ChannelSplit, ...] = ()
-
-    @property
-    def contiguous(self) -> bool:
-        """Whether all high channels come first; `split` then returns views."""
-        return self.cut == 1 and not self.pieces
-
-    @property
-    def alpha(self) -> float:
-        """The low-frequency share; ValueError if there are no channels."""
-        if not self.high + self.low:
-            raise ValueError(f"{self} has no channels: give it high or low ones")
-        return self.low / (self.high + self.low)
-
-    def then(self, other: ChannelSplit) -> ChannelSplit:
-        """The split of a concatenation: these channels followed by the ``other`` ones.
-
-        Example:
-            >>> ChannelSplit(64, 0).then(ChannelSplit(24, 8)).then(ChannelSplit(24, 8))[:2]
-            (112, 16)
-        """
-        if other.pieces:
-            return reduce(ChannelSplit.then, other.pieces, self)
-        *before, last = self.pieces or (self,)
-        high, low = last.high + other.high, last.low + other.low
-        if not high or not low:  # one frequency: one piece
-            pieces = [ChannelSplit(high, low)]
-        elif other.cut == 1 and other[:2] == (last.high // last.cut, last.low // last.cut):  # one more of its groups
-            pieces = [ChannelSplit(high, low, last.cut + 1)]
-        else:
-            pieces = [last, other]
-        if not before and len(pieces) == 1:
-            return pieces[0]
-        return ChannelSplit(self.high + other.high, self.low + other.low, 1, (*before, *pieces))
-
-    def split(self, x: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
-        """Split dimension ``dim``, which is in dense order, into ``(high, low)``; they are views if `contiguous`.
-
-        PyTorch joins the gradients of the views in one pass, and in return forbids changing the views in place.
-        """
-        if self.pieces:
-            runs = x.split([piece.high + piece.low for piece in self.pieces], dim)
-            highs, lows = zip(*(piece.split(run, dim) for piece, run in zip(self.pieces, runs)))
-            return torch.cat(highs, dim), torch.cat(lows, dim)
-        if self.cut == 1:
-            high, low = x.split([self.high, self.low], dim)
-            return high, low
-        grouped = x.unflatten(dim, (self.cut, -1))  # [..., cut, C / cut, ...]
-        parts = grouped.split([self.high // self.cut, self.low // self.cut], dim + 1)
-        return parts[0].flatten(dim, dim + 1), parts[1].flatten(dim, dim + 1)
-
-    def split_any(self, x: Tensor | None, dim: int = 0) -> tuple[Tensor | None, Tensor | None]:
-        """`split`, or ``(None, None)`` for what is absent, such as a bias."""
-        return (None, None) if x is None else self.split(x, dim)
-
-    def high_first(self, x: Tensor, dim: int = 0) -> Tensor:
-        """Reorder dimension ``dim`` from dense order to high channels first; ``x`` itself if it is so already."""
-        return x if self.contiguous else torch.cat(self.split(x, dim), dim)
-
-    def join(self, high: Tensor | None, low: Tensor | None, dim: int = 0) -> Tensor:
-        """Join the two parts in dense order: the inverse of `split`. An absent part has no channels."""
-        parts = [part for part in (high, low) if part is not None]
-        if len(parts) == 1:
-            return parts[0]
-        if self.pieces:
-            highs = parts[0].split([piece.high for piece in self.pieces], dim)
-            lows = parts[1].split([piece.low for piece in self.pieces], dim)
-            runs = (piece.join(top, bottom, dim) for piece, top, bottom in zip(self.pieces, highs, lows))
-            return torch.cat([*runs], dim)
-        if self.cut == 1:
-            return torch.cat(parts, dim)
-        return torch.cat(
-            [part.unflatten(dim, (self.cut, part.shape[dim] // self.cut)) for part in parts], dim + 1
-        ).flatten(dim, dim + 1)
-
-
-def alpha_of(alpha: float | ChannelSplit) -> float:
-    """The low-frequency share as a plain number."""
-    return alpha.alpha if isinstance(alpha, ChannelSplit) else float(alpha)
-
-
-def split_channels(channels: int, alpha: float | ChannelSplit, cut: int = 1) -> ChannelSplit:
-    """Split ``channels`` as the original does: ``low = int(alpha * channels)``, truncated, and the rest is high.
-
-    A `ChannelSplit` given as ``alpha`` is checked and returned.
-
-    Raises:
-        ValueError: alpha is outside [0, 1], the shares cannot be divided among ``cut`` groups, or a given split has a
-            different number of channels.
-
-    Example:
-        >>> split_channels(64, 0.3)[:2]
-        (45, 19)
-    """
-    channels = whole("the number of channels", channels)
-    if isinstance(alpha, ChannelSplit):
-        if min(alpha[:2]) < 0 or alpha.high + alpha.low != channels:
-            raise ValueError(f"{channels} channels cannot be split into {alpha.high} high and {alpha.low} low ones")
-        if alpha.high % alpha.cut or alpha.low % alpha.cut:
-            raise ValueError(f"{alpha.high} high and {alpha.low} low channels cannot be cut into {alpha.cut} groups")
-        return alpha
-    if not isinstance(alpha, (float, int, Real)) or not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is the low-frequency share of the channels and must be in [0, 1], got {alpha!r}")
-    low = int(alpha * channels)
-    split = ChannelSplit(channels - low, low, cut)
-    if channels % cut or low % cut:
-        per_group = channels // cut
-        cure = ", ".join(f"{i / per_group:g}" for i in range(per_group + 1)) if per_group <= 16 else f"n/{per_group}"
-        raise ValueError(
-            f"{channels} channels at alpha {alpha} are {split.high} high and {low} low, which {cut} groups cannot "
-            f"share evenly: use an alpha of {cure}, or fewer groups"
-        )
-    return split
 
 
 def as_octave(x: Tensor | Octave) -> Octave:
@@ -202,6 +150,8 @@ def as_octave(x: Tensor | Octave) -> Octave:
         TypeError: ``x`` is neither a tensor nor an `Octave`.
         ValueError: it is an octave without any part.
     """
+    if not isinstance(x, Octave) and is_pair(x):
+        x = Octave(*x)  # plain tuples come back from `torch.utils.checkpoint` and from autograd functions
     parts = x if isinstance(x, Octave) else (x,)
     for part in parts:
         if not isinstance(part, (Tensor, fx.Proxy)) and (part is not None or len(parts) == 1):
@@ -322,9 +272,21 @@ def merge_tensor(
     return torch.cat([high, up], 1) if split is None else split.join(high, up, 1)
 
 
-def _only_octave(other: object, operator: str) -> Octave:
-    if not isinstance(other, Octave):
-        raise TypeError(
-            f"Octave {operator} {type(other).__name__} is not defined: use two octaves, or octaveconv.octave_map(fn, x)"
-        )
-    return other
+def _plain(x: Any) -> Any:
+    """A tuple of tensors in place of an octave, or of a sequence of them."""
+    if not isinstance(x, tuple | list):
+        return x
+    return tuple(part for one in x for part in (one if isinstance(one, Octave) else [one]) if part is not None)
+
+
+def _one(x: Octave) -> Tensor:
+    """The high part, or the low one where there is no high one."""
+    return next(part for part in x if part is not None)
+
+
+def _joined(tensors: Any, dim: int = 0) -> Octave:
+    """``torch.cat`` of octaves."""
+    octaves = [as_octave(x) for x in tensors] if isinstance(tensors, list | tuple) else []
+    if isinstance(tensors, Octave) or not octaves or dim not in (1, 1 - octaves[0].dim()):
+        raise TypeError(f"torch.cat joins the channels of a list of octaves, dim=1: use {way('cat')}")
+    return octave_cat(*octaves)

@@ -21,6 +21,14 @@ class OctConvNd(AlphaMarked):
     bias: Tensor | None
     spec: ConvSpec
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if "alpha" in kwargs:
+            raise TypeError(
+                f"{cls.__name__} has two alphas: alpha_in=, the share of its input, and alpha_out=, of its output; "
+                f"got alpha={kwargs['alpha']!r}"
+            )
+        return super().__new__(cls)
+
     def _set_spec(self, spec: ConvSpec, alpha_in: float | ChannelSplit, alpha_out: float | ChannelSplit) -> None:
         self.spec = spec
         self.alpha_in, self.alpha_out = self.alpha_mark = alpha_of(alpha_in), alpha_of(alpha_out)
