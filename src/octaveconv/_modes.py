@@ -36,12 +36,11 @@ def copied(model: Module, memo: dict[int, Any] | None = None) -> Module:
         UsageError: it cannot be copied.
     """
     try:
-        twin = copy.deepcopy(model, memo)
+        twin = copy.deepcopy(model, detached(model) | (memo or {}))
     except Exception as error:  # its own code, or that of what it holds
         raise UsageError(
             f"{type(model).__name__} cannot be copied, so that it could stay as it is ({type(error).__name__}: "
-            f"{str(error).partition('.')[0]}): remove what it keeps of a call. The weight_norm of torch.nn.utils "
-            f"keeps a computed weight: use that of torch.nn.utils.parametrizations"
+            f"{str(error).partition('.')[0]}): remove what it keeps of a call"
         ) from error
     if twin.training != model.training:
         twin.train(model.training)
@@ -49,6 +48,12 @@ def copied(model: Module, memo: dict[int, Any] | None = None) -> Module:
     for name, module in twin.named_modules(remove_duplicate=False):
         module.training = modes.get(name, module.training)
     return twin
+
+
+def detached(model: nn.Module) -> dict[int, Any]:
+    """For the memo of a deep copy: the tensors that modules keep of a call, as the old ``weight_norm`` does."""
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return {id(value): value.detach().clone() for value in kept if not value.is_leaf}
 
 
 def check_network(model: object, user: str) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from ..nn import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
+from ..nn.computed import computes_weight
 from .layers import (
+    COMPUTED,
     batch_norm,
     conv,
     conv_spec_of,
@@ -178,7 +179,9 @@ def handler_of(layer: Any) -> Handler | None:
     found = LAYERS.get(kind) or _by_name(kind) or _by_inheritance(kind)
     if isinstance(layer, nn.PReLU) and layer.num_parameters > 1:
         found = _SLOPES
-    return found if found is not None and found.fits(layer) and not is_parametrized(layer) else None
+    if found is None or not found.fits(layer):
+        return None
+    return found if found.make in COMPUTED or not computes_weight(layer) else None
 
 
 def _by_name(kind: type) -> Handler | None:

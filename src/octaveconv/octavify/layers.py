@@ -20,6 +20,7 @@ from ..nn import (
     SampleDrop,
     StandardizedOctConv2d,
 )
+from ..nn.computed import compute_like, parameter_names
 from ..octave import ChannelSplit
 from ..resolution import FACTORS, pooled_size
 from ..spec import ConvSpec, conv_spec
@@ -111,9 +112,9 @@ def conv_spec_of(layer: Any, inputs: float | ChannelSplit, outputs: float | Chan
 
 
 def is_plain_conv(layer: Any) -> bool:
-    """Whether it computes what PyTorch's convolution does, from the same parameters: with weight norm it has others."""
+    """Whether it computes what PyTorch's convolution does, from the same parameters, which may be computed ones."""
     kind: Any = CONVS[len(layer.kernel_size) - 1]
-    return type(layer)._conv_forward is kind._conv_forward and layer._parameters.keys() == {"weight", "bias"}
+    return type(layer)._conv_forward is kind._conv_forward and parameter_names(layer) == {"weight", "bias"}
 
 
 def oct_conv(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
@@ -193,6 +194,7 @@ def oct_linear(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Mo
 
 
 FITTED = (oct_conv, oct_linear)  # what makes the layers whose weights a regression can choose
+COMPUTED = (*FITTED, oct_conv_transpose)  # what makes layers whose weights may be computed
 
 
 def batch_norm(kind: Any) -> Make:
@@ -266,7 +268,8 @@ def sample_drop(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Mo
 
 
 def with_state(made: nn.Module, layer: nn.Module) -> nn.Module:
-    """Give the octave layer the parameters, buffers and children of the dense one."""
+    """Give the octave layer the parameters, buffers and children of the dense one, and how it computes its weight."""
+    compute_like(made, layer)
     made._parameters, made._buffers = dict(layer._parameters), dict(layer._buffers)
     made._non_persistent_buffers_set = set(layer._non_persistent_buffers_set)
     for name, child in layer.named_children():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .._modes import check_network, copied
+from .._modes import check_network, copied, eval_mode
 from .._text import did_you_mean
 from ..cost import image_size
 from .allocate import allocate, least_share
@@ -166,7 +166,8 @@ class _Conversion:
             return
         begin = time.perf_counter()
         try:
-            self.saliencies = saliencies(self.net, self.sample.fit)
+            with eval_mode(self.net.model):  # in training mode, reading a weight with spectral norm changes it
+                self.saliencies = saliencies(self.net, self.sample.fit)
         except (ValueError, RuntimeError, NotImplementedError) as error:  # whatever has no derivative
             reason = f"no gradients could be taken ({str(error).partition(chr(10))[0]})"
             if required:

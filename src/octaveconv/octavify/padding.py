@@ -13,9 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from ..nn._hooks import has_hooks
+from ..nn.computed import computes_weight, has_other_hooks
 from .layers import changes_size, conv_spec_of, is_plain_conv, with_state
 from .maps import CONVS
 from .operations import is_in_place
@@ -123,7 +123,7 @@ def _padded(layer: Any, sides: list[int], mode: str) -> nn.Module | None:
     """The convolution with padding in front, or None if it is not plain or has another kind of padding itself."""
     kinds = enumerate(zip(CONVS, PADDED), 1)
     axes = next((axes for axes, (kind, own) in kinds if type(layer).forward is kind.forward or type(layer) is own), 0)
-    if not axes or not is_plain_conv(layer) or is_parametrized(layer) or has_hooks(layer):
+    if not axes or not is_plain_conv(layer) or has_other_hooks(layer):
         return None
     if any(stride not in (1, 2) for stride in layer.stride) or _has_own_state(layer):
         return None
@@ -146,10 +146,10 @@ def _tuple(value: Any, axes: int) -> tuple[Any, ...]:
 
 def made_like(layer: nn.Module, axes: int, sides: list[int], mode: str, arguments: dict[str, Any]) -> nn.Module:
     """A convolution with a layer's parameters and children, and with padding of its own."""
-    weight: Any = layer.weight
-    outputs, inputs, *kernel = weight.shape
+    given: Any = layer
+    inputs = given.in_channels // given.groups * arguments["groups"]
     made: Any = PADDED[axes - 1](
-        inputs * arguments["groups"], outputs, tuple(kernel), bias=layer.bias is not None, device="meta", **arguments
+        inputs, given.out_channels, given.kernel_size, bias=given.bias is not None, device="meta", **arguments
     )
     made.sides, made.mode, made.training = sides, mode, layer.training
     return with_state(made, layer)
@@ -187,7 +187,7 @@ def _call_layers(graph: fx.Graph, model: nn.Module, kept: Collection[str]) -> No
         rest = {name: _tuple(given.get(name, 1), axes) for name in ("stride", "dilation")}
         padding, groups = given.get("padding", 0), given.get("groups", 1)
         numbers = [*rest["stride"], *rest["dilation"], groups, *_tuple(padding, axes)]
-        if owner in kept or is_parametrized(layer) or not all(type(number) is int for number in numbers):
+        if owner in kept or computes_weight(layer) or not all(type(number) is int for number in numbers):
             continue
         if calls[id(layer)] or len(_names(model, owner)) > 1 or _has_own_state(layer):
             continue

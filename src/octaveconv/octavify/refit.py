@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._modes import eval_mode
+from ..nn.computed import computes_weight
 from ..nn.conv import OctConvNd
 from ..nn.norm import OctBatchNormNd, at_least_single
 from ..octave import Octave, as_octave, octave_map
@@ -101,7 +102,8 @@ def targets(net: Net, dense: nn.Module, values: Mapping[fx.Node, Any]) -> dict[f
 def _is_fitted(net: Net, node: fx.Node) -> bool:
     if node.op != "call_module" or net.steps[node].handler is None:
         return False
-    return net.handler(node).make in FITTED and isinstance(net.module(node), OctConvNd)
+    layer = net.module(node)
+    return net.handler(node).make in FITTED and isinstance(layer, OctConvNd) and not computes_weight(layer)
 
 
 def _target(

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .._modes import detached
 from ..nn import Merge, Split
 from ..octave import ChannelSplit, Octave
 from ..resolution import Sizes, crop, pool
@@ -45,6 +46,7 @@ class OctavifiedModule(fx.GraphModule):
                 setattr(self, name, getattr(model, name))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OctavifiedModule:
+        memo.update(detached(self))
         twin = super().__deepcopy__(memo)
         for name in (*_STATE, *_CARRIED):
             if name in vars(self):

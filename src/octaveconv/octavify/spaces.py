@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..cost import path_macs
+from ..nn.computed import computes_weight
 from ..octave import ChannelSplit
 from ..resolution import Sizes
 from .maps import axes_of, conv_axes, halved_size, is_map, low_size, scale_of, shape_of, size_of
@@ -233,6 +234,7 @@ class Net:
                 and all(self.steps[user].role is Role.JOIN or scale_of(user) for user in node.users)
             )  # it is reordered, too
             has_own_order = step.handler is not None and step.handler.registered and step.handler.make is not None
+            has_own_order |= node.op == "call_module" and computes_weight(self.module(node))
             if (step.role is Role.OTHER and not is_gate) or has_own_order:
                 fixed |= {self.spaces.of(value) for value in (node, *node.all_input_nodes)}
         for space in fixed.copy():

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..nn._hooks import has_hooks
+from ..nn.computed import has_other_hooks
 from .handlers import FUNCTIONS, handler_of
 from .layers import sample_drop
 from .maps import CONVS, axes_of, is_channels_last, shape_of
@@ -46,7 +46,7 @@ def _layer_step(node: fx.Node, layer: nn.Module, kept: bool, called_again: bool,
         return replace(other, refusal="shares its weights with another layer")
     step = None
     if len(node.args) == 1 and not node.kwargs and shape_of(node.args[0]) is not None and shape_of(node) is not None:
-        if has_hooks(layer):
+        if has_other_hooks(layer):
             return replace(other, refusal="has hooks, which expect plain tensors")
         step = _step(node, handler, layer)
     step = step or other
