@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 import octaveconv as oc
+from octaveconv import cli
 from octaveconv.models import create
 from octaveconv.weights import checkpoints, pickles, read
 
@@ -173,6 +175,49 @@ def test_octavified_networks_load_checkpoints_of_their_own_kind_alone(tmp_path):
     for model in (other, dense):
         with pytest.raises(ValueError, match=r"c\.pth holds the weights of an octavified network"):
             timm.models.load_checkpoint(model, str(tmp_path / "c.pth"))
+
+
+@pytest.mark.parametrize(
+    ("beside", "names"),
+    [
+        ({"classes": ["0", "1", "10", "2"]}, ["0", "1", "10", "2"]),
+        ({"class_to_idx": {"a": 1, "b": 0, "c": 3, "d": 2}}, ["b", "a", "d", "c"]),
+        ({"meta": {"CLASSES": ("a", "b", "c", "d")}}, ["a", "b", "c", "d"]),
+        ({"hyper_parameters": {"class_names": ["a", "b", "c", "d"]}}, ["a", "b", "c", "d"]),
+        ({"classes": ["a", "b"]}, None),
+        ({"classes": 4}, None),
+        ({"classes": {"a": 7}, "class_names": [1, 2, 3, 4]}, None),
+    ],
+)
+def test_names_of_classes(tmp_path, beside, names):
+    torch.save({"model": {"fc.weight": torch.ones(4, 2)}} | beside, tmp_path / "c.pth")
+    assert read(tmp_path / "c.pth").about.label_names == names
+
+
+def test_a_checkpoints_own_classes_decide(tmp_path, capsys):
+    model = timm.create_model("test_resnet", num_classes=3)
+    for name in ("1", "10", "2"):  # as torchvision's ImageFolder sorts them
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / name / "0.png")
+    argv = [
+        "eval",
+        "test_resnet",
+        "--data",
+        str(tmp_path / "data"),
+        "--workers",
+        "0",
+        "--size",
+        "32",
+        "--device",
+        "cpu",
+    ]
+    for beside, told in [
+        ({}, "natural order, class 1 is '2'; torchvision's ImageFolder sorts names as text, so there it is '10'"),
+        ({"classes": ["1", "10", "2"]}, "its classes are numbered as in the weights"),
+    ]:
+        torch.save({"model": model.state_dict()} | beside, tmp_path / "c.pth")
+        assert cli.main([*argv, "--checkpoint", str(tmp_path / "c.pth")]) == 0
+        assert told in capsys.readouterr().out
 
 
 class Bomb:

@@ -16,6 +16,8 @@ _DEEPEST = 3  # levels of these
 _PARALLEL = ("module.",)  # of DataParallel and AveragedModel: no network has it itself
 _ATTRIBUTES = ("model.", "net.")  # where Lightning's modules keep their network
 _COMPILED = "_orig_mod."  # by torch.compile, also around a part
+_CLASS_NAMES = ("label_names", "class_names", "classes", "CLASSES", "class_to_idx")
+_SETTINGS = ("meta", "hyper_parameters")  # of OpenMMLab's checkpoints and of Lightning's
 _MARKS = {"alpha", "octavify"}
 _AVERAGED = "n_averaged"  # AveragedModel's counter
 
@@ -84,3 +86,21 @@ def root_metadata(state: Mapping[str, Tensor]) -> dict[str, Any]:
     modules: Mapping[str, Any] = getattr(state, "_metadata", {})
     of_root = [found for name, found in modules.items() if not name or not unwrapped(f"{name}.")]
     return next((found for found in of_root if _MARKS & found.keys()), {})
+
+
+def class_names(found: Any) -> list[str] | None:
+    """The names of the classes that a checkpoint keeps beside its weights, in order; None if it keeps none.
+
+    Example:
+        >>> class_names({"model": {}, "class_to_idx": {"dog": 1, "cat": 0}})
+        ['cat', 'dog']
+    """
+    places = [found, *(found.get(key) for key in _SETTINGS)] if isinstance(found, Mapping) else []
+    for place in places:
+        for key in _CLASS_NAMES:
+            names = place.get(key) if isinstance(place, Mapping) else None
+            if isinstance(names, Mapping) and {*names.values()} == {*range(len(names))}:
+                names = sorted(names, key=names.__getitem__)
+            if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+                return [*names]
+    return None

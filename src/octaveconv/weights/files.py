@@ -229,7 +229,11 @@ def of_state(path: Path, state: Any, averaged: bool = True) -> Weights:
     about = replace(
         about, **{key: value for key in ("alpha", "octavify") if (value := getattr(marks, key)) is not None}
     )
-    return _plain(path, state, about)
+    found, names = _plain(path, state, about), checkpoints.class_names(outer)
+    if names is None or about.label_names or found.num_classes != len(names):
+        return found
+    classes = {"label_names": names, "num_classes": len(names)}
+    return found._replace(about=replace(about, pretrained_cfg=about.pretrained_cfg | classes))
 
 
 def load(model: nn.Module, path: str | os.PathLike[str], strict: bool = True, averaged: bool = True) -> Any:
