@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
 from typing import Any
 
-import timm.models._factory
-import timm.models._helpers
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
-from torch import nn
 
-from ..octavify.rewrite import OctavifiedModule
 from ..weights import files as weights
 from ..weights.pretrained import fetch_converted
 from ._build import OctNet
+from ._octavified import saved_file
 from ._published import PUBLISHED, Published
 
 
@@ -91,51 +87,14 @@ def _weights(cls: type[OctNet], name: str, arguments: dict[str, Any], kwargs: di
         bare = cls(
             **arguments, **{key: kwargs[key] for key in ("alpha",) if key in kwargs}, num_classes=source.num_classes
         )
-    if source.file and source.source != "local-dir":
-        return dict(state_dict=weights.read(source.file).state_dict(bare))
+    named = source.file if source.source != "local-dir" else None
+    if file := named or saved_file(source, kwargs.get("cache_dir")):
+        return dict(state_dict=weights.read(file).state_dict(bare))
     if not source.url or source.source == "hf-hub":
         return {}
     record = PUBLISHED.get(name)
     known = (record.sha256, record.size) if record and record.url == source.url else (None, None)
     return dict(file=str(fetch_converted(bare, name, source.url, *known, kwargs.get("cache_dir"))))
-
-
-def _load_checkpoint(model: Any, checkpoint_path: str, *args: Any, **kwargs: Any) -> Any:
-    if isinstance(model, (OctNet, OctavifiedModule)):
-        return _load_ours(model, checkpoint_path, *args, **kwargs)
-    weights.refuse(checkpoint_path, weights.architecture(model))
-    return _timm_load_checkpoint(model, checkpoint_path, *args, **kwargs)
-
-
-def _load_ours(
-    model: nn.Module, path: str, use_ema: bool = True, device: Any = "cpu", strict: bool = True, **others: Any
-) -> Any:
-    """timm's arguments, of which ``weights_only`` and ``device`` do not matter here."""
-    if others.get("remap") or others.get("filter_fn"):
-        raise ValueError("remap and filter_fn are not for octave networks: load the state_dict by hand")
-    return weights.load(model, path, strict, use_ema)
-
-
-def _clean_state_dict(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """timm's, but the result still says of which alpha the weights are."""
-    cleaned: Any = OrderedDict(_timm_clean_state_dict(state_dict))
-    modules = getattr(state_dict, "_metadata", {})
-    cleaned._metadata = OrderedDict(
-        (key[:-1], value)
-        for name, value in modules.items()
-        for key in _timm_clean_state_dict({f"{name}." if name else "": None})
-    )
-    return cleaned  # type: ignore[no-any-return]
-
-
-# timm reads checkpoints without a hook for other kinds of files, and drops what a state dict says of itself. So we
-# replace two of its functions, here and nowhere else; for networks that are not ours they call the originals.
-_timm_load_checkpoint = timm.models.load_checkpoint
-_timm_clean_state_dict = timm.models.clean_state_dict
-for _module in (timm.models, timm.models._helpers, timm.models._factory):
-    _module.load_checkpoint = _load_checkpoint
-for _module in (timm.models, timm.models._helpers):
-    _module.clean_state_dict = _clean_state_dict
 
 
 def _published_cfg(record: Published) -> dict[str, Any]:
