@@ -213,7 +213,7 @@ def test_foreign_files_still_go_to_timm(tmp_path, monkeypatch):
     torch.save({"state_dict": dense.state_dict(), "settings": Settings()}, tmp_path / "foreign.pth")
     torch.save(dense.state_dict(), tmp_path / "dense.pth")
     given = []
-    monkeypatch.setattr("octaveconv.models._registry._timm_load_checkpoint", lambda model, path: given.append(path))
+    monkeypatch.setattr("octaveconv.models._timm._load_checkpoint", lambda model, path: given.append(path))
     paths = [str(tmp_path / name) for name in ("foreign.pth", "dense.pth", "nothing.pth")]
     for path in paths:
         timm.create_model(OCTAVIFIED, num_classes=3, checkpoint_path=path)

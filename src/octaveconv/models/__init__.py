@@ -1,5 +1,6 @@
 """The networks; importing this package registers them with timm."""
 
+from . import _timm as _timm
 from ._published import COSTS, PUBLISHED, Published, published
 from .create import create
 from .oct_densenet import OctDenseNet

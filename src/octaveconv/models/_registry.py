@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import timm.models._factory
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
@@ -13,6 +12,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from ..weights import files as weights
 from ..weights.pretrained import fetch_converted
 from ._build import OctNet
+from ._octavified import saved_file
 from ._published import PUBLISHED, Published
 
 
@@ -87,26 +87,14 @@ def _weights(cls: type[OctNet], name: str, arguments: dict[str, Any], kwargs: di
         bare = cls(
             **arguments, **{key: kwargs[key] for key in ("alpha",) if key in kwargs}, num_classes=source.num_classes
         )
-    if source.file and source.source != "local-dir":
-        return dict(state_dict=weights.read(source.file).state_dict(bare))
+    named = source.file if source.source != "local-dir" else None
+    if file := named or saved_file(source, kwargs.get("cache_dir")):
+        return dict(state_dict=weights.read(file).state_dict(bare))
     if not source.url or source.source == "hf-hub":
         return {}
     record = PUBLISHED.get(name)
     known = (record.sha256, record.size) if record and record.url == source.url else (None, None)
     return dict(file=str(fetch_converted(bare, name, source.url, *known, kwargs.get("cache_dir"))))
-
-
-def _load_checkpoint(model: Any, checkpoint_path: str, *args: Any, **kwargs: Any) -> Any:
-    if isinstance(model, OctNet):
-        return weights.load(model, checkpoint_path)
-    weights.refuse(checkpoint_path, weights.architecture(model))
-    return _timm_load_checkpoint(model, checkpoint_path, *args, **kwargs)
-
-
-# timm.create_model(..., checkpoint_path=F) has no hook for other kinds of files, so we replace a function of timm's,
-# here and nowhere else. For networks that are not ours it calls the original.
-_timm_load_checkpoint = timm.models._factory.load_checkpoint
-timm.models._factory.load_checkpoint = _load_checkpoint
 
 
 def _published_cfg(record: Published) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def create(
         model = _made(name, pretrained, given)
         if file is not None:
             model = model if file.about.octavify is None else rebuild(model, file.about.octavify)
-            _load(model, file, name, given)
+            load_weights(model, file, name, given)
     except ValueError as error:
         if told := _mismatch(name, model_args, file, error):
             raise ValueError(told) from error
@@ -283,7 +283,7 @@ def _shown(given: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in given.items() if key != "pretrained_cfg_overlay")
 
 
-def _load(model: nn.Module, file: weights.Weights, name: str, given: Mapping[str, Any]) -> None:
+def load_weights(model: nn.Module, file: weights.Weights, name: str, given: Mapping[str, Any]) -> None:
     """Load a file's weights, without those of a classifier that has another number of classes."""
     rebuilt = file.about.octavify is not None
     if file.num_classes in (None, model.num_classes):

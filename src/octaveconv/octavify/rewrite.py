@@ -25,6 +25,7 @@ _STATE = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 # What timm, torchvision and our verbs ask a network, and how to rebuild it.
 _CARRIED = (
     "num_classes", "num_features", "pretrained_cfg", "default_cfg", "out_channels", "conversion", "model_args",
+    "_model_args", "_traits",
 )  # fmt: skip
 _INTERPOLATE = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")  # its order
 

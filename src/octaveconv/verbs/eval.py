@@ -53,13 +53,14 @@ def run(args: argparse.Namespace) -> Any:
         name, weights, asked, make = _network(args)  # at once; listing the images may take minutes
         dataset = open_dataset(args.data, args.split)
         model = make(dataset.num_classes)
+        notes = _notes_on_classes(evaluate.label_names(model), dataset.classes or [], weights)
         if evaluate.renamed(model, dataset) and {*evaluate.label_names(model)} & {*(dataset.classes or ())}:
             dataset = open_dataset(args.data, args.split, classes=evaluate.label_names(model))  # some have no images
         settings = evaluate.EvalSettings(
             args.size, args.batch_size, device, args.dtype, workers=args.workers, skip_corrupt=args.skip_corrupt
         )
         if is_first:
-            say(f"{name}, {weights}{asked}; {dataset.source}", *dataset.notes)
+            say(f"{name}, {weights}{asked}; {dataset.source}", *dataset.notes, *notes)
             if evaluate.renamed(model, dataset):
                 say("its classes have other names than those of the weights: they are taken in the same order")
         is_stream = isinstance(dataset, Stream)  # which ends at its first error
@@ -82,6 +83,20 @@ def run(args: argparse.Namespace) -> Any:
         if args.results_file:
             _csv.append_row(args.results_file, evaluate.COLUMNS, figures)
     return figures
+
+
+def _notes_on_classes(known: list[str], found: list[str], weights: str) -> list[str]:
+    """What is to be said of the order of the classes: the names that the weights know, and those of the folders."""
+    if known and known != found and {*known} == {*found}:
+        return ["its classes are numbered as in the weights, which is not the natural order of the folders' names"]
+    if known or found == sorted(found) or not Path(weights).is_file():
+        return []
+    number = next(i for i, pair in enumerate(zip(found, sorted(found))) if pair[0] != pair[1])
+    return [
+        f"{weights} does not name its classes: they are taken in natural order, class {number} is {found[number]!r}; "
+        f"torchvision's ImageFolder sorts names as text, so there it is {sorted(found)[number]!r}: if the weights were "
+        f"trained so, put the names into the checkpoint, as its entry 'classes'"
+    ]
 
 
 def _network(args: argparse.Namespace) -> tuple[str, str, str, Callable[[int | None], Any]]:

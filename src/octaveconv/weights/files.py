@@ -7,6 +7,7 @@ It reads the original's MXNet files (also as tar, gzip, xz), safetensors, and Py
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from .. import _atomic, _checksum, _yaml
@@ -24,10 +24,9 @@ from .._text import one_line
 from ..about import About
 from ..mxnet.container import HEAD, kind_of
 from ..mxnet.params import load_mxnet
-from . import keymaps, pickles
+from . import checkpoints, keymaps, pickles
 
 IN_RUNS = ("model.safetensors", "best.pth", "last.pth", "last.prev.pth")  # the weights in a run folder, best first
-_NESTED = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")  # timm's order, and a run's averaged weights
 _CLASSIFIERS = (
     "fc.weight",
     "arg:classifier_weight",
@@ -62,7 +61,8 @@ class Weights(NamedTuple):
     def num_classes(self) -> int | None:
         """The number of classes, if there is a classifier."""
         recorded = self.about.pretrained_cfg.get("num_classes")
-        heads = (self.tensors[name] for name in _CLASSIFIERS if name in self.tensors)
+        named = {checkpoints.unwrapped(name): tensor for name, tensor in self.tensors.items()}
+        heads = (named[name] for name in _CLASSIFIERS if name in named)
         return next((len(head) for head in heads if head.ndim), recorded)
 
     def state_dict(self, model: nn.Module, rebuilt: bool = False) -> dict[str, Tensor]:
@@ -75,25 +75,31 @@ class Weights(NamedTuple):
         Raises:
             ValueError: they belong to another network, or to another alpha; the message lists what does not fit.
         """
-        if self.about.octavify is not None and not rebuilt:
+        own = json.loads(json.dumps(getattr(model, "conversion", None)))  # as plain as what is recorded
+        if self.about.octavify is not None and not rebuilt and self.about.octavify != own:
             raise _is_octavified(self.file, self.about.model or architecture(model))
-        keymap = keymaps.keymap_for(self.tensors, model)
-        if keymap is not None:
-            try:
-                return keymaps.to_state_dict(keymaps.fold_fixed_norms(self.tensors), model, keymap)
-            except ValueError as error:
-                raise ValueError(f"{self.file}: {error}") from error
+        try:
+            tensors = checkpoints.plain(self.tensors, model.state_dict())
+            keymap = keymaps.keymap_for(tensors, model)
+            if keymap is not None:
+                return keymaps.to_state_dict(keymaps.fold_fixed_norms(tensors), model, keymap)
+        except ValueError as error:
+            raise ValueError(f"{self.file}: {error}") from error
         alpha = getattr(model, "alpha", 0)
         mark = self.about.alpha
         if mark not in (None, 0, alpha):
             raise ValueError(
                 f"{self.file} has weights of alpha {mark}, the network has alpha {alpha}: create it at alpha {mark}"
             )
-        return self.tensors
+        return tensors
 
 
-def read(path: str | os.PathLike[str]) -> Weights:
+def read(path: str | os.PathLike[str], averaged: bool = True) -> Weights:
     """Read a file of weights, or those of a run folder: the final ones, or else those of its best checkpoint.
+
+    Args:
+        path: the file or folder.
+        averaged: of a checkpoint, take the averaged weights if it has some.
 
     Raises:
         ValueError: it is not such a file, is damaged, or holds objects that only running code could restore;
@@ -107,7 +113,7 @@ def read(path: str | os.PathLike[str]) -> Weights:
     if kind_of(head):
         return Weights(path, load_mxnet(path))
     check_sum(path)
-    found = _read_safetensors(path) if head[8:9] == b"{" else of_state(path, _load(path))
+    found = _read_safetensors(path) if head[8:9] == b"{" else of_state(path, _load(path), averaged)
     recipe = given / "config.yaml"
     if found.about.model_args or not (given.is_dir() and recipe.is_file()):
         return found
@@ -164,14 +170,21 @@ def _read_safetensors(path: Path) -> Weights:
         with safe_open(path, "pt") as file:
             about = About.read(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-            return Weights(path, tensors, about)
     except Exception as error:  # a foreign or damaged file may make safetensors raise anything
         raise ValueError(f"{path} is damaged: {one_line(error) or type(error).__name__}") from error
+    return _plain(path, tensors, about)
+
+
+def _plain(path: Path, state: Mapping[str, Tensor], about: About) -> Weights:
+    try:
+        return Weights(path, checkpoints.plain(state), about)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _load(path: Path) -> Any:
     try:
-        return pickles.read(path)
+        return pickles.read(path, skip=True)
     except ValueError as error:
         raise ValueError(
             f"{path} is not an MXNet or safetensors file, and PyTorch cannot read it with weights_only=True ({error}): "
@@ -179,27 +192,32 @@ def _load(path: Path) -> Any:
         ) from error
 
 
-def of_state(path: Path, state: Any) -> Weights:
+def of_state(path: Path, state: Any, averaged: bool = True) -> Weights:
     """The weights in what PyTorch has read from a file: a state dict, or a checkpoint that holds one.
+
+    Args:
+        path: the file, for messages.
+        state: what it holds.
+        averaged: take averaged weights if there are some.
 
     Raises:
         ValueError: there is none in it, or what it says of itself is not what it should be.
     """
     about, outer = About(), state
-    if isinstance(state, Mapping):
-        state = next((state[key] for key in _NESTED if isinstance(state.get(key), Mapping)), state)
-    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+    state = checkpoints.state_dict_in(outer, averaged)
+    if state is None:
+        if kind := checkpoints.whole_network(outer):
+            raise ValueError(
+                f"{path} holds a whole {kind}, which only running its code could restore: where it was written, load "
+                f"it (torch.load with weights_only=False, if you trust it) and save its state_dict() instead"
+            )
         raise ValueError(f"{path} does not hold a state dict")
     if wrong := [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]:
         raise ValueError(
             f"{path} does not hold a state dict alone: its entry {str(wrong[0])[:60]!r} is not a named tensor"
         )
     try:
-        modules = getattr(state, "_metadata", {})
-        names = ("", "module", "_orig_mod")
-        root: dict[str, Any] = next(
-            (modules[name] for name in names if {"alpha", "octavify"} & modules.get(name, {}).keys()), {}
-        )
+        root = checkpoints.root_metadata(state)
         if isinstance(outer.get("about"), Mapping):
             about = About.read(outer["about"])
         elif isinstance(outer.get("recipe"), Mapping):
@@ -211,12 +229,16 @@ def of_state(path: Path, state: Any) -> Weights:
     about = replace(
         about, **{key: value for key in ("alpha", "octavify") if (value := getattr(marks, key)) is not None}
     )
-    return Weights(path, clean_state_dict(dict(state)), about)
+    found, names = _plain(path, state, about), checkpoints.class_names(outer)
+    if names is None or about.label_names or found.num_classes != len(names):
+        return found
+    classes = {"label_names": names, "num_classes": len(names)}
+    return found._replace(about=replace(about, pretrained_cfg=about.pretrained_cfg | classes))
 
 
-def load(model: nn.Module, path: str | os.PathLike[str], strict: bool = True) -> Any:
+def load(model: nn.Module, path: str | os.PathLike[str], strict: bool = True, averaged: bool = True) -> Any:
     """Load a file of weights into one of our networks; returns what ``load_state_dict`` returns."""
-    return model.load_state_dict(read(path).state_dict(model), strict=strict)
+    return model.load_state_dict(read(path, averaged).state_dict(model), strict=strict)
 
 
 def refuse(path: str | os.PathLike[str], name: str = "...") -> None:
@@ -242,7 +264,7 @@ def refuse(path: str | os.PathLike[str], name: str = "...") -> None:
 def _is_marked_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Whether a PyTorch checkpoint, or a state dict in it, is marked as an octavified network's."""
     try:
-        state = pickles.read(path, "meta")
+        state = pickles.read(path, "meta", skip=True)
         states = [state, *(state.values() if isinstance(state, Mapping) else ())]
         modules = [module for found in states for module in getattr(found, "_metadata", {}).values()]
         return any("octavify" in module for module in modules)
