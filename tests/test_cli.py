@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import sys
@@ -48,7 +49,7 @@ def test_what_verbs_share_comes_in_one_order(capsys, verb):
     assert found == sorted(found)
 
 
-WITH_MODEL = ["cost", "bench", "convert", "octavify", "eval", "train", "export"]
+WITH_MODEL = ["cost", "bench", "convert", "octavify", "eval", "predict", "train", "export"]
 
 
 @pytest.mark.parametrize("verb", WITH_MODEL)
@@ -241,6 +242,16 @@ def test_a_file_that_is_not_there_is_wrong_use(capsys, tmp_path, argv, kind):
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert err.count("zz.pth") == 1
     assert "Errno" not in err
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(monkeypatch, capsys):
+    """As in ``octaveconv env | true``."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open(theirs, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert cli.main(["env"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_version(capsys):

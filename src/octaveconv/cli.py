@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 
 from ._text import did_you_mean, reason, say, shown
 from .errors import MissingExtra, UsageError
-from .verbs import bench, convert, cost, doctor, env, eval, export, models, octavify, quickstart, report, train
+from .verbs import bench, convert, cost, doctor, env, eval, export, models, octavify, predict, quickstart, report, train
 from .verbs._arguments import check_outputs
 
 # A verb imports what it needs when it runs: timm, scikit-learn and matplotlib take their time.
@@ -25,6 +26,7 @@ VERBS = {
     "convert": convert,
     "octavify": octavify,
     "eval": eval,
+    "predict": predict,
     "train": train,
     "export": export,
     "report": report,
@@ -63,9 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        sys.stdout.flush()  # so that a reader who is gone shows here
         return int(args.verb == "doctor" and figures["problems"] > 0)
     except (UsageError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         return _fail(error, 2)
+    except BrokenPipeError:  # whoever reads the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes what is left
+        return 0
     except (MissingExtra, OSError, ValueError, RuntimeError, AssertionError) as error:  # the last is timm's
         return _fail(error, 1)
     except KeyboardInterrupt:

@@ -46,7 +46,7 @@ def check_outputs(args: argparse.Namespace) -> None:
         UsageError: a folder stands where a file is to be written, or the other way round.
         OSError: the place cannot be written to.
     """
-    for name in ("json", "out", "plot", "results_file"):
+    for name in ("json", "out", "plot", "csv", "results_file"):
         path: Path | None = getattr(args, name, None)
         if path is None or path.is_fifo() or path.is_char_device() or (name == "out" and getattr(args, "resume", None)):
             continue
@@ -100,22 +100,18 @@ def add_model(
 
 def add_alpha(parser: argparse.ArgumentParser) -> None:
     """``--alpha A``."""
-    parser.add_argument(
-        "--alpha", metavar="A", type=float, help="low-frequency share of the channels (the network's own)"
-    )
+    parser.add_argument("--alpha", metavar="A", type=float, help="share of low channels (the network's own)")
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """``--checkpoint FILE``."""
-    parser.add_argument(
-        "--checkpoint", metavar="FILE", type=Path, help="file of weights, or run folder (published weights, or random)"
-    )
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="its weights: a file, or a run folder")
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> None:
     """``--model-args V``."""
     parser.add_argument(
-        "--model-args", metavar="V", type=mapping, help="more arguments of the network: '{width: 8}' (those recorded)"
+        "--model-args", metavar="V", type=mapping, help="its other arguments: '{width: 8}' (those recorded)"
     )
 
 

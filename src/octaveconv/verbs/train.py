@@ -223,5 +223,6 @@ def _tell_next(folder: Any, recipe: Recipe) -> None:
     say(
         f"the network: {folder.path / 'model.safetensors'}; next:",
         f"  octaveconv eval {path} --data {data}",
+        f"  octaveconv predict {path} IMAGE",
         f"  octaveconv export {path} --out {path}/model.onnx",
     )
