@@ -124,6 +124,12 @@ def source(name: str, checkpoint: Checkpoint = None) -> tuple[str, weights.Weigh
         UsageError: timm does not know the network, or the file does not say which it is.
         ValueError, OSError: the file cannot be read.
     """
+    for given in (name, checkpoint):
+        if isinstance(given, (str, os.PathLike)) and Path(given).suffix == ".octave" and Path(given).is_file():
+            raise UsageError(
+                f"{given} is a deployed network, for octaveconv eval and predict and for load_deployed: give the "
+                f"weights that it was made from"
+            )
     if checkpoint is None and isinstance(name, (str, os.PathLike)) and _is_place(name):
         file = weights.read(Path(name))
         if file.about.model is None:
