@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from helpers import run, shorten_quickstart
+from safetensors.torch import save
 
 from octaveconv import cli, quickstart
+from octaveconv.train import recipe
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -48,7 +53,7 @@ def test_what_verbs_share_comes_in_one_order(capsys, verb):
     assert found == sorted(found)
 
 
-WITH_MODEL = ["cost", "bench", "convert", "octavify", "eval", "train", "export"]
+WITH_MODEL = ["cost", "bench", "convert", "octavify", "eval", "predict", "train", "export"]
 
 
 @pytest.mark.parametrize("verb", WITH_MODEL)
@@ -180,7 +185,11 @@ def test_without_matplotlib_the_figures_are_not_lost(capsys, monkeypatch, tmp_pa
         ),
         (["bench", "oct_resnet18", "--dense", "foo"], "neither timm nor torchvision has a network 'foo'"),
         (["bench", "oct_resnet18", "--dense", "torchvison/resnet18"], "did you mean torchvision?"),
-        ([], "required: VERB"),
+        (["--json"], "required: VERB"),
+        (["eval", "--data", "x"], "required: MODEL"),
+        (["export", "--out", "x.onnx"], "required: MODEL"),
+        (["train", "--recipe", "recipes/cifar1.yaml"], "there is no recipe recipes/cifar1.yaml: did you mean cifar10?"),
+        (["train", "--recipe", "no/mobilenetv1.yaml"], "did you mean mobilenetv1, of this package?"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(capsys, argv, message):
@@ -190,6 +199,72 @@ def test_wrong_use_is_one_line_and_exit_code_2(capsys, argv, message):
     assert message in err
     assert len(err.splitlines()) == 1
     assert "did you mean" in message or "did you mean" not in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "messages"),
+    [
+        (
+            ["eval", "--data", "x", "--workers", "-1", "--dtype", "fp8"],
+            ["from 0 up, got '-1'", "'fp8'", "required: MODEL"],
+        ),
+        (["eval", "resnet18", "--size", "0", "--json", "{d}"], ["required: --data", "from 1 up, got '0'"]),
+        (["cost", "resnet18", "--size", "0", "--json", "{d}"], ["from 1 up, got '0'", "--json {d} is a folder"]),
+        (
+            ["train", "oct_resnet81", "--data", "{d}", "--threads", "0", "--lr", "x", "--json", "{d}"],
+            ["'0'", "lr must", "--json", "oct_resnet18"],
+        ),
+        (["train", "--recipe", "{d}/none", "--threads", "0", "--lr", "x"], ["'0'", "there is no recipe", "lr must be"]),
+        (["train", "--resume", "{d}", "--device", "cud", "--threads", "0"], ["did you mean cuda?", "got '0'"]),
+    ],
+)
+def test_all_that_is_wrong_comes_together(capsys, tmp_path, argv, messages):
+    code, out, err = run(capsys, *(word.format(d=tmp_path) for word in argv))
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert f"octaveconv: {len(messages)} things are wrong: (1) " in err
+    for message in messages:
+        assert message.format(d=tmp_path) in err
+
+
+def test_alone_it_shows_its_help(capsys):
+    code, out, err = run(capsys)
+    assert (code, err) == (0, "")
+    assert out == run(capsys, "--help")[1]
+
+
+def test_the_help_of_train_has_every_option_that_is_not_a_field(capsys):
+    assert {"--device", "--threads", "--name", "--tensorboard"} <= {*run(capsys, "train", "--help")[1].split()}
+
+
+def test_recipes_have_names(capsys, tmp_path, monkeypatch):
+    code, out, _ = run(capsys, "train", "--recipe", "list")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == sorted(recipe.included())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cifar10").mkdir()  # of images
+    assert recipe.find(Path("cifar10")).name == "cifar10.yaml"
+    (tmp_path / "ablation").write_text("epochs: 1\n")
+    assert recipe.read_yaml(recipe.find(Path("ablation"))) == {"epochs": 1}
+
+
+def test_a_file_that_records_its_network_needs_no_name(tmp_path):
+    for verb, *options in (
+        ["eval", "--data", "x"],
+        ["export", "--out", "x.onnx"],
+        ["octavify", "--out", "x.safetensors"],
+    ):
+        args = cli.parse([verb, "--checkpoint", "run", *options])
+        assert (args.model, args.checkpoint) == ("run", None)
+
+
+def test_a_deployed_file_is_for_some_verbs(capsys, tmp_path):
+    (tmp_path / "a.octave").touch()
+    for verb, *options in (["cost"], ["export", "--out", "x.onnx"], ["bench"], ["octavify", "--out", "x.safetensors"]):
+        code, _, err = run(capsys, verb, str(tmp_path / "a.octave"), *options)
+        assert (code, "is a deployed network, for octaveconv eval and predict" in err) == (2, True)
+    (tmp_path / "a.safetensors").write_bytes(save({"a": torch.zeros(1)}, {"model": "oct_resnet18"}))
+    code, _, err = run(capsys, "bench", str(tmp_path / "a.safetensors"))
+    assert (code, "time this one with octaveconv export" in err) == (2, True)
 
 
 def test_a_failure_is_one_line_and_exit_code_1(capsys, tmp_path):
@@ -241,6 +316,16 @@ def test_a_file_that_is_not_there_is_wrong_use(capsys, tmp_path, argv, kind):
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert err.count("zz.pth") == 1
     assert "Errno" not in err
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(monkeypatch, capsys):
+    """As in ``octaveconv env | true``."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open(theirs, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert cli.main(["env"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_version(capsys):

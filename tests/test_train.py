@@ -497,6 +497,7 @@ def test_a_finished_run_is_said_to_be_finished(data, tmp_path, capsys):
 def what_next(folder, data):
     return (
         f"the network: {folder}/model.safetensors; next:\n  octaveconv eval {folder} --data {data}\n"
+        f"  octaveconv predict {folder} IMAGE\n"
         f"  octaveconv export {folder} --out {folder}/model.onnx\n"
     )
 

@@ -25,12 +25,14 @@ from .octave import ChannelSplit, Octave, octave_cat, octave_map
 from .octavify.octavify import octavify
 from .octavify.plan import Plan
 from .octavify.register import register_layer
+from .predict import Classifier, Prediction
 
 __version__ = "0.2.0"
 
 __all__ = [
     "BackendUnavailable",
     "ChannelSplit",
+    "Classifier",
     "MXNetFormatError",
     "Merge",
     "MissingExtra",
@@ -46,6 +48,7 @@ __all__ = [
     "OctSqueezeExcite",
     "Octave",
     "Plan",
+    "Prediction",
     "Split",
     "UsageError",
     "backend",

@@ -182,7 +182,7 @@ def _score_share(
     model: nn.Module, dataset: Images | Stream, transform: Transform, settings: EvalSettings, log: Log | None
 ) -> dict[str, Any]:
     """Score this process's images; return its counts."""
-    device, dtype = torch.device(settings.device), DTYPES[settings.dtype]
+    device = torch.device(settings.device)
     counts: dict[str, Any] = {"top1": 0, "top5": 0, "k": 0, "images": 0, "skipped": []}
     batches = loading.batches(dataset, transform, settings.batch_size, settings.workers, device.type == "cuda")
     for images, labels, names, corrupt in batches:
@@ -191,12 +191,7 @@ def _score_share(
         counts["skipped"] += [error.file for error in corrupt]
         if not names:
             continue
-        x = images.to(device, non_blocking=True).contiguous(memory_format=settings.layout)
-        with (
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),  # fp32 means fp32
-            torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
-        ):
-            logits = model(x)
+        logits = logits_of(model, images, names, settings)
         place = _places(logits, labels.to(device), names)
         counts["k"] = min(5, logits.shape[1])
         counts["images"] += len(names)
@@ -207,20 +202,43 @@ def _score_share(
     return counts
 
 
-def _places(logits: Tensor, labels: Tensor, names: list[str]) -> Tensor:
-    """The number of classes that come before each image's own: ``[N, classes], [N] -> [N]``."""
+def logits_of(model: nn.Module, images: Tensor, names: list[str], settings: EvalSettings) -> Tensor:
+    """The logits ``[N, classes]`` of a network that is on the settings' device, in evaluation mode.
+
+    Args:
+        model: the network.
+        images: ``[N, C, H, W]``, prepared for it, on the CPU.
+        names: of the images, for messages.
+        settings: where to compute, in which precision and layout.
+
+    Raises:
+        UsageError: the output is not ``[N, classes]``.
+        RuntimeError: a logit is not finite.
+    """
+    device, dtype = torch.device(settings.device), DTYPES[settings.dtype]
+    x = images.to(device, non_blocking=True).contiguous(memory_format=settings.layout)
+    with (
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),  # fp32 means fp32
+        torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+    ):
+        logits: Tensor = model(x)
     if logits.ndim != 2 or len(logits) != len(names) or not logits.shape[1]:
         raise UsageError(f"a classifier outputs logits [{len(names)}, classes], this network outputs {[*logits.shape]}")
+    if len(wrong := (~logits.isfinite().all(1)).nonzero()):
+        raise RuntimeError(
+            f"the network's logits for {names[wrong[0]]} are not finite: use dtype fp32 (or bf16 instead of fp16); if "
+            f"it was fp32, the weights are damaged"
+        )
+    return logits
+
+
+def _places(logits: Tensor, labels: Tensor, names: list[str]) -> Tensor:
+    """The number of classes that come before each image's own: ``[N, classes], [N] -> [N]``."""
     classes = logits.shape[1]
     if len(wrong := ((labels < 0) | (labels >= classes)).nonzero()):
         raise ValueError(
             f"{names[wrong[0]]} has label {labels[wrong[0]].item()}, but the network has {classes} classes (0 to "
             f"{classes - 1}): use weights and images of the same classes"
-        )
-    if len(wrong := (~logits.isfinite().all(1)).nonzero()):
-        raise RuntimeError(
-            f"the network's logits for {names[wrong[0]]} are not finite: use dtype fp32 (or bf16 instead of fp16); if "
-            f"it was fp32, the weights are damaged"
         )
     own = logits.gather(1, labels[:, None])
     lower = torch.arange(classes, device=logits.device) < labels[:, None]

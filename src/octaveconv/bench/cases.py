@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._text import did_you_mean
 from ..cost import cost
 from ..errors import UsageError
-from ..models.create import create, family_of, names
+from ..models.create import create, family_of, names, source
 
 RUNTIMES = {"infer": ("eager", "compiled", "deployed", "openvino", "onnxruntime"), "train": ("eager", "compiled")}
 SEED = 0
@@ -75,6 +75,11 @@ class BenchSettings:
             raise UsageError("a training step in fp16 needs its loss scaled: use bf16")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("device cuda: PyTorch sees no GPU here")
+        if source(self.model)[1] is not None:
+            raise UsageError(
+                f"{self.model} is a file or folder, and the networks timed have random weights: name a network, or "
+                f"time this one with octaveconv export"
+            )
         with torch.device("meta"):
             own = create(self.model, pretrained=False)
             if not self.model.startswith("oct_"):

@@ -17,7 +17,7 @@ from timm.data import create_dataset, create_transform, resolve_data_config
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from .._text import shown, some
+from .._text import reason, shown, some
 from ..errors import UsageError, require
 from .images import decode
 from .listing import ENDINGS, Files, Listing, composed_form, list_folder, list_tar, numbered
@@ -397,4 +397,4 @@ def _class_names(reader: Any) -> list[str] | None:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # its text shows Python objects
         return "it is not an image that Pillow knows"
-    return str(error) or type(error).__name__
+    return reason(error) or type(error).__name__

@@ -100,16 +100,16 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(ENDINGS) and not name.startswith(".")
 
 
-def list_folder(path: Path) -> Listing:
+def list_folder(path: Path, once: bool = True) -> Listing:
     """All images below a folder.
 
     A link to a file or folder is followed, except to a folder that leads back, or that the class has already; of
-    several names of one file in a class, one is listed.
+    several names of one file in a class, one is listed, or with ``once=False`` each.
 
     Raises:
-        UsageError: a folder cannot be read, or one file has names in two classes.
+        UsageError: a folder cannot be read, or one file has names in two classes (and ``once``).
     """
-    return _Walk(path).listing()
+    return _Walk(path).listing(once)
 
 
 class _Walk:
@@ -123,11 +123,12 @@ class _Walk:
         self.links: list[str] = []  # that were followed
         self.loops: list[str] = []  # links that were not
 
-    def listing(self) -> Listing:
+    def listing(self, once: bool) -> Listing:
         for name, is_link in self._read(()):
             self._walk_class(name, is_link)
         found = self.found.finished(self.left_out)
-        found.files = _once(self.path, found)
+        if once:
+            found.files = _once(self.path, found)
         if self.links:
             found.notes.append(f"followed {counted(len(self.links), 'link')}: {some(sorted(self.links))}")
         if self.loops:

@@ -19,7 +19,12 @@ Batch = tuple[Tensor | None, Tensor, list[str], list[CorruptImage]]
 
 
 def batches(
-    dataset: Images | Stream, transform: Transform, batch_size: int, workers: int = 0, pin_memory: bool = False
+    dataset: Images | Stream,
+    transform: Transform,
+    batch_size: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+    whole: bool = False,
 ) -> DataLoader[Any]:
     """Go through a data set once, in order: each process takes every n-th image, none padded or repeated.
 
@@ -29,6 +34,7 @@ def batches(
         batch_size: images per batch, including those that cannot be read.
         workers: number of processes that load; 0 loads in this one.
         pin_memory: for faster copies to a GPU.
+        whole: this process takes all images that can be read by number, not only its share.
 
     Returns:
         A loader of batches: images ``[N, 3, H, W]`` or None, labels ``[N]``, the images' names, and a `CorruptImage`
@@ -38,7 +44,8 @@ def batches(
     if isinstance(dataset, Stream):
         items, share = _StreamItems(dataset, transform), None
     else:
-        items, share = _Items(dataset, transform), range(processes.rank(), len(dataset), processes.world_size())
+        first, step = (0, 1) if whole else (processes.rank(), processes.world_size())
+        items, share = _Items(dataset, transform), range(first, len(dataset), step)
     return DataLoader(
         items,
         batch_size,

@@ -30,6 +30,7 @@ _NOT_OF_A_NETWORK = {  # arguments of timm.create_model, and why they are not fo
     "checkpoint_path": "name the file as the checkpoint",
 }
 _NOT_RECORDED = ("alpha", "num_classes", "drop_rate", "pretrained_cfg_overlay")
+_FILES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".params", ".tar", ".octave"}  # endings
 Checkpoint = str | os.PathLike[str] | weights.Weights | None
 
 
@@ -123,6 +124,12 @@ def source(name: str, checkpoint: Checkpoint = None) -> tuple[str, weights.Weigh
         UsageError: timm does not know the network, or the file does not say which it is.
         ValueError, OSError: the file cannot be read.
     """
+    for given in (name, checkpoint):
+        if isinstance(given, (str, os.PathLike)) and Path(given).suffix == ".octave" and Path(given).is_file():
+            raise UsageError(
+                f"{given} is a deployed network, for octaveconv eval and predict and for load_deployed: give the "
+                f"weights that it was made from"
+            )
     if checkpoint is None and isinstance(name, (str, os.PathLike)) and _is_place(name):
         file = weights.read(Path(name))
         if file.about.model is None:
@@ -136,12 +143,18 @@ def source(name: str, checkpoint: Checkpoint = None) -> tuple[str, weights.Weigh
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError unless timm knows the network; the message names the nearest one that it knows."""
+    """Raise UsageError unless timm knows the network; the message names the nearest one that it knows.
+
+    Raises:
+        FileNotFoundError: it looks like a file.
+    """
     if not isinstance(name, str):
         raise UsageError(f"a network is given by its name in timm, got {name!r}")
     if _is_place(name):
         raise UsageError(f"{name} is a file or folder, and a checkpoint is given as well: give one of them")
     if not _is_known(name):
+        if os.sep in name or Path(name).suffix in _FILES:
+            raise FileNotFoundError(f"there is no file or folder {name}, and no network of that name")
         known = names("*")
         raise UsageError(f"there is no network {name!r}{did_you_mean(name, known) or ': octaveconv models lists them'}")
 

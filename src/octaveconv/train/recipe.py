@@ -48,7 +48,7 @@ class Recipe:
     size: int = _field(224, "height and width of the images in pixels", least=1, most=2**15)
     epochs: int = _field(None, "passes over the training images (by their number)", least=1, most=10**6, main=True)
     batch_size: int = _field(
-        None, "images per step, over all processes and parts (by their number)", least=1, most=2**24, main=True
+        None, "images per step, all processes and parts (by their number)", least=1, most=2**24, main=True
     )
     accumulate: int = _field(1, "parts of a step that are computed one after the other", least=1, most=2**24)
     lr: float = _field(None, "peak learning rate, for the whole batch (by the batch)", above=0, main=True)
@@ -122,6 +122,29 @@ class Recipe:
     def scaled_lr(self) -> float:
         """The learning rate for the whole batch."""
         return self.lr * self.batch_size / self.lr_batch_size if self.lr_batch_size else self.lr
+
+
+def included() -> dict[str, Path]:
+    """The recipes of this package, by name: in a wheel inside it, in a clone beside it."""
+    package = Path(__file__).parent.parent
+    places = (package / "recipes", package.parent.parent / "recipes")
+    return {path.stem: path for place in reversed(places) for path in sorted(place.glob("*.yaml"))}
+
+
+def find(recipe: Path) -> Path:
+    """The file of a recipe: the one at this path, or the one of this package with this name.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    known = included()
+    if str(recipe) in known and not recipe.is_file():  # a folder of images may have this name
+        return known[str(recipe)]
+    if not recipe.exists():
+        near = did_you_mean(recipe.stem, known) or f": this package has {', '.join(known)}"
+        cure = f": did you mean {recipe.stem}, of this package?" if recipe.stem in known else near
+        raise UsageError(f"there is no recipe {recipe}{cure}")
+    return recipe
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

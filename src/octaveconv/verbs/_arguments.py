@@ -12,6 +12,8 @@ from typing import Any
 from .. import _yaml
 from ..errors import UsageError
 
+_MAKE_FOLDERS = ("quickstart", "train")
+
 
 def mapping(text: str) -> dict[str, Any]:
     """Names and values, in YAML."""
@@ -39,29 +41,32 @@ def whole(text: str) -> int:
     return int(text)
 
 
-def check_outputs(args: argparse.Namespace) -> None:
-    """Find out before the work whether what the options name can be written.
-
-    Raises:
-        UsageError: a folder stands where a file is to be written, or the other way round.
-        OSError: the place cannot be written to.
-    """
-    for name in ("json", "out", "plot", "results_file"):
+def check_outputs(args: argparse.Namespace) -> list[Exception]:
+    """Find out before the work whether what the options name can be written; an error for each that cannot."""
+    found: list[Exception] = []
+    for name in ("json", "out", "plot", "csv", "results_file"):
         path: Path | None = getattr(args, name, None)
         if path is None or path.is_fifo() or path.is_char_device() or (name == "out" and getattr(args, "resume", None)):
             continue
-        option = f"--{name.replace('_', '-')} {path}"
-        is_folder = name == "out" and args.verb in ("quickstart", "train")
-        if path.exists() and path.is_dir() != is_folder:
-            found, wanted = ("file", "folder") if is_folder else ("folder", "file")
-            raise UsageError(f"{option} is a {found}: name a {wanted}")
-        above = next(place for place in (path, *path.absolute().parents)[not is_folder :] if place.exists())
-        if not above.is_dir():
-            raise UsageError(f"{option} cannot be written, because {above} is a file: name another place")
         try:
-            tempfile.TemporaryFile(dir=above).close()
-        except OSError as error:
-            raise OSError(f"{option} cannot be written: {error.strerror}: name another place") from error
+            _check_output(f"--{name.replace('_', '-')} {path}", path, name == "out" and args.verb in _MAKE_FOLDERS)
+        except (UsageError, OSError) as error:
+            found.append(error)
+    return found
+
+
+def _check_output(option: str, path: Path, is_folder: bool) -> None:
+    """Raise UsageError if a folder stands where a file is to be written, or the other way round; OSError if not."""
+    if path.exists() and path.is_dir() != is_folder:
+        what, wanted = ("file", "folder") if is_folder else ("folder", "file")
+        raise UsageError(f"{option} is a {what}: name a {wanted}")
+    above = next(place for place in (path, *path.absolute().parents)[not is_folder :] if place.exists())
+    if not above.is_dir():
+        raise UsageError(f"{option} cannot be written, because {above} is a file: name another place")
+    try:
+        tempfile.TemporaryFile(dir=above).close()
+    except OSError as error:
+        raise OSError(f"{option} cannot be written: {error.strerror}: name another place") from error
 
 
 @contextmanager
@@ -100,22 +105,18 @@ def add_model(
 
 def add_alpha(parser: argparse.ArgumentParser) -> None:
     """``--alpha A``."""
-    parser.add_argument(
-        "--alpha", metavar="A", type=float, help="low-frequency share of the channels (the network's own)"
-    )
+    parser.add_argument("--alpha", metavar="A", type=float, help="share of low channels (the network's own)")
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """``--checkpoint FILE``."""
-    parser.add_argument(
-        "--checkpoint", metavar="FILE", type=Path, help="file of weights, or run folder (published weights, or random)"
-    )
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="its weights: a file, or a run folder")
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> None:
     """``--model-args V``."""
     parser.add_argument(
-        "--model-args", metavar="V", type=mapping, help="more arguments of the network: '{width: 8}' (those recorded)"
+        "--model-args", metavar="V", type=mapping, help="its other arguments: '{width: 8}' (those recorded)"
     )
 
 

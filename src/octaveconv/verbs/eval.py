@@ -17,7 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     Example: octaveconv eval runs/oct_resnetv2_26-0.25 --data cifar10
     """
     parser.usage = "%(prog)s MODEL --data SRC [options]"
-    add_model(parser)
+    add_model(parser, optional=True)
     parser.add_argument("--alpha", type=float, help="low-frequency share of the channels")
     add_checkpoint(parser)
     add_model_args(parser)

@@ -17,7 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     Example: octaveconv export oct_resnet50 --alpha 0.5 --out resnet50.onnx
     """
     parser.usage = "%(prog)s MODEL --out FILE [options]"
-    add_model(parser)
+    add_model(parser, optional=True)
     add_alpha(parser)
     add_checkpoint(parser)
     add_model_args(parser)

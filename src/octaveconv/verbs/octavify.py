@@ -16,7 +16,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     Example: octaveconv octavify resnet50 --checkpoint r50.pth --data imagenet --out r50_oct.safetensors
     """
     parser.usage = "%(prog)s MODEL --out FILE [options]"
-    add_model(parser, "a network from timm, or a run folder or file of weights that records its network")
+    add_model(parser, optional=True)
     parser.add_argument("--alpha", metavar="A", default="0.25", help="share, or auto with a budget (%(default)s)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--macs", metavar="S", type=float, help="budget for auto: share of the dense MACs")

@@ -13,29 +13,29 @@ from typing import Any
 
 from .._text import counted, say, text_table
 from ..errors import Stopped, UsageError, raise_together
-from ..train.recipe import Recipe, problems, read_yaml
-from ._arguments import add_model, positive, told_to_skip
+from ..train.recipe import Recipe, find, included, problems, read_yaml
+from ._arguments import add_model, add_threads, told_to_skip
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Train with a recipe, whose fields are MODEL and options: alone, or with torchrun.
 
-    Example: octaveconv train --recipe recipes/cifar10.yaml --data cifar10 --alpha 0.25
+    Example: octaveconv train --recipe cifar10 --data cifar10 --alpha 0.25
     """
     parser.usage = "%(prog)s [MODEL] [--recipe FILE] --data SRC [options] | --resume DIR"
-    add_model(
-        parser, "a network, or a run or file to fine-tune (that of the recipe, or oct_resnetv2_50)", optional=True
-    )
-    parser.add_argument("--recipe", metavar="FILE", type=Path, help="YAML file of fields; options override it")
+    add_model(parser, "a network, or a run or file to fine-tune (oct_resnetv2_50)", optional=True)
+    parser.add_argument("--recipe", metavar="R", type=Path, help="name or file of a recipe; list shows those there are")
     parser.add_argument("--resume", metavar="DIR", type=Path, help="resume this run, to the same result")
-    parser.add_argument("--fields", action="store_true", help="print every field of a recipe and exit")
-    parser.add_argument("--name", metavar="NAME", help=argparse.SUPPRESS)
-    parser.add_argument("--device", choices=["cpu", "cuda"], help=argparse.SUPPRESS)
-    parser.add_argument("--threads", type=positive, help=argparse.SUPPRESS)
-    parser.add_argument("--tensorboard", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--fields", action="store_true", help="print all further options, a recipe's fields, and exit")
     for item in fields(Recipe):
         if item.name == "model":
             continue
+        if item.name == "dtype":
+            parser.add_argument(
+                "--device", metavar="D", choices=["cpu", "cuda"], help="cpu or cuda (cuda if there is one)"
+            )
+        if item.name == "seed":
+            add_threads(parser)
         option = f"--{item.name.replace('_', '-')}"
         if isinstance(item.default, bool):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, help=argparse.SUPPRESS)
@@ -43,6 +43,8 @@ def add(parser: argparse.ArgumentParser) -> None:
             shown = item.metadata["help"] if item.metadata.get("main") else argparse.SUPPRESS
             parser.add_argument(option, metavar="V", help=shown)
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="where runs are (%(default)s)")
+    parser.add_argument("--name", metavar="NAME", help="the run's folder in it (the network, and alpha)")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's logs as well")
 
 
 def run(args: argparse.Namespace) -> Any:
@@ -50,6 +52,9 @@ def run(args: argparse.Namespace) -> Any:
     if args.fields:
         print(text_table([["field", "default", "meaning"], *describe()]))
         return describe()
+    if args.recipe == Path("list") and not args.recipe.is_file():
+        say(*(f"{name:14}{text}" for name, text in recipes()))
+        return recipes()
     import torch
 
     from .. import processes
@@ -97,12 +102,17 @@ def describe() -> list[list[str]]:
     return [[item.name, _shown(getattr(Recipe(), item.name)), item.metadata["help"]] for item in fields(Recipe)]
 
 
+def recipes() -> list[list[str]]:
+    """Name and first line of each recipe of this package."""
+    return [[name, path.read_text().partition("\n")[0].lstrip("# ")] for name, path in included().items()]
+
+
 def _shown(value: Any) -> str:
     return "" if value in (None, "", {}) else f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def _file(args: argparse.Namespace) -> dict[str, Any]:
-    return read_yaml(args.recipe) if args.recipe else {}
+    return read_yaml(find(args.recipe)) if args.recipe else {}
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -120,9 +130,13 @@ def _recipe(args: argparse.Namespace, device: str) -> tuple[Recipe, str, Any]:
     from ..train.check import complaints
     from ..train.folder import check_name
 
-    given = _file(args) | _options(args)
+    try:
+        given = _file(args) | _options(args)
+    except UsageError as error:
+        raise_together([*args.wrong, error, *map(UsageError, problems(_options(args)).values())])
+        raise
     wrong = problems(given)
-    found: list[Exception] = [UsageError(text) for text in wrong.values()]
+    found: list[Exception] = [*args.wrong, *map(UsageError, wrong.values())]
     recipe = Recipe.of({name: value for name, value in given.items() if name not in wrong})
     for check in (recipe.checked, lambda: check_name(_name(args, recipe))):
         try:
@@ -166,6 +180,8 @@ def _name(args: argparse.Namespace, recipe: Recipe) -> str:
 
 def _asked_to_resume(args: argparse.Namespace) -> Path | None:
     """The run that is named, if one is."""
+    if args.resume:
+        raise_together(args.wrong)
     if args.resume and (args.recipe or _options(args).keys() - {"epochs"}):
         raise UsageError("--resume continues a run with its own recipe: omit the other options (all but --epochs)")
     return args.resume  # type: ignore[no-any-return]
@@ -223,5 +239,6 @@ def _tell_next(folder: Any, recipe: Recipe) -> None:
     say(
         f"the network: {folder.path / 'model.safetensors'}; next:",
         f"  octaveconv eval {path} --data {data}",
+        f"  octaveconv predict {path} IMAGE",
         f"  octaveconv export {path} --out {path}/model.onnx",
     )
