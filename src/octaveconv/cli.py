@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from ._text import did_you_mean, reason, say, shown
 from .errors import MissingExtra, UsageError
-from .verbs import bench, convert, cost, doctor, env, eval, export, models, octavify, quickstart, report, train
+from .verbs import bench, convert, cost, doctor, env, eval, export, look, models, octavify, quickstart, report, train
 from .verbs._arguments import check_outputs
 
 # A verb imports what it needs when it runs: timm, scikit-learn and matplotlib take their time.
@@ -27,6 +27,7 @@ VERBS = {
     "eval": eval,
     "train": train,
     "export": export,
+    "look": look,
     "report": report,
     "doctor": doctor,
     "env": env,
@@ -96,7 +97,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of a command line, its ``verb`` among them; wrong use ends the process with exit code 2."""
     parser, parsers = build_parser()
     args, unknown = parser.parse_known_args(argv)
-    for name in ("model", "source"):  # before Python 3.13, argparse finds an optional word only ahead of options
+    for name in (
+        "model",
+        "source",
+        "image",
+    ):  # before Python 3.13, argparse finds an optional word only ahead of options
         if unknown and getattr(args, name, "") is None and not unknown[0].startswith("-"):
             setattr(args, name, unknown.pop(0))
     if unknown:
