@@ -50,6 +50,19 @@ def test_median_and_quartiles_are_of_what_the_clock_says():
     assert timings == {"a": Timing(3, 1.5, 4.5, 5), "b": Timing(30, 15, 45, 5)}
 
 
+def test_the_stopwatch_stops_after_its_time_but_times_each_call_twice(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+
+    def clock(call):
+        now[0] += 10
+        return 10.0
+
+    for limit, runs in ((0, 2), (59, 3), (1000, 9)):
+        timings = measure.interleaved(dict.fromkeys("ab", lambda: None), 9, 0, limit=limit, clock=clock)
+        assert [timing.runs for timing in timings.values()] == [runs, runs]
+
+
 def test_the_stopwatch_takes_turns_and_reports_quartiles():
     turns = []
     timings = measure.interleaved({name: lambda name=name: turns.append(name) for name in "ab"}, runs=4, warm_up=1)

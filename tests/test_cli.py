@@ -120,7 +120,7 @@ def narrow(monkeypatch):
     """The main job on a narrow network and a few of the images."""
     shorten_quickstart(monkeypatch)
     job = quickstart.run
-    monkeypatch.setattr(quickstart, "run", lambda settings, log: job(dataclasses.replace(settings, width=4), log))
+    monkeypatch.setattr(quickstart, "run", lambda settings, *more: job(dataclasses.replace(settings, width=4), *more))
 
 
 @pytest.mark.usefixtures("narrow")
@@ -135,6 +135,8 @@ def test_quickstart(capsys, tmp_path):
     assert "multiply-adds" in out
     assert "times as long" in out or "times as fast" in out
     assert (tmp_path / "run" / "curves.png").exists()
+    assert f"report: {tmp_path}/run/report.html" in out
+    assert "octaveconv predict" in (tmp_path / "run" / "report.html").read_text()
     assert json.loads(file.read_text())["settings"]["epochs"] == 1
 
 
@@ -148,9 +150,10 @@ def test_without_scikit_learn_quickstart_says_what_to_install(capsys, monkeypatc
 @pytest.mark.usefixtures("narrow")
 def test_without_matplotlib_the_figures_are_not_lost(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    options = "--epochs", "1", "--batch-size", "64", "--threads", "1"
+    options = "--epochs", "1", "--batch-size", "64", "--threads", "1", "--out", str(tmp_path)
     code, out, _ = run(capsys, "quickstart", *options, "--json", str(tmp_path / "q.json"))
     assert code == 0
+    assert "No curves: this needs matplotlib" in (tmp_path / "report.html").read_text()
     assert "no curves: this needs matplotlib" in out
     assert (tmp_path / "q.json").exists()
 

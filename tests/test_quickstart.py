@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import shorten_quickstart
+from pages import Page, as_shown
 
 from octaveconv import quickstart
 
@@ -10,10 +11,15 @@ SMALL = quickstart.QuickstartSettings(epochs=1, width=4, batch_size=64, threads=
 
 
 @pytest.fixture(scope="module")
-def result():
+def page(tmp_path_factory):
+    return tmp_path_factory.mktemp("new") / "run" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def result(page):
     with pytest.MonkeyPatch.context() as patch:
         shorten_quickstart(patch)
-        return quickstart.run(SMALL)
+        return quickstart.run(SMALL, page=page)
 
 
 def test_the_data_are_real_and_the_split_is_held_out():
@@ -49,7 +55,25 @@ def test_figures(result):
         assert 0 < net["accuracy"] < 1
         assert len(net["curves"]) == 1
         assert net["latency"]["1"]["median"] > 0
-        assert net["latency"]["64"]["layout"] in quickstart.LAYOUTS
+        assert net["deployed"]["64"]["median"] > 0
+
+
+def test_the_page_shows_figures_curves_and_maps(result, page):
+    found = Page(page)
+    found.check_complete()
+    [table] = found.tables
+    assert table == quickstart.table(result)
+    for text in (quickstart.verdict(result), "The machine was busy with other work", *quickstart.NEXT):
+        assert text in found.text
+    texts = [image["alt"] for image in found.tags["img"]]
+    assert texts[:2] == ["training loss, test accuracy, and what octave saves", "the image"]
+    assert [text.partition(", ")[2] for text in texts[2:]] == ["high maps", "low maps"] * 2
+    assert len({text.partition(",")[0] for text in texts[2:]}) == 2  # layers
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page(result, page):
+    assert as_shown(page)["img"] == 6
 
 
 @pytest.mark.slow
@@ -64,13 +88,16 @@ def test_the_same_seed_gives_the_same_figures(result, monkeypatch):
 def test_it_is_honest_about_whichever_loses(result):
     slow, fast = ({"1": {"median": t}, "64": {"median": t}} for t in (0.002, 0.001))
     worse = result | {
-        "octave": result["octave"] | {"latency": slow, "accuracy": 0.5},
-        "dense": result["dense"] | {"latency": fast, "accuracy": 0.9},
+        "octave": result["octave"] | {"latency": slow, "deployed": fast, "accuracy": 0.5},
+        "dense": result["dense"] | {"latency": fast, "deployed": slow, "accuracy": 0.9},
     }
-    assert "At batch 1 the octave network takes 2.00 times as long as its dense twin." in quickstart.verdict(worse)
+    said = quickstart.verdict(worse)
+    assert "In eager PyTorch, at batch 1, the octave network takes 2.00 times as long as its dense twin." in said
+    assert "Deployed, at batch 64, the octave network is 2.00 times as fast as its dense twin." in said
     assert "the octave network gets 180 wrong, the dense one 36." in quickstart.verdict(worse)
     rows = {row[0]: row[1:] for row in quickstart.table(worse)}
-    assert rows["latency, batch 64"] == ["2.00 ms", "1.00 ms", "0.50"]
+    assert rows["eager, batch 64"] == ["2.00 ms", "1.00 ms", "0.50"]
+    assert rows["deployed, batch 64"] == ["1.00 ms", "2.00 ms", "2.00"]
     assert rows["test accuracy"] == ["50.00%", "90.00%", "-40.00 points"]
 
 

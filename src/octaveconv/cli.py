@@ -14,7 +14,22 @@ from typing import Any, NoReturn
 
 from ._text import did_you_mean, reason, say, shown
 from .errors import MissingExtra, UsageError, raise_together
-from .verbs import bench, convert, cost, doctor, env, eval, export, models, octavify, predict, quickstart, report, train
+from .verbs import (
+    bench,
+    convert,
+    cost,
+    doctor,
+    env,
+    eval,
+    export,
+    look,
+    models,
+    octavify,
+    predict,
+    quickstart,
+    report,
+    train,
+)
 from .verbs._arguments import check_outputs
 
 # A verb imports what it needs when it runs: timm, scikit-learn and matplotlib take their time.
@@ -29,6 +44,7 @@ VERBS = {
     "predict": predict,
     "train": train,
     "export": export,
+    "look": look,
     "report": report,
     "doctor": doctor,
     "env": env,
@@ -159,7 +175,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _missing(args: argparse.Namespace) -> str | None:
     """The argument that takes one more word."""
-    return next((name for name in ("model", "source") if getattr(args, name, "") is None), None) or (
+    return next((name for name in ("model", "source", "image") if getattr(args, name, "") is None), None) or (
         "images" if hasattr(args, "images") else None
     )
 

@@ -5,12 +5,10 @@ Both start from the same weights, as an octave layer holds the weight of its den
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _figure, env
-from ._modes import LAYOUTS, threads
+from . import _figure, _page, env
+from ._modes import threads
 from ._progress import live
 from ._text import counted
-from .bench.measure import interleaved
+from .bench.deployed import busy, latencies
 from .cost import cost
-from .errors import require
+from .errors import MissingExtra, require
+from .look import look, maps
 from .models import OctResNetV2
 
 LATENCY_BATCHES = (1, 64)
+SECONDS = 6.0  # of timing for each batch size, at most
+WAYS = {"deployed": "deployed", "latency": "eager"}
+NEXT = (
+    "octaveconv train oct_resnet18 --data MY_FOLDER      # your own images: MY_FOLDER/train/CLASS/*.jpg",
+    "octaveconv predict RUN_OR_FILE photo.jpg            # what a trained network sees",
+    "octaveconv octavify resnet50 --out oct.safetensors  # a network that you have, as an octave network",
+    "octaveconv choose oct_resnet50 --macs 0.7           # which alpha, by times on this machine",
+    "octaveconv look oct_resnet18 photo.jpg              # the high and the low maps of every layer",
+)
 HELD_OUT = 360  # of 1,797 images
 NETS = ("octave", "dense")
 Data = dict[str, tuple[Tensor, Tensor]]
@@ -47,15 +55,23 @@ class QuickstartSettings:
     threads: int = field(default_factory=torch.get_num_threads)
 
 
-def run(settings: QuickstartSettings = QuickstartSettings(), log: Log | None = None) -> dict[str, Any]:
-    """Train, test and measure both networks.
+def run(
+    settings: QuickstartSettings = QuickstartSettings(),
+    log: Log | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    page: Path | None = None,
+) -> dict[str, Any]:
+    """Train, test, deploy and measure both networks.
 
     Args:
         settings: see `QuickstartSettings`.
         log: called as ``log(net, epoch, figures)`` after each epoch of each network.
+        say: called with a line of text about what comes next.
+        page: an HTML file to write, which shows all of it.
 
     Returns:
-        Plain data: ``settings``, ``env``, and for each network its accuracy, cost, latencies and curves.
+        Plain data: ``settings``, ``env``, and for each network its accuracy, cost and curves, and its latencies in
+        eager PyTorch (``latency``) and deployed (``deployed``).
 
     Raises:
         MissingExtra: scikit-learn, which brings the images, is not installed.
@@ -70,7 +86,8 @@ def run(settings: QuickstartSettings = QuickstartSettings(), log: Log | None = N
                 curves[name].append(next(training))
                 if log:
                     log(name, epoch, curves[name][-1])
-        latencies = _latencies(nets)
+        shapes = [(batch, 1, 32, 32) for batch in LATENCY_BATCHES]
+        times = latencies(nets, shapes, limit=SECONDS, say=say)
     figures = {}
     for name, net in nets.items():
         report = cost(net, input_size=(1, 32, 32))
@@ -79,10 +96,14 @@ def run(settings: QuickstartSettings = QuickstartSettings(), log: Log | None = N
             "params": report.params,
             "macs": report.macs,
             "activation_bytes": report.activation_bytes,
-            "latency": latencies[name],
+            "latency": times[name]["eager"],
+            "deployed": times[name]["deployed"],
             "curves": curves[name],
         }
-    return {"settings": asdict(settings), "env": env.facts(), **figures}
+    result = {"settings": asdict(settings), "env": env.facts(), **figures}
+    if page:
+        _page.save(page, html(result, nets, data["test"][0][:1]))
+    return result
 
 
 def load_digits(seed: int = 0) -> Data:
@@ -132,24 +153,6 @@ def _accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     return right / len(labels)
 
 
-@torch.no_grad()
-def _latencies(nets: dict[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """Seconds per call of each network at each batch size: eager, float32, in its own best memory layout."""
-    result: dict[str, dict[str, Any]] = {name: {} for name in nets}
-    for batch in LATENCY_BATCHES:
-        x = torch.randn(batch, 1, 32, 32)
-        calls = {}
-        for name, net in nets.items():
-            for layout, memory_format in LAYOUTS.items():
-                laid_out = copy.deepcopy(net).eval().to(memory_format=memory_format)
-                calls[f"{name}/{layout}"] = partial(laid_out, x.contiguous(memory_format=memory_format))
-        timings = interleaved(calls)
-        for name in nets:
-            best = min((f"{name}/{layout}" for layout in LAYOUTS), key=lambda key: timings[key].median)
-            result[name][str(batch)] = {"layout": best.partition("/")[2], **asdict(timings[best])}
-    return result
-
-
 def table(result: dict[str, Any]) -> list[list[str]]:
     """Rows of text: each figure for both networks, and the ratio dense / octave (above 1, octave is cheaper)."""
     octave, dense = result["octave"], result["dense"]
@@ -165,52 +168,110 @@ def table(result: dict[str, Any]) -> list[list[str]]:
     row("parameters", "{:,}", octave["params"], dense["params"])
     row("multiply-adds", "{:,}", octave["macs"], dense["macs"])
     row("activation bytes", "{:,}", octave["activation_bytes"], dense["activation_bytes"])
-    for batch in octave["latency"]:
-        one, other = (result[name]["latency"][batch]["median"] * 1e3 for name in NETS)
-        row(f"latency, batch {batch}", "{:.2f} ms", one, other)
+    for way, name in WAYS.items():
+        for batch in octave.get(way, ()):
+            one, other = (result[net][way][batch]["median"] * 1e3 for net in NETS)
+            row(f"{name}, batch {batch}", "{:.2f} ms", one, other)
     return rows
 
 
 def verdict(result: dict[str, Any]) -> str:
     """Which network is faster, and which is more accurate: a sentence each."""
-    sentences = []
-    for batch in result["octave"]["latency"]:
-        ratio = result["dense"]["latency"][batch]["median"] / result["octave"]["latency"][batch]["median"]
-        which = f"is {ratio:.2f} times as fast as" if ratio >= 1 else f"takes {1 / ratio:.2f} times as long as"
-        sentences.append(f"At batch {batch} the octave network {which} its dense twin.")
+    theory = result["dense"]["macs"] / result["octave"]["macs"]
+    sentences = [f"A ratio above 1 favors octave; its multiply-adds allow {theory:.2f}."]
+    for way in WAYS:
+        for batch in result["octave"].get(way, ()):
+            ratio = result["dense"][way][batch]["median"] / result["octave"][way][batch]["median"]
+            which = f"is {ratio:.2f} times as fast as" if ratio >= 1 else f"takes {1 / ratio:.2f} times as long as"
+            where = "Deployed" if way == "deployed" else "In eager PyTorch"
+            sentences.append(f"{where}, at batch {batch}, the octave network {which} its dense twin.")
     wrong = [round((1 - result[name]["accuracy"]) * HELD_OUT) for name in NETS]
     sentences.append(
         f"Of {HELD_OUT} held-out images the octave network gets {wrong[0]} wrong, the dense one {wrong[1]}."
     )
-    return " ".join(["A ratio above 1 favors octave.", *sentences])
+    return " ".join(sentences)
+
+
+def disturbed(result: dict[str, Any]) -> str:
+    """A sentence if the machine was busy while the networks were timed; otherwise nothing."""
+    return busy([one for name in NETS for way in WAYS for one in result[name].get(way, {}).values()])
 
 
 def conditions(result: dict[str, Any]) -> str:
     """What the figures were measured with, in one line."""
     facts, settings = result["env"], result["settings"]
+    engines = sorted({one["engine"] for name in NETS for one in result[name].get("deployed", {}).values()})
+    deployed = f"; deployed by octaveconv.deploy ({', '.join(engines)} engine)" if engines else ""
     return (
-        f"PyTorch {facts['torch']} eager, float32, {counted(settings['threads'], 'thread')}, {facts['cpu']}; medians "
-        f"of interleaved runs, each network in its faster memory layout; {counted(settings['epochs'], 'epoch')}, "
-        f"seed {settings['seed']}"
+        f"PyTorch {facts['torch']}, float32, {counted(settings['threads'], 'thread')}, {facts['cpu']}; medians "
+        f"of interleaved runs, in eager PyTorch each network in its faster memory layout{deployed}; "
+        f"{counted(settings['epochs'], 'epoch')}, seed {settings['seed']}"
     )
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Draw loss and accuracy over the epochs into a .png or .svg file.
+    """Draw loss and accuracy over the epochs, and what octave saves, into a .png or .svg file.
 
     Raises:
         MissingExtra: matplotlib is not installed.
         UsageError: the file's name has another ending.
     """
-    figure = _figure.new(9, 3.5)
-    for axis, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+    _figure.save(_draw(result), path)
+
+
+def html(result: dict[str, Any], nets: dict[str, nn.Module], image: Tensor) -> str:
+    """The page: the verdict, the table, the curves, and the octave network's maps of an ``image`` ``[1, 1, H, W]``."""
+    try:
+        curves = _page.figure(_draw(result), "training loss, test accuracy, and what octave saves")
+    except MissingExtra as error:
+        curves = _page.paragraph(f"No curves: {error}", "note")
+    seen = [layer for layer in look(nets["octave"], image) if layer.channels[1]]
+    chosen = [seen[len(seen) // 4], seen[3 * len(seen) // 4]]
+    gray = ((image[0, 0] - image.min()) / (image.max() - image.min()) * 255).byte().numpy()
+    with torch.no_grad():
+        answers = ", ".join(f"{name} {net.eval()(image).argmax().item()}" for name, net in nets.items())
+    return _page.page(
+        "Octave and dense, trained side by side",
+        _page.paragraph(
+            f"A small network with {result['settings']['alpha']:.0%} of its channels at half resolution, and its dense "
+            f"twin, from the same weights on the same scans of digits. Not a benchmark of accuracy: digits are easy."
+        ),
+        _page.table(table(result), "figures"),
+        *(_page.paragraph(text) for text in (verdict(result), disturbed(result)) if text),
+        curves,
+        _page.heading("What the high and the low maps hold"),
+        _page.caption(_page.image(gray, "the image", 96), f"A held-out scan. The answers: {answers}."),
+        *(
+            _page.caption(
+                maps(layer),
+                f"{layer.cost.name}: {layer.channels[0]} high and {layer.channels[1]} low maps; those with the most "
+                f"variance, high ones on the left. The low ones hold {layer.low_energy:.0%} of it.",
+            )
+            for layer in chosen
+        ),
+        _page.heading("Next"),
+        _page.commands(NEXT),
+        _page.paragraph(f"{conditions(result)}.", "note"),
+    )
+
+
+def _draw(result: dict[str, Any]) -> Any:
+    figure = _figure.new(11, 3.5)
+    *axes, bars = figure.subplots(1, 3)
+    for axis, key in zip(axes, ("loss", "accuracy")):
         for name in NETS:
             values = [point[key] for point in result[name]["curves"]]
             axis.plot(range(1, len(values) + 1), values, marker="o", label=name)
         axis.set(xlabel="epoch", title={"loss": "training loss", "accuracy": "test accuracy"}[key])
         axis.grid(alpha=0.3)
         axis.legend()
-    _figure.save(figure, path)
+    rows = [row for row in table(result)[3:] if row[3]]
+    ratios = [float(row[3]) for row in rows]
+    bars.barh([row[0] for row in rows], ratios, color=["C0" if ratio >= 1 else "C1" for ratio in ratios])
+    bars.axvline(1, color="0.3", linewidth=1)
+    bars.invert_yaxis()
+    bars.set(title="dense / octave: above 1, octave wins")
+    return figure
 
 
 @contextmanager

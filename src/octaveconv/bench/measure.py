@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def interleaved(
     runs: int = 30,
     warm_up: int = 3,
     *,
+    limit: float | None = None,
     isolate: bool = False,
     clock: Callable[[Call], float] = wall_clock,
 ) -> dict[str, Timing]:
@@ -78,6 +80,7 @@ def interleaved(
         calls: what to time, by name. Each finishes its work before it returns, or puts it on CUDA's current stream.
         runs: timed rounds, at least 2.
         warm_up: untimed rounds before them.
+        limit: begin no round after this many seconds of timing, except the second.
         isolate: before every timed call sleep for `PAUSE`, then make untimed calls of the same callable for `WARM`, at
             least one. Needed where the calls belong to several runtimes: the workers of one keep spinning after its
             call and would take a core from the next, and its weights fill the cache.
@@ -95,7 +98,10 @@ def interleaved(
         for call in calls.values():
             call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(runs):
+    end = math.inf if limit is None else time.perf_counter() + limit
+    for done in range(runs):
+        if done >= 2 and limit is not None and time.perf_counter() > end:
+            break
         for name, call in calls.items():
             if isolate:
                 time.sleep(PAUSE)
@@ -107,8 +113,18 @@ def interleaved(
     timings = {}
     for name, values in seconds.items():
         lower, median, upper = statistics.quantiles(values, n=4)
-        timings[name] = Timing(median, lower, upper, runs)
+        timings[name] = Timing(median, lower, upper, len(values))
     return timings
+
+
+def unrest(timings: Iterable[Timing]) -> float:
+    """By how much the times of one call vary on this machine: upper quartile over lower, the median of all calls.
+
+    Example:
+        >>> unrest([Timing(2.0, 1.0, 3.0, 9), Timing(2.0, 1.9, 2.1, 9), Timing(2.0, 1.0, 2.0, 9)])
+        2.0
+    """
+    return statistics.median(timing.upper / timing.lower for timing in timings)
 
 
 def protocol(runs: int, pause_s: float, warm_s: float | None) -> str:

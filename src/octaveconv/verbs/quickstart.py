@@ -21,31 +21,36 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--epochs", metavar="N", type=positive, default=8, help="passes over the data (%(default)s)")
     parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="images per step (%(default)s)")
-    parser.add_argument("--threads", metavar="N", type=positive, default=2, help="computing threads (%(default)s)")
+    parser.add_argument("--threads", metavar="N", type=positive, help="computing threads (PyTorch's choice, at most 2)")
     parser.add_argument(
         "--seed", metavar="N", type=int, default=0, help="decides split, weights and batches (%(default)s)"
     )
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("runs/quickstart"), help="where curves.png goes (%(default)s)"
+        "--out", metavar="DIR", type=Path, default=Path("runs/quickstart"), help="where report.html goes (%(default)s)"
     )
 
 
 def run(args: argparse.Namespace) -> Any:
-    """Train, print the table, draw the curves; return all figures."""
+    """Train, deploy, print the table, write the page and the curves; return all figures."""
+    import torch
+
     from .. import quickstart
     from .._text import say, text_table
 
     if not 0 < args.alpha <= 1:
         raise UsageError(f"--alpha must be above 0 and at most 1, got {args.alpha}: the dense twin is trained anyway")
+    threads = args.threads or min(2, torch.get_num_threads())
     settings = quickstart.QuickstartSettings(
-        alpha=args.alpha, epochs=args.epochs, batch_size=args.batch_size, seed=args.seed, threads=args.threads
+        alpha=args.alpha, epochs=args.epochs, batch_size=args.batch_size, seed=args.seed, threads=threads
     )
+    page = args.out / "report.html"
     with quickstart.progress(args.epochs) as log:
-        result = quickstart.run(settings, log)
-    print(f"\n{text_table(quickstart.table(result))}\n\n{quickstart.verdict(result)}\n{quickstart.conditions(result)}")
+        result = quickstart.run(settings, log, say, page)
+    print(f"\n{text_table(quickstart.table(result))}\n")
+    say(*filter(None, (quickstart.verdict(result), quickstart.disturbed(result), quickstart.conditions(result))))
     try:
         quickstart.plot(result, args.out / "curves.png")
-        say(f"curves: {args.out / 'curves.png'}")
     except MissingExtra as error:
         print(f"no curves: {error}")
+    say("", "next:", *(f"  {line}" for line in quickstart.NEXT), "", f"report: {page} (open it in a browser)")
     return result
