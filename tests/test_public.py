@@ -18,10 +18,10 @@ SOURCE = Path(oc.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # Imports point downwards: a room, a folder or a file of its own, imports from rooms named before it.
 ROOMS = [
-    "errors", "_text", "_yaml", "_atomic", "_checksum", "_csv", "_figure", "_modes", "_progress", "env", "about",
-    "processes", "resolution", "channels", "arithmetic", "octave", "spec", "reference", "backends", "functional", "nn",
-    "cost", "octavify", "mxnet", "weights", "models", "data", "evaluate", "train", "deploy", "export", "bench",
-    "quickstart", "doctor", "verbs", "cli", "__main__",
+    "errors", "_leaf", "_text", "_yaml", "_atomic", "_checksum", "_csv", "_figure", "_modes", "_progress", "env",
+    "about", "processes", "resolution", "channels", "arithmetic", "octave", "spec", "reference", "backends",
+    "functional", "nn", "cost", "octavify", "mxnet", "weights", "models", "data", "evaluate", "train", "deploy", "export",
+    "bench", "quickstart", "doctor", "verbs", "cli", "__main__",
 ]  # fmt: skip
 
 
