@@ -20,8 +20,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = [
     "errors", "_leaf", "_text", "_yaml", "_atomic", "_checksum", "_csv", "_figure", "_modes", "_progress", "env",
     "about", "processes", "resolution", "channels", "arithmetic", "octave", "spec", "reference", "backends",
-    "functional", "nn", "cost", "octavify", "mxnet", "weights", "models", "data", "evaluate", "train", "deploy", "export",
-    "bench", "quickstart", "doctor", "verbs", "cli", "__main__",
+    "functional", "nn", "cost", "octavify", "mxnet", "weights", "models", "data", "evaluate", "train", "deploy",
+    "export", "bench", "quickstart", "doctor", "verbs", "cli", "__main__",
 ]  # fmt: skip
 
 
