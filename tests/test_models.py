@@ -16,6 +16,7 @@ from torch import nn
 
 import octaveconv as oc
 from octaveconv.models._build import OctNet
+from octaveconv.octave import as_octave
 
 OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
 every_name = pytest.mark.parametrize("name", NAMES)
@@ -101,6 +102,37 @@ def test_the_last_stage_has_alpha_0(name):
     model = on_meta(name, ALPHAS[name][0])
     assert {module.alpha_out for module in model.layer4.modules() if isinstance(module, oc.OctConv2d)} == {0}
     assert model.alpha in {module.alpha_out for module in model.layer3.modules() if isinstance(module, oc.OctConv2d)}
+
+
+@shallow_names
+def test_dense_stages_take_and_return_plain_tensors(name):
+    model, seen = on_meta(name, ALPHAS[name][0]), []
+    for module in model.layer4.modules():
+        module.register_forward_hook(lambda module, args, y: seen.extend((args[0], y)))
+    model.forward_features(torch.empty(1, 3, 65, 47, device="meta"))
+    assert type(seen[-1]) is torch.Tensor
+    octaves = [x for x in seen if not isinstance(x, torch.Tensor)]
+    assert all(x.low is not None for x in octaves)  # of stage 3
+    assert len({id(x) for x in octaves}) <= 5  # that map, normalized and activated, for the block and its shortcut
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_other_tools_find_tensors_in_the_last_stage(name):
+    """Grad-CAM and captum's layer methods; backbones of detection; checkpointing, which gives plain tuples."""
+    model, x, maps = shallow(name, 0.25, tiny=True).eval(), image(1, 3, 64, 64), {}
+    model.layer4[0].register_forward_pre_hook(lambda module, args: maps.update(before=as_octave(args[0])))
+    model.layer4[-1].register_forward_hook(lambda module, args, y: maps.update(after=y))
+    (gradient,) = torch.autograd.grad(model(x)[0, 0], maps["after"])
+    assert gradient.abs().sum() > 0
+    expected, before = maps["after"], [part.detach().requires_grad_() for part in maps["before"] if part is not None]
+    again = torch.utils.checkpoint.checkpoint(
+        lambda *parts: model.layer4(parts[0] if len(parts) == 1 else parts), *before, use_reentrant=True
+    )
+    again.sum().backward()
+    assert all(part.grad is not None for part in before)
+    getter = torchvision.models._utils.IntermediateLayerGetter(model, {"layer4": "map"})
+    assert torch.equal(getter(x)["map"], expected)
+    assert torch.equal(again, expected)
 
 
 @one_alpha_or_the_ends

@@ -18,8 +18,8 @@ SOURCE = Path(oc.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # Imports point downwards: a room, a folder or a file of its own, imports from rooms named before it.
 ROOMS = [
-    "errors", "_text", "_yaml", "_atomic", "_checksum", "_csv", "_figure", "_page", "_modes", "_progress", "env",
-    "about", "processes", "resolution", "channels", "arithmetic", "octave", "spec", "reference", "backends",
+    "errors", "_leaf", "_text", "_yaml", "_atomic", "_checksum", "_csv", "_figure", "_page", "_modes", "_progress",
+    "env", "about", "processes", "resolution", "channels", "arithmetic", "octave", "spec", "reference", "backends",
     "functional", "nn", "cost", "look", "octavify", "mxnet", "weights", "models", "data", "evaluate", "train", "deploy",
     "predict", "export", "bench", "quickstart", "doctor", "verbs", "cli", "__main__",
 ]  # fmt: skip

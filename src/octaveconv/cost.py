@@ -240,7 +240,7 @@ def _record(model: nn.Module) -> Iterator[list[LayerCost]]:
 def _layer_cost(name: str, module: nn.Module, params: int, x: Any, y: Any) -> LayerCost:
     kind = type(module).__name__
     if isinstance(module, OctConvNd):
-        return _octconv_cost(name, module, params, as_octave(x), y)
+        return _octconv_cost(name, module, params, as_octave(x), as_octave(y))
     if isinstance(module, (OctBatchNormNd, OctGroupNorm)):
         high = params * module.split.high // sum(module.split[:2])
         return LayerCost(name, kind, Cost(high), Cost(params - high), Cost(params))

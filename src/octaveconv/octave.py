@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, fx
 
+from ._leaf import leaf_function
 from .arithmetic import JOINING, applied, called, combined, is_pair, way
 from .channels import ChannelSplit as ChannelSplit  # all that describes an octave can be imported from here
 from .channels import alpha_of as alpha_of
@@ -150,6 +151,8 @@ def as_octave(x: Tensor | Octave) -> Octave:
         TypeError: ``x`` is neither a tensor nor an `Octave`.
         ValueError: it is an octave without any part.
     """
+    if isinstance(x, fx.Proxy):
+        raise TypeError("torch.fx does not know yet whether this is an octave: use a layer, such as octaveconv.OctMap")
     if not isinstance(x, Octave) and is_pair(x):
         x = Octave(*x)  # plain tuples come back from `torch.utils.checkpoint` and from autograd functions
     parts = x if isinstance(x, Octave) else (x,)
@@ -196,6 +199,7 @@ def octave_map(fn: Callable[..., Tensor], *xs: Tensor | Octave) -> Octave:
     return Octave(None if highs[0] is None else fn(*highs), None if lows[0] is None else fn(*lows))
 
 
+@leaf_function
 def octave_cat(*xs: Tensor | Octave) -> Octave:
     """Concatenate the channels of octaves: the high parts, and the low parts.
 
@@ -239,6 +243,7 @@ def check_sizes(x: Octave, factor: Sizes) -> None:
         )
 
 
+@leaf_function
 def split_tensor(x: Tensor, split: ChannelSplit, factor: int | Sizes | None = None) -> Octave:
     """Keep the high channels of ``x`` and pool the low ones: ``[N, C, H, W]`` to an octave."""
     if split.contiguous:  # not split.split: a following activation may work in place
@@ -248,6 +253,7 @@ def split_tensor(x: Tensor, split: ChannelSplit, factor: int | Sizes | None = No
     return Octave(high if split.high else None, pool(low, checked_factor(factor, x.dim() - 2)) if split.low else None)
 
 
+@leaf_function
 def merge_tensor(
     x: Tensor | Octave, size: Sizes | None = None, factor: int | Sizes | None = None, split: ChannelSplit | None = None
 ) -> Tensor:

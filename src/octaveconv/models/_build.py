@@ -9,18 +9,11 @@ from typing import Any
 from timm.layers import SqueezeExcite, create_classifier
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
-from timm.models._features_fx import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from .. import nn as octave_layers
 from ..nn import OctBatchNorm2d, OctConv2d, OctMap, OctSqueezeExcite, Split
 from ..nn._mark import AlphaMarked
-from ..octave import ChannelSplit, Octave, merge_tensor, octave_cat
-
-for _name in octave_layers.__all__:
-    register_notrace_module(getattr(octave_layers, _name))  # tracing into a layer would lose its low part
-register_notrace_function(merge_tensor)
-register_notrace_function(octave_cat)
+from ..octave import ChannelSplit, Octave, alpha_of, merge_tensor
 
 DEFAULT_ALPHA = 0.25
 Alpha = float | ChannelSplit
@@ -28,7 +21,10 @@ Alpha = float | ChannelSplit
 
 @dataclass(frozen=True)
 class Layers:
-    """Makes the layers of a network: octave layers, or the plain layers of the dense twin."""
+    """Makes the layers of a network: octave layers, or the plain layers of the dense twin.
+
+    Where alpha is 0, as in the last stage, the layers of an octave network return plain tensors, too.
+    """
 
     octave: bool
     eps: float = 1e-5
@@ -51,7 +47,7 @@ class Layers:
         """A convolution without bias that keeps the size, or halves it at stride 2."""
         if not self.octave:
             return nn.Conv2d(in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False)
-        return OctConv2d(
+        layer = OctConv2d(
             in_chs,
             out_chs,
             kernel,
@@ -64,24 +60,28 @@ class Layers:
             cut_in=cut_in,
             cut_out=cut_out,
         )
+        layer._returns_tensor = not alpha_of(alpha_out)
+        return layer
 
     def norm(self, channels: int, alpha: Alpha = 0.0, cut: int = 1, affine: bool = True) -> nn.Module:
         """Batch normalisation."""
         if not self.octave:
             return nn.BatchNorm2d(channels, self.eps, self.momentum, affine)
-        return OctBatchNorm2d(channels, self.eps, self.momentum, affine, alpha=alpha, cut=cut)
+        layer = OctBatchNorm2d(channels, self.eps, self.momentum, affine, alpha=alpha, cut=cut)
+        layer._returns_tensor = not alpha_of(alpha)
+        return layer
 
-    def act(self) -> nn.Module:
+    def act(self, alpha: Alpha = 0.0) -> nn.Module:
         """The network's activation."""
-        return self.map(self.act_layer(inplace=True))
+        return self.map(self.act_layer(inplace=True), alpha)
 
-    def map(self, module: nn.Module) -> nn.Module:
+    def map(self, module: nn.Module, alpha: Alpha) -> nn.Module:
         """A module that acts on each frequency separately."""
-        return OctMap(module) if self.octave else module
+        return OctMap(module) if self.octave and alpha_of(alpha) else module
 
     def se(self, channels: int, alpha: Alpha) -> nn.Module:
         """Squeeze-and-excitation whose bottleneck has a sixteenth of the channels."""
-        if not self.octave:
+        if not self.octave or not alpha_of(alpha):
             return SqueezeExcite(channels, rd_channels=channels // 16)  # type: ignore[no-any-return]
         return OctSqueezeExcite(channels, rd_channels=channels // 16, alpha=alpha)
 

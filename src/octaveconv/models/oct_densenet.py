@@ -23,7 +23,7 @@ class DenseLayer(nn.Module):
         super().__init__()
         self.conv1 = PreActConv(make, in_chs, 4 * growth, 1, alpha_in=split_in, alpha_out=alpha)
         self.conv2 = PreActConv(make, 4 * growth, growth, 3, alpha_in=alpha, alpha_out=alpha)
-        self.is_octave = make.octave
+        self.is_octave = make.octave and alpha > 0
 
     def forward(self, x: Tensor | Octave) -> Tensor | Octave:
         y = self.conv2(self.conv1(x))
@@ -36,7 +36,7 @@ class Transition(nn.Module):
     def __init__(self, make: Layers, in_chs: int, out_chs: int, split_in: ChannelSplit, alpha: float) -> None:
         super().__init__()
         self.conv = PreActConv(make, in_chs, out_chs, 1, alpha_in=split_in, alpha_out=alpha)
-        self.pool = make.map(nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False))
+        self.pool = make.map(nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False), alpha)
 
     def forward(self, x: Tensor | Octave) -> Tensor | Octave:
         return self.pool(self.conv(x))  # type: ignore[no-any-return]

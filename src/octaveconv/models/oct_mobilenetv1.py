@@ -21,10 +21,10 @@ class DepthwiseSeparable(nn.Module):
         super().__init__()
         self.conv1 = make.conv(in_chs, in_chs, 3, stride, in_chs, alpha_in=alpha_in, alpha_out=alpha_in)
         self.bn1 = make.norm(in_chs, alpha_in)
-        self.act1 = make.act()
+        self.act1 = make.act(alpha_in)
         self.conv2 = make.conv(in_chs, out_chs, 1, alpha_in=alpha_in, alpha_out=alpha_out)
         self.bn2 = make.norm(out_chs, alpha_out)
-        self.act2 = make.act()
+        self.act2 = make.act(alpha_out)
 
     def forward(self, x: Tensor | Octave) -> Tensor | Octave:
         y = self.act1(self.bn1(self.conv1(x)))

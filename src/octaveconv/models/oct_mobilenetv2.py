@@ -24,10 +24,10 @@ class InvertedResidual(nn.Module):
         mid = in_chs * expansion
         self.conv1 = make.conv(in_chs, mid, 1, alpha_out=alpha)
         self.bn1 = make.norm(mid, alpha)
-        self.act1 = make.act()
+        self.act1 = make.act(alpha)
         self.conv2 = make.conv(mid, mid, 3, stride, mid, alpha_in=alpha, alpha_out=alpha)
         self.bn2 = make.norm(mid, alpha)
-        self.act2 = make.act()
+        self.act2 = make.act(alpha)
         self.conv3 = make.conv(mid, out_chs, 1, alpha_in=alpha)
         self.bn3 = make.norm(out_chs)
         self.has_shortcut = stride == 1 and in_chs == out_chs

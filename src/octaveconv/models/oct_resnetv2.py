@@ -37,7 +37,7 @@ class PreActConv(nn.Module):
         super().__init__()
         cuts: dict[str, Any] = {} if groups > 1 else dict(cut_in=cut_in, cut_out=cut_out)
         self.bn = make.norm(in_chs, alpha_in, cut=cut_in)
-        self.act = make.act()
+        self.act = make.act(alpha_in)
         self.conv = make.conv(in_chs, out_chs, kernel, stride, groups, alpha_in=alpha_in, alpha_out=alpha_out, **cuts)
 
     def forward(self, x: Tensor | Octave) -> Tensor | Octave:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._leaf import leaf_forward
 from ..octave import ChannelSplit, Octave, alpha_of, split_channels
 from .norm import check_channels
 
@@ -61,6 +62,7 @@ class OctSqueezeExcite(nn.Module):
         self.fc1 = nn.Conv2d(channels, rd_channels, 1, device=device, dtype=dtype)
         self.fc2 = nn.Conv2d(rd_channels, channels, 1, device=device, dtype=dtype)
 
+    @leaf_forward
     def forward(self, x: Tensor | Octave) -> Octave:
         octave = check_channels(self, x, self.split)
         high, low = (None if part is None else part.mean((2, 3), keepdim=True) for part in octave)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._leaf import leaf_forward
 from ..octave import ChannelSplit, Octave, alpha_of, as_octave, merge_tensor, octave_map, split_channels, split_tensor
 from ..resolution import Sizes
 
@@ -38,6 +39,7 @@ class Split(nn.Module):
         self.split = split_channels(channels, alpha)
         self.alpha = alpha_of(alpha)
 
+    @leaf_forward
     def forward(self, x: Tensor) -> Octave:
         if x.shape[1] != self.split.high + self.split.low:
             raise ValueError(f"{self} got {x.shape[1]} channels: give it the number of channels of its input")
@@ -73,6 +75,7 @@ class Merge(nn.Module):
         super().__init__()
         self.split, self.factor = split, factor
 
+    @leaf_forward
     def forward(self, x: Tensor | Octave) -> Tensor:
         return merge_tensor(x, split=self.split, factor=self.factor)
 
@@ -100,6 +103,7 @@ class OctMap(nn.Module):
         super().__init__()
         self.module = module
 
+    @leaf_forward
     def forward(self, x: Tensor | Octave) -> Octave:
         if isinstance(self.module, nn.PReLU) and self.module.num_parameters > 1:
             octave, weight = as_octave(x), self.module.weight

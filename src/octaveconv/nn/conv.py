@@ -7,13 +7,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import functional
+from .._leaf import leaf_forward
 from ..octave import ChannelSplit, Octave, alpha_of
 from ..resolution import FACTORS, Sizes
 from ..spec import ConvSpec, conv_spec
+from ._dense import MayReturnTensor
 from ._mark import AlphaMarked
 
 
-class OctConvNd(AlphaMarked):
+class OctConvNd(MayReturnTensor, AlphaMarked):
     """What all octave convolutions share. Each also inherits from the dense layer that it replaces."""
 
     axes: int
@@ -33,8 +35,9 @@ class OctConvNd(AlphaMarked):
         self.spec = spec
         self.alpha_in, self.alpha_out = self.alpha_mark = alpha_of(alpha_in), alpha_of(alpha_out)
 
+    @leaf_forward
     def forward(self, x: Tensor | Octave) -> Octave:
-        return functional.run(x, self.weight, self.bias, self.spec)
+        return self._returned(functional.run(x, self.weight, self.bias, self.spec))
 
     def extra_repr(self) -> str:
         """The arguments of the dense layer, then both alphas with their high and low channels."""

@@ -23,7 +23,7 @@ def norm_act(norm: nn.Module, act: nn.Module, x: Any, residual: Any = None) -> A
     """``act(norm(x) + residual)``.
 
     Args:
-        norm, act: any modules; only `OctBatchNorm2d` and ``OctMap(nn.ReLU())`` can be fused.
+        norm, act: any modules; only `OctBatchNorm2d` and ``nn.ReLU()``, also in `OctMap`, can be fused.
         x: what ``norm`` takes: a tensor or an `Octave`.
         residual: what to add, of the same kind as ``x``; ``None`` adds nothing.
 
@@ -35,7 +35,8 @@ def norm_act(norm: nn.Module, act: nn.Module, x: Any, residual: Any = None) -> A
         torch.Size([2, 4, 3, 3])
     """
     if _can_fuse(norm, act, x, residual):
-        return norm._forward_fused(x, residual)[0]  # type: ignore[operator]
+        residual = None if residual is None else as_octave(residual)
+        return norm._returned(norm._forward_fused(x, residual)[0])  # type: ignore[operator]
     y = norm(x)
     return act(y if residual is None else y + residual)
 
@@ -61,20 +62,20 @@ def norm_act_conv(norm: nn.Module, act: nn.Module, conv: nn.Module, x: Any) -> A
     spec = conv.spec
     with_pooled = spec.stride == (1, 1) and not spec.depthwise and spec.outputs.low > 0
     y, known = norm._forward_fused(x, with_pooled=with_pooled)  # type: ignore[operator]
-    return backends.octconv_of_norm(spec.check_input(y), conv.weight, conv.bias, spec, **known)
+    return conv._returned(backends.octconv_of_norm(spec.check_input(y), conv.weight, conv.bias, spec, **known))
 
 
 def _can_fuse(norm: nn.Module, act: nn.Module, x: Any, residual: Any = None) -> bool:
     """Whether the kernels can stand in for these modules, and nothing observes that the modules are not called."""
+    relu = act.module if type(act) is OctMap else act
     return (
         isinstance(x, (Tensor, Octave))  # not a proxy while a program is traced
         and type(norm) is OctBatchNorm2d
-        and type(act) is OctMap
-        and type(act.module) is nn.ReLU
+        and type(relu) is nn.ReLU
         and norm.weight is not None
         and (norm.training or norm.running_mean is None)
         and not isinstance(norm.sync, nn.SyncBatchNorm)
-        and not any(map(_is_hooked, (norm, act, act.module)))
+        and not any(map(_is_hooked, (norm, act, relu)))
         and backends.fuses_norm(as_octave(x), None if residual is None else as_octave(residual))
     )
 

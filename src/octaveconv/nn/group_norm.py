@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._leaf import leaf_forward
 from ..octave import ChannelSplit, Octave, alpha_of, split_channels
 from .norm import at_least_single, check_channels, moments
 
@@ -55,6 +56,7 @@ class OctGroupNorm(nn.GroupNorm):
         self.alpha = alpha_of(alpha)
         self._groups = _whole_groups(num_groups, self.split)
 
+    @leaf_forward
     def forward(self, x: Tensor | Octave) -> Octave:  # type: ignore[override]  # it takes and returns octaves
         octave = check_channels(self, x, self.split)
         if self._groups is not None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
+from .._leaf import leaf_forward
 from ..octave import ChannelSplit, Octave, as_octave
 from ..resolution import pool, upsample
 from .border import prelu
@@ -17,6 +18,7 @@ from .norm import moments
 class PixelwiseOctLinear(OctConv2d):
     """``nn.Linear`` over the channels of each pixel, on octaves: a 1x1 convolution whose weight is ``[out, in]``."""
 
+    @leaf_forward
     def forward(self, x: Tensor | Octave) -> Octave:  # type: ignore[override]
         return functional.run(x, self.weight[..., None, None], self.bias, self.spec)
 
@@ -26,6 +28,7 @@ class OctLayerNorm(nn.LayerNorm):
 
     split: ChannelSplit
 
+    @leaf_forward
     def forward(self, x: Octave) -> Octave:  # type: ignore[override]
         assert x.high is not None
         assert x.low is not None
@@ -51,6 +54,7 @@ class OctPReLU(nn.PReLU):
 
     split: ChannelSplit
 
+    @leaf_forward
     def forward(self, x: Tensor | Octave) -> Octave:  # type: ignore[override]
         return prelu(as_octave(x), self.split.split(self.weight))
 
@@ -61,6 +65,7 @@ class FrozenOctBatchNorm2d(nn.Module):
     split: ChannelSplit
     eps: float
 
+    @leaf_forward
     def forward(self, x: Tensor | Octave) -> Octave:
         mean, var, weight, bias = (
             self.split.split(getattr(self, name)) for name in ("running_mean", "running_var", "weight", "bias")
@@ -77,6 +82,7 @@ class StandardizedOctConv2d(OctConv2d):
     eps: float
     scale: float
 
+    @leaf_forward
     def forward(self, x: Tensor | Octave) -> Octave:  # type: ignore[override]
         gain = self._parameters.get("gain")
         scale = None if gain is None else (gain * self.scale).flatten()
@@ -92,6 +98,7 @@ class SampleDrop(nn.Module):
         super().__init__()
         self.module = module
 
+    @leaf_forward
     def forward(self, x: Tensor | Octave) -> Tensor | Octave:
         if not isinstance(x, Octave):
             return self.module(x)  # type: ignore[no-any-return]

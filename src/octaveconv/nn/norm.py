@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from .. import backends
+from .._leaf import leaf_forward
 from ..octave import ChannelSplit, Octave, alpha_of, as_octave, split_channels
+from ._dense import MayReturnTensor
 
 
 class State(NamedTuple):
@@ -23,7 +25,7 @@ class State(NamedTuple):
     var: Tensor | None
 
 
-class OctBatchNormNd(_NormBase):
+class OctBatchNormNd(MayReturnTensor, _NormBase):
     """What the batch normalizations of one, two and three axes share."""
 
     axes: int
@@ -47,6 +49,7 @@ class OctBatchNormNd(_NormBase):
         self.alpha = alpha_of(alpha)
         self.sync: nn.Module = _SyncMarker(num_features, affine=False, track_running_stats=False)
 
+    @leaf_forward
     def forward(self, x: Tensor | Octave) -> Octave:
         octave = self._check(x)
         use_batch = self.training or self.running_mean is None
@@ -57,7 +60,7 @@ class OctBatchNormNd(_NormBase):
         if not self.split.contiguous and self.training and self.running_mean is not None:
             self.running_mean.copy_(self.split.join(high_state.mean, low_state.mean))
             self.running_var.copy_(self.split.join(high_state.var, low_state.var))  # type: ignore[union-attr]
-        return Octave(high, low)
+        return self._returned(Octave(high, low))
 
     def _forward_fused(
         self, x: Tensor | Octave, residual: Octave | None = None, *, with_pooled: bool = False
