@@ -2,7 +2,7 @@
 
 from .attention import OctSqueezeExcite
 from .border import Merge, OctMap, Split
-from .conv import OctConv1d, OctConv2d, OctConv3d, OctConvTranspose2d
+from .conv import OctConv1d, OctConv2d, OctConv3d, OctConvTranspose1d, OctConvTranspose2d, OctConvTranspose3d
 from .group_norm import OctGroupNorm
 from .layers import (
     FrozenOctBatchNorm2d,
@@ -23,7 +23,9 @@ __all__ = [
     "OctConv1d",
     "OctConv2d",
     "OctConv3d",
+    "OctConvTranspose1d",
     "OctConvTranspose2d",
+    "OctConvTranspose3d",
     "OctGroupNorm",
     "OctLayerNorm",
     "OctMap",

@@ -57,6 +57,7 @@ _ELEMENTWISE = Handler(same, elementwise=True, channels_last=True)
 _CHANNEL_DROPOUT = Handler(same, elementwise=True)
 _SAMPLE_DROPOUT = Handler(same, sample_drop)
 _CONV = Handler(conv, oct_conv, conv_spec_of, fits=is_plain_conv)
+_CONV_TRANSPOSE = Handler(conv_transpose, oct_conv_transpose, conv_spec_of)
 _STANDARDIZED_CONV = Handler(
     conv, oct_standardized_conv, conv_spec_of, axes=2, fits=lambda layer: not getattr(layer, "same_pad", False)
 )
@@ -72,7 +73,8 @@ _MEAN = Handler(mean)
 LAYERS: dict[type[nn.Module], Handler] = {
     nn.Conv1d: _CONV.on(1), nn.Conv2d: _CONV.on(2), nn.Conv3d: _CONV.on(3),
     **{kind: _CONV.on(axes) for axes, kind in enumerate(PADDED, 1)},
-    nn.ConvTranspose2d: Handler(conv_transpose, oct_conv_transpose, conv_spec_of, axes=2),
+    nn.ConvTranspose1d: _CONV_TRANSPOSE.on(1), nn.ConvTranspose2d: _CONV_TRANSPOSE.on(2),
+    nn.ConvTranspose3d: _CONV_TRANSPOSE.on(3),
     nn.Linear: Handler(linear, oct_linear, linear_spec_of, channels_last=True),
     nn.BatchNorm1d: Handler(same, batch_norm(OctBatchNorm1d), axes=1),
     nn.BatchNorm2d: Handler(same, batch_norm(OctBatchNorm2d), axes=2),

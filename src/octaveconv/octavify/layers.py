@@ -12,7 +12,9 @@ from ..nn import (
     OctConv1d,
     OctConv2d,
     OctConv3d,
+    OctConvTranspose1d,
     OctConvTranspose2d,
+    OctConvTranspose3d,
     OctGroupNorm,
     OctLayerNorm,
     OctPReLU,
@@ -46,19 +48,15 @@ def _conv_step(node: fx.Node, layer: Any, refusal: str) -> Step:
 
 
 def _conv_refusal(layer: Any) -> str:
-    if any(stride not in (1, 2) for stride in layer.stride):
-        return f"stride {max(layer.stride)}: only 1 and 2 have an octave form"
-    if changes_size(layer):
-        return f"padding {_padding_of(layer)} with kernel {layer.kernel_size} does not keep the map's size"
-    return ""
+    if is_aligned(layer):
+        return ""
+    given = f"padding {_padding_of(layer)} with kernel {layer.kernel_size} and stride {layer.stride}"
+    return f"{given} shifts high and low maps against each other"
 
 
-def changes_size(layer: Any) -> bool:
-    """Whether a convolution at stride 1 would change a map's size on an axis that a low map has half of."""
-    spec = conv_spec_of(layer, 0.0, 0.0)
-    axes = zip(spec.kernel_size, spec.dilation, spec.sides)
-    factors = map(max, FACTORS[len(spec.kernel_size)], spec.stride)  # a stride pools, too
-    return any(o > 1 and sum(sides) != d * (k - 1) for o, (k, d, sides) in zip(factors, axes))
+def is_aligned(layer: Any) -> bool:
+    """Whether an octave convolution with the layer's kernel, stride and padding keeps both maps beside each other."""
+    return conv_spec_of(layer, 0.0, 0.0).aligned
 
 
 def _padding_of(layer: Any) -> Any:
@@ -77,16 +75,18 @@ def _border_refusal(layer: Any, shape: Any) -> str:
     if mode not in ("reflect", "circular") or shape is None:
         return ""
     spec = conv_spec_of(layer, 0.0, 0.0)
-    smallest = pooled_size(pooled_size(shape[2:], spec.stride), FACTORS[len(spec.kernel_size)])
+    smallest = pooled_size(pooled_size(shape[2:], spec.pooling), FACTORS[len(spec.kernel_size)])
     fits = all(max(sides) < size + (mode == "circular") for sides, size in zip(spec.sides, smallest))
     return "" if fits else f"padding_mode={mode!r}: the low map would be smaller than the padding"
 
 
-def _transposed_refusal(layer: nn.ConvTranspose2d) -> str:
+def _transposed_refusal(layer: Any) -> str:
+    given = f"padding {layer.padding} with kernel {layer.kernel_size}"
+    low = ChannelSplit(0, layer.in_channels), ChannelSplit(0, layer.out_channels)
     try:
-        conv_spec_of(layer, 0.5, 0.5)
+        conv_spec_of(layer, *low)
     except ValueError:
-        return f"padding {layer.padding} with kernel {layer.kernel_size} does not enlarge the map by the stride"
+        return f"{given} does not enlarge the map by the stride"
     return ""
 
 
@@ -148,8 +148,9 @@ def _conv_like(kind: Any, layer: Any, inputs: ChannelSplit, outputs: ChannelSpli
 
 
 def oct_conv_transpose(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
-    """Of ``nn.ConvTranspose2d``."""
-    made = OctConvTranspose2d(
+    """Of ``nn.ConvTranspose1d``, ``nn.ConvTranspose2d``, ``nn.ConvTranspose3d``."""
+    kind: Any = (OctConvTranspose1d, OctConvTranspose2d, OctConvTranspose3d)[len(layer.kernel_size) - 1]
+    made = kind(
         layer.in_channels,
         layer.out_channels,
         layer.kernel_size,
