@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -101,8 +102,20 @@ class ConvSpec(NamedTuple):
         return tuple(zip(self.padding, self.padding_after or self.padding))
 
     def padded(self, x: Tensor) -> Tensor:
-        """A map with the padding around it."""
+        """A map with the padding around it.
+
+        Raises:
+            ValueError: it is too small for its border to be reflected, or to go round.
+        """
         sides = [side for pair in reversed(self.sides) for side in pair]
+        if self.padding_mode in ("reflect", "circular") and not torch.compiler.is_compiling():  # sizes may be symbols
+            least = [max(pair) + (self.padding_mode == "reflect") for pair in self.sides]
+            if any(pixels < n for pixels, n in zip(x.shape[2:], least)):
+                raise ValueError(
+                    f"padding_mode={self.padding_mode!r} with padding {self.sides} needs a map of {tuple(least)} "
+                    f"pixels or more, got {tuple(x.shape[2:])}, perhaps a low map, half as large as the high one: give "
+                    f"larger inputs"
+                )
         return F.pad(x, sides, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
 
     @property
