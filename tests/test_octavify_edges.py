@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 from helpers import assert_close
 from torch import nn
@@ -51,6 +52,18 @@ def test_lazy_layers():
     net, plan = oc.octavify(model, 0.5, x, stem=True)
     assert [layer.octave for layer in plan.layers] == [True] * 4
     assert net(x).shape == model(x).shape
+
+
+@pytest.mark.parametrize("kind", ["Conv2dSame", "StdConv2dSame", "ScaledStdConv2dSame"])
+def test_convolutions_that_pad_as_tensorflow_does(kind):
+    made = [getattr(timm.layers, kind)(c, 8, k, stride=s) for c, k, s in ((3, 3, 2), (8, 4, 1), (8, 5, 2), (8, 3, 3))]
+    model, x = chain(*made), torch.randn(1, 3, 33, 36)
+    same, _ = oc.octavify(model, 0, x)
+    assert torch.equal(same(x), model(x))
+    net, plan = oc.octavify(model, 0.5, x, stem=True)
+    assert [layer.octave for layer in plan.layers] == [True, True, False, False]  # whose outputs are dense
+    for size in ((34, 35), (37, 40)):
+        assert net(torch.zeros(1, 3, *size)).shape == model(torch.zeros(1, 3, *size)).shape
 
 
 @pytest.mark.parametrize("mode", ["reflect", "circular"])

@@ -6,6 +6,7 @@ from .conv import OctConv1d, OctConv2d, OctConv3d, OctConvTranspose1d, OctConvTr
 from .group_norm import OctGroupNorm
 from .layers import (
     FrozenOctBatchNorm2d,
+    OctGlobalResponseNorm,
     OctLayerNorm,
     OctPReLU,
     PixelwiseOctLinear,
@@ -26,6 +27,7 @@ __all__ = [
     "OctConvTranspose1d",
     "OctConvTranspose2d",
     "OctConvTranspose3d",
+    "OctGlobalResponseNorm",
     "OctGroupNorm",
     "OctLayerNorm",
     "OctMap",

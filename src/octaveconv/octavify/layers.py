@@ -15,6 +15,7 @@ from ..nn import (
     OctConvTranspose1d,
     OctConvTranspose2d,
     OctConvTranspose3d,
+    OctGlobalResponseNorm,
     OctGroupNorm,
     OctLayerNorm,
     OctPReLU,
@@ -61,7 +62,20 @@ def is_aligned(layer: Any) -> bool:
 
 def _padding_of(layer: Any) -> Any:
     """Pixels for each axis, or before and after it."""
+    if pads_same(layer):
+        spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size)]
+        return tuple((span // 2, span - span // 2) for span in spans)
     return getattr(layer, "pairs", layer.padding)
+
+
+def pads_same(layer: Any) -> bool:
+    """Whether it is one of timm's convolutions that pad as TensorFlow does: to the input's size over the stride."""
+    return type(layer).__name__ == "Conv2dSame" or bool(getattr(layer, "same_pad", False))
+
+
+def pools_at_most(layer: Any) -> bool:
+    """Whether a convolution's stride is none that an octave one would have to convolve at."""
+    return max(layer.stride) <= 2
 
 
 def _padding_mode_of(layer: Any) -> str:
@@ -260,6 +274,18 @@ def oct_layer_norm(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn
     """Of ``nn.LayerNorm`` over channels, timm's ``LayerNorm`` and ``LayerNorm2d``, and torchvision's."""
     made = OctLayerNorm(layer.normalized_shape, layer.eps, layer.elementwise_affine, device="meta")
     made.split = split
+    return with_state(made, layer)
+
+
+def response_norm(node: fx.Node, layer: Any) -> Step | None:
+    """Over the channels, which are in the dimension that the layer takes them from."""
+    return same(node, layer) if is_channels_last(node) == (layer.channel_dim == -1) else None
+
+
+def oct_response_norm(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+    """Of timm's ``GlobalResponseNorm``."""
+    made = OctGlobalResponseNorm()
+    made.split, made.eps = split, layer.eps
     return with_state(made, layer)
 
 
