@@ -101,3 +101,19 @@ def test_slopes_inside_a_sequence():
     assert_close(found.low, expected.low)
     with pytest.raises(ValueError, match="slopes of the PReLU inside Behind: put that PReLU into an OctMap of its own"):
         oc.OctMap(nn.Sequential(nn.Tanh(), Behind(slopes)))
+
+
+def test_crop_of_an_octave():
+    x = oc.Split(8, 0.5)(torch.randn(2, 8, 3, 9, 9))
+    high, low = oc.octave_crop(x, (2, 7, 8))
+    assert torch.equal(high, x.high[:, :, :2, :7, :8])
+    assert torch.equal(low, x.low[:, :, :2, :4, :4])
+    assert oc.octave_crop(x, (2, 7, 8), factor=2).low.shape[2:] == (1, 4, 4)
+    assert oc.octave_crop(torch.ones(1, 2, 5), (3,)).high.shape == (1, 2, 3)
+    assert oc.octave_crop(oc.Octave(None, torch.ones(1, 2, 4, 4)), (5, 7)).low.shape == (1, 2, 3, 4)
+    with pytest.raises(
+        ValueError, match=r"the high part is \[2, 4, 3, 9, 9\], which cannot be cropped to \(3, 10, 9\)"
+    ):
+        oc.octave_crop(x, (3, 10, 9))
+    with pytest.raises(ValueError, match=r"cannot be cropped to \(9, 9\) pixels"):
+        oc.octave_crop(x, (9, 9))

@@ -23,7 +23,7 @@ from .nn import (
     OctSqueezeExcite,
     Split,
 )
-from .octave import ChannelSplit, Octave, octave_cat, octave_map
+from .octave import ChannelSplit, Octave, octave_cat, octave_crop, octave_map
 from .octavify.octavify import octavify
 from .octavify.plan import Plan
 from .octavify.register import register_layer
@@ -61,6 +61,7 @@ __all__ = [
     "load_deployed",
     "load_mxnet",
     "octave_cat",
+    "octave_crop",
     "octave_map",
     "octavify",
     "register_layer",

@@ -57,12 +57,13 @@ class OctGlobalResponseNorm(nn.Module):
         assert x.low is not None
         squares = x.high.square(), upsample(x.low.square(), (2, 2), x.high.shape[2:])
         norms = [part.sum((2, 3), keepdim=True).sqrt() for part in squares]  # [N, C, 1, 1]
-        mean = torch.lerp(*(norm.mean(1, keepdim=True) for norm in norms), self.split.alpha) + self.eps
+        high, low = (norm.mean(1, keepdim=True) for norm in norms)
+        mean = torch.lerp(high, low, self.split.alpha) + self.eps
         parameters = zip(*(self.split.split(getattr(self, name)[:, None, None]) for name in ("weight", "bias")))
         return Octave(
             *(
                 part + (bias + weight * (part * (norm / mean)))
-                for part, norm, (weight, bias) in zip(x, norms, parameters)
+                for part, norm, (weight, bias) in zip((x.high, x.low), norms, parameters)
             )
         )
 

@@ -75,7 +75,7 @@ def pads_same(layer: Any) -> bool:
 
 def pools_at_most(layer: Any) -> bool:
     """Whether a convolution's stride is none that an octave one would have to convolve at."""
-    return max(layer.stride) <= 2
+    return all(stride <= 2 for stride in layer.stride)
 
 
 def _padding_mode_of(layer: Any) -> str:
