@@ -259,6 +259,23 @@ class ChannelsLast(Part):
         return self.norm2d(self.after(torch.cat([x + y, torch.permute(side, (0, 3, 1, 2))], 1)))
 
 
+class Response(Part):
+    """ConvNeXt-V2's response norm, with the channels last and second, and a convolution that pads like TensorFlow."""
+
+    def build(self):
+        self.mlp = timm.layers.GlobalResponseNormMlp(16, 24, 16)
+        self.norm, self.same = (
+            timm.layers.grn.GlobalResponseNorm(16, channels_last=False),
+            timm.layers.Conv2dSame(16, 16, 1),
+        )
+        for module in (self.mlp.grn, self.norm):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+
+    def part(self, x):
+        return self.norm(self.same(x + self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)))
+
+
 class Standardized(Part):
     """timm's convolutions by standardised weights, with and without a gain, and a product in place as in NFNets."""
 
@@ -333,6 +350,7 @@ PARTS = [
     SmallPieces,
     Recut,
     ChannelsLast,
+    Response,
     Standardized,
     Upward,
     InPlace,

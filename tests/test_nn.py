@@ -104,9 +104,9 @@ def test_same_padding(padding):
 @pytest.mark.parametrize(
     ("arguments", "cure"),
     [
-        (dict(stride=3), "stride 1 or 2 on each axis, got 3"),
+        (dict(stride=3, kernel_size=9), r"shifts the two frequencies against each other: use padding \(3, 3\)"),
         (dict(padding=0), r"use padding \(1, 1\), or alpha_in=alpha_out=0"),
-        (dict(kernel_size=2), "use padding 'same'"),
+        (dict(kernel_size=4, padding=0), "use padding 'same'"),
         (dict(alpha_in=1.5), r"must be in \[0, 1\], got 1.5"),
         (dict(groups=4, alpha_in=0.3), "use an alpha of 0, 0.5, 1"),
         (dict(groups=8, alpha_in=0.5), "depthwise convolution keeps each channel's frequency"),
@@ -139,7 +139,8 @@ def test_bad_arguments_name_the_cure(arguments, cure):
 @pytest.mark.parametrize(
     ("arguments", "cure"),
     [
-        (dict(stride=3), "stride 1 or 2 on each axis, got 3: use nn.ConvTranspose2d beyond that"),
+        (dict(stride=3), r"use padding \(0, 0\) and output_padding \(0, 0\)"),
+        (dict(stride=5), "use a kernel as large as the stride"),
         (dict(padding=0), r"use padding \(1, 1\) and output_padding \(1, 1\), or alpha_in=alpha_out=0"),
         (dict(padding=2), r"use padding \(1, 1\) and output_padding \(1, 1\), or alpha_in=alpha_out=0"),
         (dict(stride=1, padding=0), r"use padding \(1, 1\) and output_padding \(0, 0\)"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import assert_close, random_octave
-from hypothesis import event, given, settings
+from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 from oracle import definition
 
@@ -14,8 +14,8 @@ FACTORS = {1: [(2,)], 2: [(2, 2), (2, 2), (1, 2)], 3: [(1, 2, 2), (2, 2, 2)]}  #
 
 
 @st.composite
-def problems(draw, axes, transposed):
-    """Any octave convolution that is allowed, with an input for it."""
+def problems(draw, axes, transposed, strides=False):
+    """Any octave convolution that is allowed, with an input for it; with ``strides`` one whose paths stride."""
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     cuts = [groups] * 2 if groups > 1 else [draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2]))]
     widths = [cut * draw(st.integers(1, 4)) for cut in cuts]
@@ -49,6 +49,13 @@ def problems(draw, axes, transposed):
     if transposed:
         room = [s - 1 - span % 2 for s, span in zip(stride, spans)]
         conv["output_padding"] = [draw(st.integers(0, pixels)) for pixels in room]
+    if strides:
+        conv["stride"], kernel, conv["padding"] = per_axis(1, 2, 3, 4), per_axis(*range(1, 6)), []
+        for k, d, s, f in zip(kernel, dilation, conv["stride"], conv["factor"]):
+            pads = [p for p in range(5) if f == 1 or 0 <= d * (k - 1) + 1 - p <= 2 * s]
+            assume(pads)
+            pad = draw(st.sampled_from(pads))
+            conv["padding"].append((before := draw(st.integers(0, pad)), pad - before))
     return dict(
         transposed=transposed,
         widths=widths,
@@ -87,11 +94,30 @@ def test_against_definition(transposed, axes, data):
     event(f"stride {conv['stride']}")
     define = definition.octconv_transpose if transposed else definition.octconv
     expected = define(high, low, weight, bias, **conv)
+    check(problem, expected, high, low, weight, bias)
+
+
+def check(problem, expected, high, low, weight, bias):
+    conv, transposed = problem["conv"], problem["transposed"]
     for backend in BACKENDS:
         with oc.backend(backend):
             actual = oc.functional.octconv(oc.Octave(high, low), weight, bias, transposed=transposed, **conv)
         assert_close(actual.high, expected[0], f"{backend}: high")
         assert_close(actual.low, expected[1], f"{backend}: low")
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@settings(max_examples=60)
+@given(data=st.data())
+def test_paths_that_stride_against_definition(axes, data):
+    problem = data.draw(problems(axes, False, strides=True))
+    conv, kernel = problem["conv"], problem["kernel"]
+    reaches = [d * (k - 1) + 1 - sum(p) for d, k, p in zip(conv["dilation"], kernel, conv["padding"])]
+    axes_of = [*zip(conv["stride"], reaches, conv["factor"])]
+    assume(any(s > 2 or (r != 1 and (s, f) != (1, 1)) for s, r, f in axes_of))  # otherwise the stride pools
+    problem["size"] = [max(n, r) for n, r in zip(problem["size"], reaches)]
+    high, low, weight, bias = tensors(problem)
+    check(problem, definition.octconv_at_stride(high, low, weight, bias, **conv), high, low, weight, bias)
 
 
 @pytest.mark.parametrize(("groups", "alphas"), [(1, (0.25, 0.75)), (2, (0.5, 0.25)), (8, (0.5, 0.5))])

@@ -15,13 +15,15 @@ from .nn import (
     OctConv1d,
     OctConv2d,
     OctConv3d,
+    OctConvTranspose1d,
     OctConvTranspose2d,
+    OctConvTranspose3d,
     OctGroupNorm,
     OctMap,
     OctSqueezeExcite,
     Split,
 )
-from .octave import ChannelSplit, Octave, octave_cat, octave_map
+from .octave import ChannelSplit, Octave, octave_cat, octave_crop, octave_map
 from .octavify.octavify import octavify
 from .octavify.plan import Plan
 from .octavify.register import register_layer
@@ -42,7 +44,9 @@ __all__ = [
     "OctConv1d",
     "OctConv2d",
     "OctConv3d",
+    "OctConvTranspose1d",
     "OctConvTranspose2d",
+    "OctConvTranspose3d",
     "OctGroupNorm",
     "OctMap",
     "OctSqueezeExcite",
@@ -60,6 +64,7 @@ __all__ = [
     "load_deployed",
     "load_mxnet",
     "octave_cat",
+    "octave_crop",
     "octave_map",
     "octavify",
     "register_layer",

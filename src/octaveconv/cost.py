@@ -266,6 +266,9 @@ def path_macs(spec: ConvSpec, size: Sizes, out_size: Sizes) -> dict[str, int]:
     low = pooled_size(size, spec.factor)
     if spec.transposed:
         pixels = dict(hh=prod(size), hl=prod(low), lh=prod(low), ll=prod(low))
+    elif spec.strides:
+        made = prod(spec.convolved_low(low))
+        pixels = dict(hh=prod(out_size), hl=made, lh=made, ll=made)
     else:
         out_low = prod(pooled_size(out_size, spec.factor))
         pixels = dict(hh=prod(out_size), hl=out_low, lh=prod(pooled_size(low, spec.remaining_stride)), ll=out_low)
@@ -296,7 +299,9 @@ def _out_size(spec: ConvSpec, x: Octave, y: Octave) -> Sizes:
     """Pixels of the dense twin's output on each axis."""
     if y.high is not None:
         return y.high.shape[2:]
-    return spec.transposed_sizes(x)[0] if spec.transposed else pooled_size(spec.high_size(x), spec.stride)
+    if spec.transposed or spec.strides:
+        return spec.out_sizes(x)[0]
+    return pooled_size(spec.high_size(x), spec.stride)
 
 
 def _bytes(x: Tensor | None) -> int:

@@ -38,10 +38,7 @@ def octconv(
         weight: that of a dense convolution, ``[out, in / groups, kh, kw]``; the four paths are blocks of it. If
             ``transposed``, ``[in, out / groups, kh, kw]``.
         bias: ``[out]``.
-        stride: 1 or 2 on each axis. A stride of 2 pools the input, then convolves at stride 1; if ``transposed``, it is
-            the stride of the convolution.
-        padding: as of `OctConv2d`: with two frequencies it must keep the map's size; if ``transposed``, see
-            `OctConvTranspose2d`.
+        stride, padding: as of `OctConv2d`, or if ``transposed`` of `OctConvTranspose2d`.
         dilation, groups, padding_mode: as in ``torch.nn.Conv2d``. If ``groups`` equals both channel counts, the
             convolution is depthwise and has no path between the frequencies.
         alpha_in, alpha_out: low-frequency share of the input and of the output channels, in [0, 1], or a

@@ -14,7 +14,7 @@ from .arithmetic import JOINING, applied, called, combined, is_pair, way
 from .channels import ChannelSplit as ChannelSplit  # all that describes an octave can be imported from here
 from .channels import alpha_of as alpha_of
 from .channels import split_channels as split_channels
-from .resolution import Sizes, checked_factor, pool, pooled_size, upsample
+from .resolution import Sizes, checked_factor, crop, pool, pooled_size, upsample
 
 
 class Octave(NamedTuple):
@@ -225,6 +225,39 @@ def octave_cat(*xs: Tensor | Octave) -> Octave:
         raise ValueError("octave_cat needs at least one octave, got none")
     highs, lows = ([part for part in parts if part is not None] for parts in zip(*map(as_octave, xs)))
     return Octave(torch.cat(highs, 1) if highs else None, torch.cat(lows, 1) if lows else None)
+
+
+def octave_crop(x: Tensor | Octave, size: Sizes, factor: int | Sizes | None = None) -> Octave:
+    """Crop an octave to the first ``size`` pixels of its high maps, as after an upsampling of maps of odd size.
+
+    Args:
+        x: an octave; a tensor counts as one without a low part.
+        size: pixels of the high maps on each axis, at most as many as there are.
+        factor: as in `Split`.
+
+    Returns:
+        The high part ``[N, C_high, *size]`` and the low part at the size that belongs to it.
+
+    Raises:
+        TypeError: ``x`` is neither a tensor nor an `Octave`.
+        ValueError: ``size`` has another number of axes than the maps, or is larger.
+
+    Example:
+        >>> import torch
+        >>> x = Octave(torch.ones(1, 6, 8, 8), torch.ones(1, 2, 4, 4))
+        >>> high, low = octave_crop(x, (7, 5))
+        >>> high.shape, low.shape
+        (torch.Size([1, 6, 7, 5]), torch.Size([1, 2, 4, 3]))
+    """
+    octave, size = as_octave(x), tuple(size)
+    factors = checked_factor(factor, len(size))
+    for name, part, pixels in zip(Octave._fields, octave, (size, pooled_size(size, factors))):
+        if part is not None and (part.dim() != len(size) + 2 or any(n < m for n, m in zip(part.shape[2:], pixels))):
+            raise ValueError(f"the {name} part is {list(part.shape)}, which cannot be cropped to {pixels} pixels")
+    high, low = octave
+    return Octave(
+        None if high is None else crop(high, size), None if low is None else crop(low, pooled_size(size, factors))
+    )
 
 
 def check_sizes(x: Octave, factor: Sizes) -> None:

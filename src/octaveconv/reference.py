@@ -1,15 +1,16 @@
 """Octave convolution as the paper defines it: every backend is tested against this file.
 
 It is slow, short, and without options. There are four paths, each a pooling, a stride-1 convolution and an upsampling,
-in that order (Chen et al., ICCV 2019, section 3.2; equations 3 and 4). A stride pools first, so no convolution is ever
+in that order (Chen et al., ICCV 2019, section 3.2; equations 3 and 4). A stride pools first, so no convolution is
 strided. Maps have one, two or three axes; the shapes below are for two.
 
-The paper has no transposed octave convolution. Ours has the same four paths, and the stride is that of the convolution:
+The paper has no transposed octave convolution, nor strides above 2, nor padding that does not keep the size of what is
+pooled. Ours have the same four paths, and T is the dense convolution at its own stride:
 
     high' = T(high, hh) + upsample(T(low, lh))        low' = T(pool(high), hl) + T(low, ll)
 
-At stride 1 and even sizes it is the adjoint of the octave convolution with the same weight, in the inner product that
-counts each low pixel four times, once for each high pixel that it covers.
+A transposed one at stride 1 and even sizes is the adjoint of the octave convolution with the same weight, in the inner
+product that counts each low pixel four times, once for each high pixel that it covers.
 """
 
 from torch import Tensor
@@ -24,10 +25,10 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
 
     Returns:
         The high part ``[N, C_high, ceil(H / stride), ceil(W / stride)]`` and the low part at half that size, rounded
-        up; ``None`` for a part without channels. For the transposed convolution see `octconv_transpose`.
+        up; ``None`` for a part without channels. Where paths stride or are transposed see `octconv_at_stride`.
     """
-    if spec.transposed:
-        return octconv_transpose(x, weight, bias, spec)
+    if spec.strides or spec.transposed:
+        return octconv_at_stride(x, weight, bias, spec)
     high, low = x
     hh, hl, lh, ll = spec.paths(weight)
     to_high, to_low = [], []
@@ -49,15 +50,15 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
     return Octave(_total(to_high, bias_high), _total(to_low, bias_low))
 
 
-def octconv_transpose(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Octave:
-    """The transposed octave convolution, with a weight ``[in, out / groups, kh, kw]``.
+def octconv_at_stride(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Octave:
+    """The octave convolution whose paths stride, or are transposed with a weight ``[in, out / groups, kh, kw]``.
 
     Returns:
-        The high part, of the size that ``nn.ConvTranspose2d`` makes, and the low part at half that size, rounded up.
+        The high part, of the size that the dense convolution makes, and the low part at half that size, rounded up.
     """
     high, low = x
     hh, hl, lh, ll = spec.paths(weight)
-    high_size, low_size = spec.transposed_sizes(x)
+    high_size, low_size = spec.out_sizes(x)
     to_high, to_low = [], []
 
     if high is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,6 +38,7 @@ class ConvSpec(NamedTuple):
     growth: Sizes  # upsampling on path lh: the factor, or 1 where a stride of 2 makes the new high map as small as low
     remaining_stride: Sizes  # pooling on path lh: 1, except for a stride of 2 on an axis whose factor is 1
     padding_after: Sizes | None = None  # where that is not as much as before each axis, which ``padding`` is
+    strides: bool = False  # each path convolves at the stride, as a transposed one does; otherwise the stride pools
 
     @property
     def transposed(self) -> bool:
@@ -82,7 +84,7 @@ class ConvSpec(NamedTuple):
         return ChannelSplit(columns.high // self.groups, columns.low // self.groups)
 
     def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The convolution of each path: at stride 1, or transposed at the layer's stride."""
+        """The convolution of each path: at stride 1, or at the layer's stride if the paths stride or are transposed."""
         axes = len(self.kernel_size)
         groups = weight.shape[0] if self.depthwise else self.groups
         padding = self.padding
@@ -92,7 +94,7 @@ class ConvSpec(NamedTuple):
         if self.padding_after is not None or (self.padding_mode != "zeros" and any(padding)):
             x, padding = self.padded(x), (0,) * axes
         conv = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
-        return conv(x, weight, bias, 1, padding, self.dilation, groups)
+        return conv(x, weight, bias, self.stride if self.strides else 1, padding, self.dilation, groups)
 
     @property
     def sides(self) -> tuple[tuple[int, int], ...]:
@@ -100,14 +102,64 @@ class ConvSpec(NamedTuple):
         return tuple(zip(self.padding, self.padding_after or self.padding))
 
     def padded(self, x: Tensor) -> Tensor:
-        """A map with the padding around it."""
+        """A map with the padding around it.
+
+        Raises:
+            ValueError: it is too small for its border to be reflected, or to go round.
+        """
         sides = [side for pair in reversed(self.sides) for side in pair]
+        if self.padding_mode in ("reflect", "circular") and not torch.compiler.is_compiling():  # sizes may be symbols
+            least = [max(pair) + (self.padding_mode == "reflect") for pair in self.sides]
+            if any(pixels < n for pixels, n in zip(x.shape[2:], least)):
+                raise ValueError(
+                    f"padding_mode={self.padding_mode!r} with padding {self.sides} needs a map of {tuple(least)} "
+                    f"pixels or more, got {tuple(x.shape[2:])}, perhaps a low map, half as large as the high one: give "
+                    f"larger inputs"
+                )
         return F.pad(x, sides, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
 
+    @property
+    def pooling(self) -> Sizes:
+        """By how much the input is pooled before it is convolved."""
+        return (1,) * len(self.stride) if self.strides or self.transposed else self.stride
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the low path's pixels lie where the high path's do, to half a pixel of the output, at every size.
+
+        A kernel may reach over its stride on both sides, but no further than that: 4 pixels at stride 2 with padding
+        1 or 0, for example. Axes on which both maps have one size have no such bounds.
+        """
+        axes = zip(self.factor, self.reach, self.stride)
+        return not self.strides or all(f == 1 or 0 <= r <= 2 * s for f, r, s in axes)
+
     def conv_low(self, x: Tensor, weight: Tensor, size: Sizes, bias: Tensor | None = None) -> Tensor:
-        """The transposed convolution of a map of low size: to its size times the stride, then cropped to ``size``."""
-        padding = tuple(s - r for s, r in zip(self.stride, self._reach))
-        return crop(self._replace(output_padding=padding).conv(x, weight, bias), size)
+        """The convolution of a map of low size where paths stride or are transposed, cropped to ``size``.
+
+        A transposed one makes the map's size times the stride. For others see `extended`.
+        """
+        if self.output_padding is None:
+            return crop(self.conv(self.extended(x), weight, bias), size)
+        axes = zip(self.factor, self.stride, self.reach, self.output_padding)
+        fill = tuple(p if f == 1 else s - r for f, s, r, p in axes)
+        return crop(self._replace(output_padding=fill).conv(x, weight, bias), size)
+
+    def extended(self, low: Tensor) -> Tensor:
+        """A low map with so much of its last pixels repeated that a path which strides makes half of the high size.
+
+        Half the high size is rounded up, and half the dense output's as well, so the low map may be a pixel short.
+        """
+        more = [n for pair in reversed(self._extension) for n in pair]
+        return F.pad(low, more, "replicate") if any(more) else low
+
+    @property
+    def _extension(self) -> tuple[tuple[int, int], ...]:
+        return tuple((0, r // 2 if self.strides and f > 1 else 0) for f, r in zip(self.factor, self.reach))
+
+    def convolved_low(self, size: Sizes) -> Sizes:
+        """Pixels on each axis that `conv_low` makes of a low map of ``size``, where paths stride, before it crops."""
+        axes = zip(size, self._extension, self.reach, self.stride)
+        return tuple((n + more - r) // s + 1 for n, (_, more), r, s in axes)
 
     def grow(self, y: Tensor, high: Tensor | None) -> Tensor:
         """Upsample ``y``, convolved from a low map, to the size of ``high``, which the stride has already pooled.
@@ -126,17 +178,19 @@ class ConvSpec(NamedTuple):
         assert x.low is not None
         return tuple(o * n for o, n in zip(self.factor, x.low.shape[2:]))
 
-    def transposed_sizes(self, x: Octave) -> tuple[Sizes, Sizes]:
-        """Pixels of the high and of the low output of a transposed convolution."""
-        assert self.output_padding is not None
-        sizes = zip(self.high_size(x), self.stride, self._reach, self.output_padding)
-        high = tuple(s * (n - 1) + r + p for n, s, r, p in sizes)
+    def out_sizes(self, x: Octave) -> tuple[Sizes, Sizes]:
+        """Pixels of the high and of the low output, where paths stride or are transposed."""
+        axes = zip(self.high_size(x), self.stride, self.reach)
+        if self.output_padding is None:
+            high = tuple((n - r) // s + 1 for n, s, r in axes)
+        else:
+            high = tuple(s * (n - 1) + r + p for (n, s, r), p in zip(axes, self.output_padding))
         return high, pooled_size(high, self.factor)
 
     @property
-    def _reach(self) -> Sizes:
-        """Pixels on each axis that a transposed convolution makes from one pixel, before output padding."""
-        return _reaches(self.kernel_size, self.dilation, self.padding)
+    def reach(self) -> Sizes:
+        """Pixels on each axis that the kernel spans, less the padding: what a transposed one makes from one pixel."""
+        return _reaches(self.kernel_size, self.dilation, self.sides)
 
     def check_input(self, x: Tensor | Octave) -> Octave:
         """Return ``x`` as an octave, or raise ValueError saying which part has the wrong shape."""
@@ -184,20 +238,19 @@ def conv_spec(
     for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
         if whole(name, channels) % whole("groups", groups):
             raise ValueError(f"{name} must be divisible by groups, got {channels} and {groups}")
-    if any(s not in (1, 2) for s in strides):
-        dense = f"nn.Conv{'' if output_padding is None else 'Transpose'}{axes}d"
-        raise ValueError(f"an octave convolution has stride 1 or 2 on each axis, got {stride}: use {dense} beyond that")
     two_sizes = any(alpha.low if isinstance(alpha, ChannelSplit) else alpha for alpha in (alpha_in, alpha_out))
-    pooled = tuple(map(max, factor, strides)) if two_sizes else (1,) * axes
+    paths_stride = False
     if output_padding is None:
-        paddings, after = _checked_padding(padding, kernel, dilations, pooled)
-        extra = None
+        paddings, after = _checked_padding(padding, kernel, dilations)
+        reaches, extra = _reaches(kernel, dilations, zip(paddings, after)), None
+        pools = [s in (1, 2) and (r == 1 or s == f == 1) for s, r, f in zip(strides, reaches, factor)]
+        paths_stride = not all(pools)
     else:
         if isinstance(padding, str):
             raise ValueError(f"a transposed convolution takes its padding in pixels, got {padding!r}")
         paddings, after = _per_axis("padding", padding, axes, 0), None  # type: ignore[arg-type]  # it says what fits
         extra = _per_axis("output_padding", output_padding, axes, 0)
-        _check_transposed(kernel, strides, dilations, paddings, extra, padding_mode, two_sizes)
+        _check_transposed(kernel, strides, dilations, paddings, extra, padding_mode, factor if two_sizes else None)
     depthwise = groups > 1 and groups == in_channels == out_channels
     default_cut = 1 if depthwise else groups
     if not depthwise and groups > 1 and {cut_in or groups, cut_out or groups} != {groups}:
@@ -209,12 +262,14 @@ def conv_spec(
             f"a depthwise convolution keeps each channel's frequency, so alpha_in and alpha_out must be equal: "
             f"got alpha_in={alpha_in} and alpha_out={alpha_out}"
         )
-    growth = tuple(max(o // s, 1) for o, s in zip(factor, strides))
-    remaining = tuple(max(s // o, 1) for o, s in zip(factor, strides))
-    return ConvSpec(
-        inputs, outputs, kernel, strides, paddings, dilations, groups, padding_mode, extra, factor, growth, remaining,
-        None if after == paddings else after,
+    spec = ConvSpec(
+        inputs, outputs, kernel, strides, paddings, dilations, groups, padding_mode, extra, factor, factor,
+        (1,) * axes, None if after == paddings else after, paths_stride,
     )  # fmt: skip
+    if two_sizes and not spec.aligned:
+        raise ValueError(_misaligned(spec, padding))
+    growth = tuple(max(o // s, 1) for o, s in zip(factor, spec.pooling))
+    return spec._replace(growth=growth, remaining_stride=tuple(max(s // o, 1) for o, s in zip(factor, spec.pooling)))
 
 
 def _per_axis(name: str, value: int | Iterable[int], axes: int, least: int = 1) -> Sizes:
@@ -224,8 +279,8 @@ def _per_axis(name: str, value: int | Iterable[int], axes: int, least: int = 1) 
     return tuple(whole(name, size, least) for size in sizes)
 
 
-def _checked_padding(padding: Any, kernel: Sizes, dilations: Sizes, factor: Sizes) -> tuple[Sizes, Sizes]:
-    """Pixels before and after each axis. An axis that has two sizes of map must keep its size."""
+def _checked_padding(padding: Any, kernel: Sizes, dilations: Sizes) -> tuple[Sizes, Sizes]:
+    """Pixels before and after each axis."""
     spans = tuple(d * (k - 1) for d, k in zip(dilations, kernel))
     if padding == "same":
         return tuple(span // 2 for span in spans), tuple(span - span // 2 for span in spans)
@@ -238,31 +293,47 @@ def _checked_padding(padding: Any, kernel: Sizes, dilations: Sizes, factor: Size
     if any(len(pair) != 2 for pair in sides):
         raise ValueError(f"padding has one number or two for each axis, before and after it, got {padding!r}")
     before, after = (_per_axis("padding", [pair[i] for pair in sides], len(kernel), 0) for i in range(2))
-    if any(o > 1 and b + a != span for o, b, a, span in zip(factor, before, after, spans)):
-        fit = tuple(span // 2 for span in spans)
-        cure = f"padding {fit}" if not any(span % 2 for span in spans) else "padding 'same'"
-        raise ValueError(
-            f"padding {padding} with kernel {kernel} and dilation {dilations} changes the map's size, which two "
-            f"frequencies cannot share: use {cure}, or alpha_in=alpha_out=0"
-        )
     return before, after
 
 
+def _misaligned(spec: ConvSpec, padding: Any) -> str:
+    """What is wrong with padding that does not keep the low map's pixels beside the high one's, and the cure."""
+    spans = tuple(d * (k - 1) for d, k in zip(spec.dilation, spec.kernel_size))
+    fit = tuple(max(span + 2 - s, 0) // 2 for span, s in zip(spans, spec.stride))  # the least that is centered
+    cure = f"padding {fit}" if set(spec.stride) != {1} or not any(span % 2 for span in spans) else "padding 'same'"
+    return (
+        f"padding {padding} with kernel {spec.kernel_size}, stride {spec.stride} and dilation {spec.dilation} shifts "
+        f"the two frequencies against each other: use {cure}, or alpha_in=alpha_out=0"
+    )
+
+
 def _check_transposed(
-    kernel: Sizes, strides: Sizes, dilations: Sizes, paddings: Sizes, extra: Sizes, padding_mode: str, two_sizes: bool
+    kernel: Sizes,
+    strides: Sizes,
+    dilations: Sizes,
+    paddings: Sizes,
+    extra: Sizes,
+    padding_mode: str,
+    factor: Sizes | None,
 ) -> None:
-    """With two frequencies, the output size must be the input size times the stride, or at stride 2 one pixel less."""
+    """With two frequencies, the output size must be the input size times the stride, or one pixel less than that.
+
+    So it is on the axes on which the ``factor`` halves the low map; None: there is one frequency.
+    """
     if padding_mode != "zeros":
         raise ValueError(f"a transposed convolution only pads with zeros, got padding_mode={padding_mode!r}")
-    reaches = _reaches(kernel, dilations, paddings)
-    if not two_sizes or all(1 <= r <= s - p for r, s, p in zip(reaches, strides, extra)):
+    reaches = _reaches(kernel, dilations, zip(paddings, paddings))
+    axes = [*zip(factor or (), reaches, strides, extra)]
+    if all(f == 1 or max(s - 1, 1) <= r <= s - p for f, r, s, p in axes):
         return
     spans = [d * (k - 1) for d, k in zip(dilations, kernel)]
-    cure = tuple(span // 2 for span in spans)
+    cure = tuple(max(span + 2 - s, 0) // 2 for span, s in zip(spans, strides))
     if any(s == 1 and span % 2 for s, span in zip(strides, spans)):
         advice = "an odd kernel at stride 1"
+    elif any(span + 2 < s for s, span in zip(strides, spans)):
+        advice = "a kernel as large as the stride"
     else:
-        fill = tuple(s - r for s, r in zip(strides, _reaches(kernel, dilations, cure)))
+        fill = tuple(s - r for s, r in zip(strides, _reaches(kernel, dilations, zip(cure, cure))))
         advice = f"padding {cure} and output_padding {fill}"
     raise ValueError(
         f"with two frequencies the output size must be the input size times the stride, which padding {paddings} and "
@@ -271,8 +342,8 @@ def _check_transposed(
     )
 
 
-def _reaches(kernel: Sizes, dilations: Sizes, paddings: Sizes) -> Sizes:
-    return tuple(d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilations, paddings))
+def _reaches(kernel: Sizes, dilations: Sizes, sides: Iterable[tuple[int, int]]) -> Sizes:
+    return tuple(d * (k - 1) + 1 - sum(pair) for k, d, pair in zip(kernel, dilations, sides))
 
 
 def _block(weight: Tensor) -> Tensor | None:

@@ -71,6 +71,43 @@ def octconv_transpose(
     return total(to_high, bias, rows["high"]), total(to_low, bias, rows["low"])
 
 
+def octconv_at_stride(
+    high, low, weight, bias, *, stride, padding, dilation, groups, alpha_in, alpha_out, cut_in, cut_out, factor
+):
+    """Each path strides by itself; ``padding`` has pixels before and after each axis."""
+    full = without_groups(weight, groups)
+    rows = frequencies(full.shape[0], alpha_out, cut_out)
+    columns = frequencies(full.shape[1], alpha_in, cut_in)
+    size = size_of(high) if high is not None else [o * n for o, n in zip(factor, size_of(low))]
+    reaches = [d * (k - 1) + 1 - sum(sides) for d, k, sides in zip(dilation, full.shape[2:], padding)]
+    high_size = [math.floor((n - r) / s) + 1 for n, r, s in zip(size, reaches, stride)]
+    low_size = [math.ceil(n / o) for n, o in zip(high_size, factor)]
+    before = [first for first, _ in padding]
+    to_high, to_low = [], []
+    for source, target, x in (
+        ("high", "high", high),
+        ("high", "low", apply_pool(high, factor)),
+        ("low", "high", low),
+        ("low", "low", low),
+    ):
+        if x is None or not rows[target]:
+            continue
+        part = full[rows[target]][:, columns[source]]
+        if source == target == "high":
+            to_high.append(stride_over(x, part, stride, before, dilation, high_size))
+            continue
+        for axis, (o, r) in enumerate(zip(factor, reaches)):
+            if o == 2 and r > 1:  # the low map goes on a little at its end
+                last = x.narrow(2 + axis, x.shape[2 + axis] - 1, 1)
+                x = torch.cat([x] + [last] * (r // 2), 2 + axis)
+        y = stride_over(x, part, stride, before, dilation, low_size)
+        if target == "high":
+            to_high.append(apply_upsampling(y, factor, high_size))
+        else:
+            to_low.append(y)
+    return total(to_high, bias, rows["high"]), total(to_low, bias, rows["low"])
+
+
 def without_groups(weight, groups, transposed=False):
     """[out, in, *kernel], zero where input and output are in different groups."""
     first, second = weight.shape[0], weight.shape[1] * groups
@@ -148,6 +185,19 @@ def convolve(x, weight, padding, dilation):
     for at in positions(weight.shape[2:]):
         window = tuple(slice(d * i, d * i + n) for d, i, n in zip(dilation, at, size))
         y += torch.einsum("oi,ni...->no...", weight[(..., *at)], frame[(..., *window)])
+    return y
+
+
+def stride_over(x, weight, stride, before, dilation, size):
+    """The first ``size`` pixels of a strided cross-correlation of a map in a frame of zeros, wide enough."""
+    kernel = weight.shape[2:]
+    axes = zip(size_of(x), before, stride, size, dilation, kernel)
+    frame = torch.zeros(*x.shape[:2], *(n + p + s * m + d * k for n, p, s, m, d, k in axes), dtype=F64)
+    frame[(..., *(slice(p, p + n) for n, p in zip(size_of(x), before)))] = x
+    y = torch.zeros(len(x), len(weight), *size, dtype=F64)
+    for at in positions(kernel):
+        there = tuple(slice(d * i, d * i + s * n, s) for d, i, s, n in zip(dilation, at, stride, size))
+        y += torch.einsum("oi,ni...->no...", weight[(..., *at)], frame[(..., *there)])
     return y
 
 

@@ -47,6 +47,8 @@ def can_run(x: Octave, spec: ConvSpec) -> str | None:
     """The reason why the kernels cannot compute this convolution, or ``None``."""
     if spec.transposed or spec.factor != (2, 2):
         return "it convolves images whose low map has half their height and width, and has no transposed convolution"
+    if spec.strides:
+        return "its stride is 1 or 2, and its padding keeps the size of what the stride has pooled"
     if spec.padding_mode != "zeros":
         return f"it pads with zeros only, not with padding_mode={spec.padding_mode!r}"
     if spec.padding_after is not None:

@@ -1,10 +1,11 @@
 """Fewer, larger convolutions: the paths that share an input size become one.
 
 At stride 1 there are three convolutions: ``hh``, ``lh``, and ONE for the low output, which sees ``pool(high)`` and
-``low`` side by side. So there are in a transposed one, at every stride. At stride 2 there are two: everything is first
-brought to half size, where all channels stand side by side.
+``low`` side by side; likewise where the paths stride or are transposed. Where a stride of 2 pools there are two:
+everything is first brought to half size, where all channels stand side by side.
 """
 
+import torch
 from torch import Tensor
 
 from .. import reference
@@ -17,8 +18,8 @@ def octconv(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> O
     """The same map as `reference.octconv`; see there for shapes."""
     if spec.depthwise:  # two separate convolutions already
         return reference.octconv(x, weight, bias, spec)
-    if spec.transposed:
-        return _transposed(x, weight, bias, spec)
+    if spec.transposed or spec.strides:
+        return _at_stride(x, weight, bias, spec)
     weight_high, weight_low = spec.outputs.split(_high_columns_first(weight, spec))
     bias_high, bias_low = spec.outputs.split_any(bias)
     high = None if x.high is None else pool(x.high, spec.stride)
@@ -50,10 +51,10 @@ def _high_output(
     return out if low is None else out + spec.grow(spec.conv(low, lh), high)
 
 
-def _transposed(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Octave:
+def _at_stride(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Octave:
     hh, hl, lh, ll = spec.paths(weight)
     bias_high, bias_low = spec.outputs.split_any(bias)
-    high_size, low_size = spec.transposed_sizes(x)
+    high_size, low_size = spec.out_sizes(x)
     out_high = out_low = None
     if x.high is not None and hh is not None:
         out_high = spec.conv(x.high, hh, bias_high)
@@ -63,8 +64,14 @@ def _transposed(x: Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) 
         out_high = up if out_high is None else out_high + up
     if spec.outputs.low:
         joined = _side_by_side(None if x.high is None else pool(x.high, spec.factor), x.low, spec)
-        out_low = spec.conv_low(joined, _side_by_side(hl, ll, spec, dim=0), low_size, bias_low)
+        weight_low = _side_by_side(hl, ll, spec, dim=0) if spec.transposed else _columns(hl, ll)
+        out_low = spec.conv_low(joined, weight_low, low_size, bias_low)
     return Octave(out_high, out_low)
+
+
+def _columns(high: Tensor | None, low: Tensor | None) -> Tensor:
+    """The weights of high and of low input channels, those of one group if there are groups."""
+    return torch.cat([weight for weight in (high, low) if weight is not None], 1)
 
 
 def _side_by_side(high: Tensor | None, low: Tensor | None, spec: ConvSpec, dim: int = 1) -> Tensor:

@@ -2,10 +2,11 @@
 
 from .attention import OctSqueezeExcite
 from .border import Merge, OctMap, Split
-from .conv import OctConv1d, OctConv2d, OctConv3d, OctConvTranspose2d
+from .conv import OctConv1d, OctConv2d, OctConv3d, OctConvTranspose1d, OctConvTranspose2d, OctConvTranspose3d
 from .group_norm import OctGroupNorm
 from .layers import (
     FrozenOctBatchNorm2d,
+    OctGlobalResponseNorm,
     OctLayerNorm,
     OctPReLU,
     PixelwiseOctLinear,
@@ -23,7 +24,10 @@ __all__ = [
     "OctConv1d",
     "OctConv2d",
     "OctConv3d",
+    "OctConvTranspose1d",
     "OctConvTranspose2d",
+    "OctConvTranspose3d",
+    "OctGlobalResponseNorm",
     "OctGroupNorm",
     "OctLayerNorm",
     "OctMap",

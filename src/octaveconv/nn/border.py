@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .._leaf import leaf_forward
 from ..octave import ChannelSplit, Octave, alpha_of, as_octave, merge_tensor, octave_map, split_channels, split_tensor
 from ..resolution import Sizes
+from ._hooks import has_hooks
 
 
 class Split(nn.Module):
@@ -87,10 +88,13 @@ class Merge(nn.Module):
 class OctMap(nn.Module):
     """Apply a plain module, such as an activation or a pooling, to both parts: `octave_map` for ``nn.Sequential``.
 
-    ``nn.PReLU`` with a slope for each channel has those of the high channels first.
+    ``nn.PReLU`` with a slope for each channel has those of the high channels first, also inside ``nn.Sequential``.
 
     Shape:
         as the module's, for the high and for the low part.
+
+    Raises:
+        ValueError: a module with code of its own holds such a ``nn.PReLU``, or an octave has other channels than it.
 
     Example:
         >>> import torch, octaveconv as oc
@@ -102,16 +106,38 @@ class OctMap(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+        self._steps(module)
 
     @leaf_forward
     def forward(self, x: Tensor | Octave) -> Octave:
-        if isinstance(self.module, nn.PReLU) and self.module.num_parameters > 1:
-            octave, weight = as_octave(x), self.module.weight
-            channels = [0 if part is None else part.shape[1] for part in octave]
-            if sum(channels) != len(weight):
-                raise ValueError(f"{self.module} got an octave of {channels[0]} and {channels[1]} channels")
-            return prelu(octave, weight.split(channels))
-        return octave_map(self.module, x)
+        octave = as_octave(x)
+        for step in self._steps(self.module):
+            octave = _with_slopes(step, octave) if _has_slopes(step) else octave_map(step, octave)
+        return octave
+
+    def _steps(self, module: nn.Module) -> list[nn.Module]:
+        """The module, or the layers of a sequence that holds a ``nn.PReLU`` for channels."""
+        if _has_slopes(module) or not any(map(_has_slopes, module.modules())):
+            return [module]
+        if type(module) is not nn.Sequential or has_hooks(module):
+            raise ValueError(
+                f"OctMap cannot give both parts the slopes of the PReLU inside {type(module).__name__}: put that PReLU "
+                f"into an OctMap of its own"
+            )
+        return [step for child in module for step in self._steps(child)]
+
+
+def _has_slopes(module: nn.Module) -> bool:
+    """Whether it has one for each channel."""
+    return isinstance(module, nn.PReLU) and module.num_parameters > 1
+
+
+def _with_slopes(module: nn.Module, octave: Octave) -> Octave:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    channels = [0 if part is None else part.shape[1] for part in octave]
+    if sum(channels) != len(weight):
+        raise ValueError(f"{module} got an octave of {channels[0]} and {channels[1]} channels")
+    return prelu(octave, weight.split(channels))
 
 
 def prelu(x: Octave, slopes: Iterable[Tensor]) -> Octave:

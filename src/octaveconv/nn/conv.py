@@ -126,10 +126,12 @@ class OctConv2d(_OctConv, nn.Conv2d):  # type: ignore[misc]
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
-            as in ``nn.Conv2d``. The stride is 1 or 2 on each axis; 2 pools the input 2x2, then convolves at stride 1.
-            The padding may be a pair for each axis, pixels before and after it (``((2, 0), (1, 1))``). Unless both
-            alphas are 0, it must keep the map's size where the factor is 2: before and after the axis together it has
-            ``dilation * (kernel_size - 1)`` pixels, as with ``"same"``, which takes even kernels, too.
+            as in ``nn.Conv2d``. The padding may be a pair for each axis, pixels before and after it
+            (``((2, 0), (1, 1))``). If there are ``dilation * (kernel_size - 1)`` of them before and after each axis
+            together, as with ``"same"``, which takes even kernels, too, then a stride of 2 pools the input 2x2 and
+            convolves at stride 1. Otherwise, or at strides above 2, each path convolves at the stride. Unless both
+            alphas are 0, where the factor is 2, the kernel less the padding must then span at most twice the stride:
+            4 pixels with padding 1 at stride 2, for example, or patches of 2x2.
         alpha_in: low-frequency share of the input channels, in [0, 1]; 0 if the input is a plain tensor. After a
             concatenation, the `ChannelSplit` of its pieces.
         alpha_out: the same for the output channels; 0 for an output at the high resolution only.
@@ -140,8 +142,8 @@ class OctConv2d(_OctConv, nn.Conv2d):  # type: ignore[misc]
 
     Shape:
         ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])``, or a tensor ``[N, C, H, W]`` if alpha_in is 0,
-        to ``Octave([N, O_high, H', W'], [N, O_low, ceil(H'/2), ceil(W'/2)])``, ``H' = ceil(H / stride)``; a part that
-        has no channels is ``None``. ``C_low = int(alpha_in * C)``.
+        to ``Octave([N, O_high, H', W'], [N, O_low, ceil(H'/2), ceil(W'/2)])``, ``H' = ceil(H / stride)`` if the stride
+        pools, otherwise as in ``nn.Conv2d``; a part that has no channels is ``None``. ``C_low = int(alpha_in * C)``.
 
     Raises:
         ValueError: arguments that do not fit together, or an input that does not fit the layer.
@@ -183,42 +185,8 @@ class OctConv3d(_OctConv, nn.Conv3d):  # type: ignore[misc]
     axes = 3
 
 
-class OctConvTranspose2d(OctConvNd, nn.ConvTranspose2d):  # type: ignore[misc]
-    """Transposed octave convolution: ``nn.ConvTranspose2d`` on feature maps of two resolutions.
-
-    It holds exactly the parameters of the ``nn.ConvTranspose2d`` it replaces: one weight ``[in, out / groups, kh, kw]``
-    and one bias ``[out]``. If T is that layer, at its own stride, the outputs are
-
-        ``high' = T(high, hh) + upsample(T(low, lh))`` and ``low' = T(pool(high), hl) + T(low, ll)``.
-
-    T's output for a low map is cropped to the size of ``low'``, which is half that of ``high'``, rounded up.
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
-            device, dtype: as in ``nn.ConvTranspose2d``, with a stride of 1 or 2 on each axis. Unless both alphas are
-            0, n pixels must become n at stride 1, and 2n or 2n - 1 at stride 2: for example with kernel 2; with kernel
-            3, padding 1 and output_padding 1 or 0; or with kernel 4 and padding 1.
-        alpha_in, alpha_out, cut_in, cut_out, factor: as in `OctConv2d`.
-
-    Shape:
-        ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])``, or a tensor ``[N, C, H, W]`` if alpha_in is 0,
-        to ``Octave([N, O_high, H', W'], [N, O_low, ceil(H'/2), ceil(W'/2)])``; ``H'`` as in ``nn.ConvTranspose2d``.
-
-    Raises:
-        ValueError: arguments that do not fit together, or an input that does not fit the layer.
-
-    Source: ours; the paper has none. At stride 1 and even sizes it is the adjoint of the `OctConv2d` with the same
-    weight, if each low pixel counts four times, once for each high pixel that it covers.
-
-    Example:
-        >>> import torch, octaveconv as oc
-        >>> layer = oc.OctConvTranspose2d(64, 32, 4, stride=2, padding=1, alpha_in=0.25, alpha_out=0.25)
-        >>> y = layer(oc.Octave(torch.ones(1, 48, 7, 7), torch.ones(1, 16, 4, 4)))
-        >>> y.high.shape, y.low.shape
-        (torch.Size([1, 24, 14, 14]), torch.Size([1, 8, 7, 7]))
-    """
-
-    axes = 2
+class _OctConvTranspose(OctConvNd):
+    """The constructor of the transposed convolutions."""
 
     def __init__(
         self,
@@ -274,3 +242,83 @@ class OctConvTranspose2d(OctConvNd, nn.ConvTranspose2d):  # type: ignore[misc]
             dtype,
         )
         self._set_spec(spec, alpha_in, alpha_out)
+
+
+class OctConvTranspose1d(_OctConvTranspose, nn.ConvTranspose1d):  # type: ignore[misc]
+    """Transposed octave convolution of series: ``nn.ConvTranspose1d`` on series of two lengths.
+
+    Args, raises, source: as `OctConvTranspose2d`, with sizes of one axis.
+
+    Shape:
+        ``Octave([N, C_high, L], [N, C_low, ceil(L/2)])``, or a tensor ``[N, C, L]`` if alpha_in is 0, to
+        ``Octave([N, O_high, L'], [N, O_low, ceil(L'/2)])``; ``L'`` as in ``nn.ConvTranspose1d``.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> layer = oc.OctConvTranspose1d(64, 32, 16, stride=8, padding=4, alpha_out=0.25)
+        >>> y = layer(torch.ones(1, 64, 25))
+        >>> y.high.shape, y.low.shape
+        (torch.Size([1, 24, 200]), torch.Size([1, 8, 100]))
+    """
+
+    axes = 1
+
+
+class OctConvTranspose2d(_OctConvTranspose, nn.ConvTranspose2d):  # type: ignore[misc]
+    """Transposed octave convolution: ``nn.ConvTranspose2d`` on feature maps of two resolutions.
+
+    It holds exactly the parameters of the ``nn.ConvTranspose2d`` it replaces: one weight ``[in, out / groups, kh, kw]``
+    and one bias ``[out]``. If T is that layer, at its own stride, the outputs are
+
+        ``high' = T(high, hh) + upsample(T(low, lh))`` and ``low' = T(pool(high), hl) + T(low, ll)``.
+
+    T's output for a low map is cropped to the size of ``low'``, which is half that of ``high'``, rounded up.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
+            device, dtype: as in ``nn.ConvTranspose2d``. Unless both alphas are 0, n pixels must become ``stride * n``,
+            or one less, where the factor is 2: at stride 2 for example with kernel 2; with kernel 3, padding 1 and
+            output_padding 1 or 0; or with kernel 4 and padding 1; at stride 8 with kernel 16 and padding 4.
+        alpha_in, alpha_out, cut_in, cut_out, factor: as in `OctConv2d`.
+
+    Shape:
+        ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])``, or a tensor ``[N, C, H, W]`` if alpha_in is 0,
+        to ``Octave([N, O_high, H', W'], [N, O_low, ceil(H'/2), ceil(W'/2)])``; ``H'`` as in ``nn.ConvTranspose2d``.
+
+    Raises:
+        ValueError: arguments that do not fit together, or an input that does not fit the layer.
+
+    Source: ours; the paper has none. At stride 1 and even sizes it is the adjoint of the `OctConv2d` with the same
+    weight, if each low pixel counts four times, once for each high pixel that it covers.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> layer = oc.OctConvTranspose2d(64, 32, 4, stride=2, padding=1, alpha_in=0.25, alpha_out=0.25)
+        >>> y = layer(oc.Octave(torch.ones(1, 48, 7, 7), torch.ones(1, 16, 4, 4)))
+        >>> y.high.shape, y.low.shape
+        (torch.Size([1, 24, 14, 14]), torch.Size([1, 8, 7, 7]))
+    """
+
+    axes = 2
+
+
+class OctConvTranspose3d(_OctConvTranspose, nn.ConvTranspose3d):  # type: ignore[misc]
+    """Transposed octave convolution of volumes: ``nn.ConvTranspose3d`` on maps of two resolutions.
+
+    By default low maps have half the height and width and all frames, so that only these two axes bind the padding.
+
+    Args, raises, source: as `OctConvTranspose2d`, with sizes of three axes, the first of which is time.
+        factor: how much smaller the low map is on each axis, 1 or 2; by default ``(1, 2, 2)``. 2 also halves time.
+
+    Shape:
+        ``Octave([N, C_high, T, H, W], [N, C_low, T, ceil(H/2), ceil(W/2)])``, or a tensor ``[N, C, T, H, W]`` if
+        alpha_in is 0, to the same with the output's channels, and sizes as in ``nn.ConvTranspose3d``.
+
+    Example:
+        >>> import torch, octaveconv as oc
+        >>> y = oc.OctConvTranspose3d(16, 8, (3, 2, 2), stride=(1, 2, 2), alpha_out=0.25)(torch.ones(1, 16, 5, 7, 7))
+        >>> y.high.shape, y.low.shape
+        (torch.Size([1, 6, 7, 14, 14]), torch.Size([1, 2, 7, 7, 7]))
+    """
+
+    axes = 3

@@ -49,6 +49,28 @@ class OctLayerNorm(nn.LayerNorm):
         return (y if bias is None else y + bias[:, None, None]).to(x.dtype)
 
 
+class OctGlobalResponseNorm(nn.Module):
+    """timm's response normalization of ConvNeXt-V2, on octaves: a low pixel counts for those that it stands for."""
+
+    split: ChannelSplit
+    eps: float
+
+    def forward(self, x: Octave) -> Octave:
+        assert x.high is not None
+        assert x.low is not None
+        squares = x.high.square(), upsample(x.low.square(), (2, 2), x.high.shape[2:])
+        norms = [part.sum((2, 3), keepdim=True).sqrt() for part in squares]  # [N, C, 1, 1]
+        high, low = (norm.mean(1, keepdim=True) for norm in norms)
+        mean = torch.lerp(high, low, self.split.alpha) + self.eps
+        parameters = zip(*(self.split.split(getattr(self, name)[:, None, None]) for name in ("weight", "bias")))
+        return Octave(
+            *(
+                part + (bias + weight * (part * (norm / mean)))
+                for part, norm, (weight, bias) in zip((x.high, x.low), norms, parameters)
+            )
+        )
+
+
 class OctPReLU(nn.PReLU):
     """``nn.PReLU`` with a slope for each channel, on octaves."""
 

@@ -29,7 +29,11 @@ from .layers import (
     oct_layer_norm,
     oct_linear,
     oct_prelu,
+    oct_response_norm,
     oct_standardized_conv,
+    pads_same,
+    pools_at_most,
+    response_norm,
     sample_drop,
     sync_batch_norm,
 )
@@ -57,8 +61,10 @@ _ELEMENTWISE = Handler(same, elementwise=True, channels_last=True)
 _CHANNEL_DROPOUT = Handler(same, elementwise=True)
 _SAMPLE_DROPOUT = Handler(same, sample_drop)
 _CONV = Handler(conv, oct_conv, conv_spec_of, fits=is_plain_conv)
+_CONV_TRANSPOSE = Handler(conv_transpose, oct_conv_transpose, conv_spec_of)
+_CONV_SAME = Handler(conv, oct_conv, conv_spec_of, axes=2, fits=lambda x: is_plain_conv(x) and pools_at_most(x))
 _STANDARDIZED_CONV = Handler(
-    conv, oct_standardized_conv, conv_spec_of, axes=2, fits=lambda layer: not getattr(layer, "same_pad", False)
+    conv, oct_standardized_conv, conv_spec_of, axes=2, fits=lambda x: not pads_same(x) or pools_at_most(x)
 )
 _GROUP_NORM = Handler(same, oct_group_norm)
 _GROUP_NORM_AND_ACTIVATION = Handler(same, oct_group_norm, fits=_is_followed_elementwise, behind=_BEHIND)
@@ -72,7 +78,8 @@ _MEAN = Handler(mean)
 LAYERS: dict[type[nn.Module], Handler] = {
     nn.Conv1d: _CONV.on(1), nn.Conv2d: _CONV.on(2), nn.Conv3d: _CONV.on(3),
     **{kind: _CONV.on(axes) for axes, kind in enumerate(PADDED, 1)},
-    nn.ConvTranspose2d: Handler(conv_transpose, oct_conv_transpose, conv_spec_of, axes=2),
+    nn.ConvTranspose1d: _CONV_TRANSPOSE.on(1), nn.ConvTranspose2d: _CONV_TRANSPOSE.on(2),
+    nn.ConvTranspose3d: _CONV_TRANSPOSE.on(3),
     nn.Linear: Handler(linear, oct_linear, linear_spec_of, channels_last=True),
     nn.BatchNorm1d: Handler(same, batch_norm(OctBatchNorm1d), axes=1),
     nn.BatchNorm2d: Handler(same, batch_norm(OctBatchNorm2d), axes=2),
@@ -104,6 +111,8 @@ NAMED: dict[str, tuple[str | tuple[str, ...], Handler]] = {
     **dict.fromkeys(
         ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"), ("timm.layers", _STANDARDIZED_CONV)
     ),
+    "Conv2dSame": ("timm.layers", _CONV_SAME),
+    "GlobalResponseNorm": ("timm.layers", Handler(response_norm, oct_response_norm, axes=2, channels_last=True)),
     "BatchNormAct2d": (
         "", Handler(same, batch_norm(OctBatchNorm2d), axes=2, fits=_is_batch_norm_and_activation, behind=_BEHIND)
     ),

@@ -12,7 +12,10 @@ from ..nn import (
     OctConv1d,
     OctConv2d,
     OctConv3d,
+    OctConvTranspose1d,
     OctConvTranspose2d,
+    OctConvTranspose3d,
+    OctGlobalResponseNorm,
     OctGroupNorm,
     OctLayerNorm,
     OctPReLU,
@@ -46,24 +49,33 @@ def _conv_step(node: fx.Node, layer: Any, refusal: str) -> Step:
 
 
 def _conv_refusal(layer: Any) -> str:
-    if any(stride not in (1, 2) for stride in layer.stride):
-        return f"stride {max(layer.stride)}: only 1 and 2 have an octave form"
-    if changes_size(layer):
-        return f"padding {_padding_of(layer)} with kernel {layer.kernel_size} does not keep the map's size"
-    return ""
+    if is_aligned(layer):
+        return ""
+    given = f"padding {_padding_of(layer)} with kernel {layer.kernel_size} and stride {layer.stride}"
+    return f"{given} shifts high and low maps against each other"
 
 
-def changes_size(layer: Any) -> bool:
-    """Whether a convolution at stride 1 would change a map's size on an axis that a low map has half of."""
-    spec = conv_spec_of(layer, 0.0, 0.0)
-    axes = zip(spec.kernel_size, spec.dilation, spec.sides)
-    factors = map(max, FACTORS[len(spec.kernel_size)], spec.stride)  # a stride pools, too
-    return any(o > 1 and sum(sides) != d * (k - 1) for o, (k, d, sides) in zip(factors, axes))
+def is_aligned(layer: Any) -> bool:
+    """Whether an octave convolution with the layer's kernel, stride and padding keeps both maps beside each other."""
+    return conv_spec_of(layer, 0.0, 0.0).aligned
 
 
 def _padding_of(layer: Any) -> Any:
     """Pixels for each axis, or before and after it."""
+    if pads_same(layer):
+        spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size)]
+        return tuple((span // 2, span - span // 2) for span in spans)
     return getattr(layer, "pairs", layer.padding)
+
+
+def pads_same(layer: Any) -> bool:
+    """Whether it is one of timm's convolutions that pad as TensorFlow does: to the input's size over the stride."""
+    return type(layer).__name__ == "Conv2dSame" or bool(getattr(layer, "same_pad", False))
+
+
+def pools_at_most(layer: Any) -> bool:
+    """Whether a convolution's stride is none that an octave one would have to convolve at."""
+    return all(stride <= 2 for stride in layer.stride)
 
 
 def _padding_mode_of(layer: Any) -> str:
@@ -77,16 +89,18 @@ def _border_refusal(layer: Any, shape: Any) -> str:
     if mode not in ("reflect", "circular") or shape is None:
         return ""
     spec = conv_spec_of(layer, 0.0, 0.0)
-    smallest = pooled_size(pooled_size(shape[2:], spec.stride), FACTORS[len(spec.kernel_size)])
+    smallest = pooled_size(pooled_size(shape[2:], spec.pooling), FACTORS[len(spec.kernel_size)])
     fits = all(max(sides) < size + (mode == "circular") for sides, size in zip(spec.sides, smallest))
     return "" if fits else f"padding_mode={mode!r}: the low map would be smaller than the padding"
 
 
-def _transposed_refusal(layer: nn.ConvTranspose2d) -> str:
+def _transposed_refusal(layer: Any) -> str:
+    given = f"padding {layer.padding} with kernel {layer.kernel_size}"
+    low = ChannelSplit(0, layer.in_channels), ChannelSplit(0, layer.out_channels)
     try:
-        conv_spec_of(layer, 0.5, 0.5)
+        conv_spec_of(layer, *low)
     except ValueError:
-        return f"padding {layer.padding} with kernel {layer.kernel_size} does not enlarge the map by the stride"
+        return f"{given} does not enlarge the map by the stride"
     return ""
 
 
@@ -148,8 +162,9 @@ def _conv_like(kind: Any, layer: Any, inputs: ChannelSplit, outputs: ChannelSpli
 
 
 def oct_conv_transpose(layer: Any, inputs: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
-    """Of ``nn.ConvTranspose2d``."""
-    made = OctConvTranspose2d(
+    """Of ``nn.ConvTranspose1d``, ``nn.ConvTranspose2d``, ``nn.ConvTranspose3d``."""
+    kind: Any = (OctConvTranspose1d, OctConvTranspose2d, OctConvTranspose3d)[len(layer.kernel_size) - 1]
+    made = kind(
         layer.in_channels,
         layer.out_channels,
         layer.kernel_size,
@@ -259,6 +274,18 @@ def oct_layer_norm(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn
     """Of ``nn.LayerNorm`` over channels, timm's ``LayerNorm`` and ``LayerNorm2d``, and torchvision's."""
     made = OctLayerNorm(layer.normalized_shape, layer.eps, layer.elementwise_affine, device="meta")
     made.split = split
+    return with_state(made, layer)
+
+
+def response_norm(node: fx.Node, layer: Any) -> Step | None:
+    """Over the channels, which are in the dimension that the layer takes them from."""
+    return same(node, layer) if is_channels_last(node) == (layer.channel_dim == -1) else None
+
+
+def oct_response_norm(layer: Any, split: ChannelSplit, outputs: ChannelSplit) -> nn.Module:
+    """Of timm's ``GlobalResponseNorm``."""
+    made = OctGlobalResponseNorm()
+    made.split, made.eps = split, layer.eps
     return with_state(made, layer)
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from .._modes import check_network, copied, eval_mode
 from .._text import did_you_mean
@@ -23,6 +24,7 @@ from .budget import Budget, searched
 from .budget import latency as measured_latency
 from .channels_last import mark_channels_last
 from .handlers import REGISTERED
+from .keywords import read_keywords
 from .maps import conv_axes, is_map, shape_of
 from .padding import absorb
 from .permute import permute
@@ -307,6 +309,10 @@ def rebuild(model: nn.Module, conversion: Mapping[str, Any]) -> OctavifiedModule
 def _inputs(model: nn.Module, given: Tensor | tuple[Any, ...] | None) -> tuple[Any, ...]:
     """The example inputs, on the model's device."""
     check_network(model, "octavify")
+    if lazy := [name for name, value in (*model.named_parameters(), *model.named_buffers()) if is_lazy(value)]:
+        raise ValueError(
+            f"{lazy[0]} has no size yet, as of a lazy layer: call the model once on images like yours first"
+        )
     like = next(model.parameters(), torch.empty(0))
     if given is None:
         if (axes := conv_axes(model)) not in (0, 2):
@@ -333,6 +339,7 @@ def _prepare(
             raise ValueError(f"keep pattern {pattern!r} matches no layer{did_you_mean(pattern, names)}")
         kept |= found
     graph, notes = trace(model, kept, list_lengths(model, inputs), len(inputs))
+    read_keywords(graph)
     absorb(graph, model, kept)
     add_shapes(model, graph, inputs)
     drop_expansions(graph)

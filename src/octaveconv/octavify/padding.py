@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..nn._hooks import has_hooks
 from ..nn.computed import computes_weight, has_other_hooks
-from .layers import changes_size, conv_spec_of, is_plain_conv, with_state
+from .layers import conv_spec_of, is_aligned, is_plain_conv, with_state
 from .maps import CONVS
 from .operations import is_in_place
 
@@ -94,7 +94,7 @@ def absorb(graph: fx.Graph, model: nn.Module, kept: Collection[str]) -> None:
             if any(place[node] < at < place.get(user, at) for at in written) or len(_names(model, name)) > 1:
                 continue  # what it pads is written before the convolution reads it, or it has two names
             made = _padded(model.get_submodule(name), *pad)
-            if made is not None and not changes_size(made):
+            if made is not None and is_aligned(made):
                 model.set_submodule(name, made)
                 user.args = tuple(node.all_input_nodes)
         if not node.users:
@@ -125,7 +125,7 @@ def _padded(layer: Any, sides: list[int], mode: str) -> nn.Module | None:
     axes = next((axes for axes, (kind, own) in kinds if type(layer).forward is kind.forward or type(layer) is own), 0)
     if not axes or not is_plain_conv(layer) or has_other_hooks(layer):
         return None
-    if any(stride not in (1, 2) for stride in layer.stride) or _has_own_state(layer):
+    if _has_own_state(layer):
         return None
     own = [side for pair in reversed(conv_spec_of(layer, 0.0, 0.0).sides) for side in pair]
     sides = sides + [0] * (len(own) - len(sides))

@@ -100,10 +100,10 @@ def collect(sums: Sums, spec: ConvSpec, x: Octave, y: Tensor, for_low: bool, som
 def _patches(spec: ConvSpec, x: Octave, for_low: bool, size: Sizes, some: Tensor) -> Iterator[Tensor]:
     """What a convolution multiplies at ``some`` pixels of one output part: ``[N, C, taps, pixels]`` of each input."""
     if x.high is not None and not (spec.depthwise and for_low):
-        high = pool(x.high, spec.stride)
-        yield _taps(spec, pool(high, spec.factor) if for_low else high, size, some)
+        high = pool(x.high, spec.pooling)
+        yield _taps(spec, spec.extended(pool(high, spec.factor)) if for_low else high, size, some)
     if x.low is not None and not (spec.depthwise and not for_low):
-        low = pool(x.low, spec.stride if for_low else spec.remaining_stride)
+        low = spec.extended(pool(x.low, spec.pooling if for_low else spec.remaining_stride))
         yield _taps(spec, low, size, some, None if for_low else spec.growth)
 
 
@@ -112,11 +112,11 @@ def _taps(spec: ConvSpec, x: Tensor, size: Sizes, some: Tensor, growth: Sizes | 
     corner = list(torch.unravel_index(some, size))
     if growth is not None:
         corner = [at // g for at, g in zip(corner, growth)]
-    taps = []
+    taps, steps = [], spec.stride if spec.strides else (1,) * len(size)
     for offsets in itertools.product(*map(range, spec.kernel_size)):
         at = torch.zeros_like(some)
-        for first, offset, dilation, pixels in zip(corner, offsets, spec.dilation, x.shape[2:]):
-            at = at * pixels + first + offset * dilation
+        for first, step, offset, dilation, pixels in zip(corner, steps, offsets, spec.dilation, x.shape[2:]):
+            at = at * pixels + first * step + offset * dilation
         taps.append(x.flatten(2)[:, :, at])
     return torch.stack(taps, 2)
 

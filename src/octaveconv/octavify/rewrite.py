@@ -16,6 +16,7 @@ from .._modes import detached
 from ..nn import Merge, Split
 from ..octave import ChannelSplit, Octave
 from ..resolution import Sizes, crop, pool
+from .keywords import read_keywords
 from .maps import axes_of, is_channels_last, is_map, low_size, shape_of
 from .operations import FROM_CHANNELS_LAST, TO_CHANNELS_LAST
 from .roles import Role
@@ -122,6 +123,7 @@ class Rewriter:
     def __init__(self, splits: Splits) -> None:
         self.splits, self.net = splits, splits.net
         self.graph = fx.Graph()
+        read_keywords(self.graph)
         self.borders: list[tuple[str, str]] = []
         self.values: dict[fx.Node, Any] = {}
         self._crossed: dict[tuple[fx.Node, str], Any] = {}

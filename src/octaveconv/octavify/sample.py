@@ -67,6 +67,8 @@ def _batches(sample: Iterable[Any], inputs: Batch) -> list[Batch]:
 def _like(x: Any, example: Any, device: Any) -> Any:
     if not isinstance(x, Tensor):
         return x
+    if isinstance(example, Tensor) and example.is_floating_point() and not x.is_floating_point():
+        raise ValueError(f"calibrate holds {x.dtype}: images must be float, normalized as the network expects")
     is_float = isinstance(example, Tensor) and example.is_floating_point() and x.is_floating_point()
     return x.detach().to(device, example.dtype if is_float else x.dtype)
 
