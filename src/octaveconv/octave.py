@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from .resolution import Sizes, checked_factor, pool, pooled_size, upsample, whole
+from .resolution import Sizes, checked_factor, pool, pooled_size, traced, unflattened, upsample, whole
 
 
 class Octave(NamedTuple):
@@ -127,7 +127,7 @@ class ChannelSplit(NamedTuple):
         if self.cut == 1:
             high, low = x.split([self.high, self.low], dim)
             return high, low
-        grouped = x.unflatten(dim, (self.cut, -1))  # [..., cut, C / cut, ...]
+        grouped = unflattened(x, dim, (self.cut, -1))  # [..., cut, C / cut, ...]
         parts = grouped.split([self.high // self.cut, self.low // self.cut], dim + 1)
         return parts[0].flatten(dim, dim + 1), parts[1].flatten(dim, dim + 1)
 
@@ -152,7 +152,7 @@ class ChannelSplit(NamedTuple):
         if self.cut == 1:
             return torch.cat(parts, dim)
         return torch.cat(
-            [part.unflatten(dim, (self.cut, part.shape[dim] // self.cut)) for part in parts], dim + 1
+            [unflattened(part, dim, (self.cut, part.shape[dim] // self.cut)) for part in parts], dim + 1
         ).flatten(dim, dim + 1)
 
 
@@ -276,7 +276,7 @@ def octave_cat(*xs: Tensor | Octave) -> Octave:
 def check_sizes(x: Octave, factor: Sizes) -> None:
     """Raise ValueError unless the low part has ``ceil(size / factor)`` pixels on each axis."""
     high, low = x
-    if high is None or low is None or torch.compiler.is_compiling():  # sizes may be symbols: add no guards
+    if high is None or low is None or torch.compiler.is_compiling() or traced():  # sizes may be symbols: no guards
         return
     expected = pooled_size(high.shape[2:], factor)
     if len(high) != len(low):
