@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .resolution import whole
+from .resolution import unflattened, whole
 
 
 class ChannelSplit(NamedTuple):
@@ -90,7 +90,7 @@ class ChannelSplit(NamedTuple):
         if self.cut == 1:
             high, low = x.split([self.high, self.low], dim)
             return high, low
-        grouped = x.unflatten(dim, (self.cut, -1))  # [..., cut, C / cut, ...]
+        grouped = unflattened(x, dim, (self.cut, x.shape[dim] // self.cut))  # [..., cut, C / cut, ...]
         parts = grouped.split([self.high // self.cut, self.low // self.cut], dim + 1)
         return parts[0].flatten(dim, dim + 1), parts[1].flatten(dim, dim + 1)
 
@@ -115,7 +115,7 @@ class ChannelSplit(NamedTuple):
         if self.cut == 1:
             return torch.cat(parts, dim)
         return torch.cat(
-            [part.unflatten(dim, (self.cut, part.shape[dim] // self.cut)) for part in parts], dim + 1
+            [unflattened(part, dim, (self.cut, part.shape[dim] // self.cut)) for part in parts], dim + 1
         ).flatten(dim, dim + 1)
 
 

@@ -14,7 +14,7 @@ from .arithmetic import JOINING, applied, called, combined, is_pair, way
 from .channels import ChannelSplit as ChannelSplit  # all that describes an octave can be imported from here
 from .channels import alpha_of as alpha_of
 from .channels import split_channels as split_channels
-from .resolution import Sizes, checked_factor, crop, pool, pooled_size, upsample
+from .resolution import Sizes, checked_factor, crop, pool, pooled_size, traced, upsample
 
 
 class Octave(NamedTuple):
@@ -263,7 +263,7 @@ def octave_crop(x: Tensor | Octave, size: Sizes, factor: int | Sizes | None = No
 def check_sizes(x: Octave, factor: Sizes) -> None:
     """Raise ValueError unless the low part has ``ceil(size / factor)`` pixels on each axis."""
     high, low = x
-    if high is None or low is None or torch.compiler.is_compiling():  # sizes may be symbols: add no guards
+    if high is None or low is None or torch.compiler.is_compiling() or traced():  # sizes may be symbols: no guards
         return
     expected = pooled_size(high.shape[2:], factor)
     if len(high) != len(low):

@@ -66,10 +66,14 @@ def pooled_size(size: Sizes, factor: Sizes) -> Sizes:
 
 def _pool_volume(x: Tensor, factor: Sizes) -> Tensor:
     """``avg_pool3d`` refuses maps smaller than its window, and 16-bit ones on the CPU; so space first, then time."""
-    frames = pool(x.flatten(1, 2), factor[1:]).unflatten(1, x.shape[1:3])  # [N, C, T, H', W']
+    frames = unflattened(pool(x.flatten(1, 2), factor[1:]), 1, x.shape[1:3])  # [N, C, T, H', W']
     columns = pool(frames.flatten(3, 4), (factor[0], 1))  # [N, C, T', H' * W']
-    pooled: Tensor = columns.unflatten(3, frames.shape[3:])
-    return pooled
+    return unflattened(columns, 3, frames.shape[3:])
+
+
+def unflattened(x: Tensor, dim: int, sizes: Sizes) -> Tensor:
+    """``x.unflatten(dim, sizes)``, of which the older ONNX exporter would keep the sizes of the example."""
+    return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
 
 
 def upsample(x: Tensor, factor: Sizes, size: Sizes) -> Tensor:
@@ -77,7 +81,8 @@ def upsample(x: Tensor, factor: Sizes, size: Sizes) -> Tensor:
     if max(factor) == 1:
         return x
     scales = [float(f) for f in factor]
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # its Resize takes no scale and size at once
+    if traced() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
+        # ONNX's Resize takes no scale and size at once; TorchScript keeps sizes that a slice takes, not those in a list
         return crop(F.interpolate(x, scale_factor=scales, mode="nearest"), size)
     # Given both size and scale, the operator crops: one pass, and no guard on odd sizes when exported for all sizes.
     # Given the size alone, it computes a ratio, which float32 rounds to the wrong pixel in odd maps from 4,189 pixels.
@@ -85,6 +90,14 @@ def upsample(x: Tensor, factor: Sizes, size: Sizes) -> Tensor:
     operator = (aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d)[len(factor) - 1]
     up: Tensor = operator(x, list(size), *scales)
     return up
+
+
+def traced() -> bool:
+    """Whether ``torch.jit.trace`` records this call, for itself, for the older ONNX exporter, OpenVINO or pnnx.
+
+    Sizes are tensors then, so that the recorded program takes other sizes as well.
+    """
+    return torch.jit.is_tracing()
 
 
 def crop(x: Tensor, size: Sizes) -> Tensor:

@@ -53,7 +53,7 @@ def octaveconv_octavified(
     network_args = {key: value for key, value in network_args.items() if key != "pretrained_model_args"}
     source = resolve_pretrained_cfg(network, pretrained_cfg, pretrained_cfg_overlay)
     dense = timm.create_model(network, pretrained_cfg=source.to_dict() | {"architecture": network}, **network_args)
-    model = rebuild(dense, conversion)
+    model: Any = rebuild(dense, conversion)
     model.model_args = dict(network_args)
     if pretrained:
         file = saved_file(source, cache_dir)

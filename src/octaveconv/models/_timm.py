@@ -1,7 +1,7 @@
 """What we replace in timm, here and nowhere else.
 
 timm reads and writes weights without a hook for what they say of themselves: an octavified network, whose weights fit
-the dense network's shapes, would come back as the dense one. For networks that are not ours its own functions are called.
+the dense network's shapes, would come back as the dense one. For networks that are not ours its own functions run.
 """
 
 from __future__ import annotations
@@ -79,17 +79,18 @@ def save_config_for_hf(
     """timm's; an octavified network is recorded as what `octaveconv_octavified` makes."""
     if not isinstance(model, OctavifiedModule):
         return _save_config_for_hf(model, config_path, model_config, model_args, **others)  # type: ignore[no-any-return]
-    given = getattr(model, "pretrained_cfg", None) or {}
+    octavified: Any = model
+    given = getattr(octavified, "pretrained_cfg", None) or {}
     name = given.get("architecture", "")
     if not timm.is_model(name):
         raise ValueError(f"timm cannot make the network {name!r} that was octavified: save its state_dict() instead")
     arguments = {**getattr(model, "model_args", {}), **(model_args or {})}
     arguments |= {"network": name, "conversion": model.conversion}
-    model.pretrained_cfg = {**given, "architecture": octaveconv_octavified.__name__}
+    octavified.pretrained_cfg = {**given, "architecture": octaveconv_octavified.__name__}
     try:
         _save_config_for_hf(model, config_path, model_config, arguments, **others)
     finally:
-        model.pretrained_cfg = given
+        octavified.pretrained_cfg = given
 
 
 _PLACES: dict[str, tuple[Any, ...]] = {
