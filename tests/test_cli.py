@@ -334,3 +334,25 @@ def test_a_reader_who_has_seen_enough_is_no_error(monkeypatch, capsys):
 def test_version(capsys):
     code, out, _ = run(capsys, "--version")
     assert (code, out.split()[0]) == (0, "octaveconv")
+
+
+def test_a_wheel_brings_the_recipes():
+    assert '"recipes" = "octaveconv/recipes"' in (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    assert "cifar10" in recipe.included()
+
+
+def test_completion_of_a_shell(capsys):
+    pytest.importorskip("shtab")
+    code, out, _ = run(capsys, "--print-completion", "bash")
+    assert code == 0
+    assert "--top-k" in out
+    assert "_octaveconv_predict_pos_1_COMPGEN=_shtab_compgen_files" in out
+
+
+def test_json_appears_whole(capsys, tmp_path, monkeypatch):
+    file = tmp_path / "env.json"
+    file.write_text("old")
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("no space")))
+    assert run(capsys, "env", "--json", str(file))[0] == 1
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["env.json"]

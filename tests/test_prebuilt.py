@@ -14,7 +14,7 @@ from helpers import compiler
 from networks import difference, few_layers, image, settle
 
 import octaveconv as oc
-from octaveconv.deploy.native import library, targets
+from octaveconv.deploy.native import build, library, targets
 from octaveconv.errors import BackendUnavailable
 
 HOOK = Path(__file__).parent.parent / "hatch_build.py"
@@ -149,3 +149,9 @@ def test_an_editable_installation_needs_no_compiler(hook, monkeypatch):
     build_data = {}
     hook.Engines().initialize("editable", build_data)
     assert build_data == {}
+
+
+def test_on_windows_the_engine_says_that_it_cannot_run(monkeypatch):
+    monkeypatch.setattr(build.sys, "platform", "win32")
+    with pytest.raises(BackendUnavailable, match="does not run on Windows: use it in WSL 2"):
+        build.compiler()

@@ -24,6 +24,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def write(path: Path, text: str) -> None:
+    """Write text to a file that appears whole, in a folder that is made for it; or to a pipe or a terminal."""
+    data = text.encode(errors="surrogateescape")  # of names of files that are not UTF-8
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    with replacing(path) as file:
+        file.write(data)
+
+
 def link(source: Path, path: Path) -> None:
     """Make ``path`` a hard link to ``source``, or a copy where the file system has no hard links."""
     part = _part(path)

@@ -12,8 +12,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ._atomic import write
 from ._text import did_you_mean, reason, say, shown
-from .errors import MissingExtra, UsageError, raise_together
+from .errors import MissingExtra, UsageError, raise_together, require
 from .verbs import (
     bench,
     convert,
@@ -49,6 +50,8 @@ VERBS = {
     "doctor": doctor,
     "env": env,
 }
+_NAME_FILES = ("model", "images", "data", "checkpoint")
+_FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # shtab's words for files
 NAMED_BY_FILE = ("eval", "octavify", "export")  # MODEL may be left out if --checkpoint records it
 
 
@@ -57,6 +60,17 @@ class _Version(argparse.Action):
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         print(f"octaveconv {import_module(__package__).__version__}")
+        raise SystemExit(0)
+
+
+class _Completion(argparse.Action):
+    """Print the completion of a shell."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, shell: Any, option: object = None
+    ) -> NoReturn:
+        shtab = require("shtab", "cli")
+        print(shtab.complete(parser, shell))
         raise SystemExit(0)
 
 
@@ -113,8 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise_together(args.wrong)
         figures = VERBS[args.verb].run(args)
         if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(figures, indent=1) + "\n")
+            write(args.json, json.dumps(figures, indent=1) + "\n")
         sys.stdout.flush()  # so that a reader who is gone shows here
         return int(args.verb == "doctor" and figures["problems"] > 0)
     except (UsageError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
@@ -132,6 +145,9 @@ def build_parser() -> tuple[_Parser, dict[str, _VerbParser]]:
     """The parser of the command line, and of each verb."""
     parser = _Parser(prog="octaveconv", description="Octave convolution for PyTorch.", allow_abbrev=False)
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "--print-completion", action=_Completion, choices=["bash", "zsh", "tcsh"], help="show a script for the shell"
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_VerbParser)
     parsers: dict[str, _VerbParser] = {}
     for name, module in VERBS.items():
@@ -145,6 +161,9 @@ def build_parser() -> tuple[_Parser, dict[str, _VerbParser]]:
         )
         module.add(parsers[name])
         parsers[name].add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
+        for action in parsers[name]._actions:
+            if action.type is Path or action.dest in _NAME_FILES:
+                action.complete = _FILES  # type: ignore[attr-defined]  # for shtab
     return parser, parsers
 
 

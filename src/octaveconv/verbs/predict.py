@@ -123,16 +123,11 @@ def _counted(found: Iterable[Any], total: int) -> Iterator[Any]:
 
 def _write(path: Path, found: Iterable[Any]) -> None:
     """Write the table, complete or not at all; names of files are as they are, not escaped."""
-    from .._atomic import replacing
+    from .._atomic import write
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for one in found:
         writer.writerows([one.image, rank, *row.values()] for rank, row in enumerate(_rows(one), 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():  # a pipe
-        path.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
-        return
-    with replacing(path) as file:
-        file.write(text.getvalue().encode(errors="surrogateescape"))
+    write(path, text.getvalue())

@@ -9,6 +9,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +27,10 @@ def compiler() -> list[str]:
     """The command of the C++ compiler: ``CXX``, g++ or clang++.
 
     Raises:
-        BackendUnavailable: there is none, or ``CXX`` is not a command.
+        BackendUnavailable: there is none, ``CXX`` is not a command, or this is Windows.
     """
+    if sys.platform == "win32":
+        raise BackendUnavailable("the native engine does not run on Windows: use it in WSL 2 (Linux)")
     given = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or ""
     try:
         command = shlex.split(given)
