@@ -13,7 +13,22 @@ from typing import Any, NoReturn
 
 from ._text import did_you_mean, reason, say, shown
 from .errors import MissingExtra, UsageError
-from .verbs import bench, convert, cost, doctor, env, eval, export, look, models, octavify, quickstart, report, train
+from .verbs import (
+    bench,
+    choose,
+    convert,
+    cost,
+    doctor,
+    env,
+    eval,
+    export,
+    look,
+    models,
+    octavify,
+    quickstart,
+    report,
+    train,
+)
 from .verbs._arguments import check_outputs
 
 # A verb imports what it needs when it runs: timm, scikit-learn and matplotlib take their time.
@@ -22,6 +37,7 @@ VERBS = {
     "models": models,
     "cost": cost,
     "bench": bench,
+    "choose": choose,
     "convert": convert,
     "octavify": octavify,
     "eval": eval,
