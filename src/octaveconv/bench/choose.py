@@ -17,6 +17,7 @@ from .measure import peak_bytes
 
 ALPHAS = (0.0, 0.125, 0.25, 0.5, 0.75)
 SECONDS = 20.0  # of timing, at most
+UNITS = {"latency": "ms", "macs": "of the dense multiply-adds", "memory": "MB"}
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ def measure(
     """
     x = torch.zeros(shape)
     timings = latencies(
-        {f"{alpha:g}": net for alpha, net in nets.items()}, [shape], limit=SECONDS, eager=False, say=say
+        {f"alpha {alpha:g}": net for alpha, net in nets.items()}, [shape], limit=SECONDS, eager=False, say=say
     )
     macs = {alpha: cost(net, torch.zeros(1, *shape[1:])).macs for alpha, net in nets.items()}
     options = []
     for alpha, net in sorted(nets.items()):
-        timing = timings[f"{alpha:g}"]["deployed"][str(shape[0])]
+        timing = timings[f"alpha {alpha:g}"]["deployed"][str(shape[0])]
         with torch.no_grad():
             memory = peak_bytes(partial(net, x))
         options.append(Option(alpha, macs[alpha], macs[alpha] / macs[0.0], memory, timing, top1.get(alpha)))
@@ -89,21 +90,20 @@ def recommend(options: Sequence[Option], budget: str, limit: float) -> Option | 
 
 def verdict(options: Sequence[Option], budget: str, limit: float) -> str:
     """The recommendation in words, and by what it was chosen."""
-    chosen, unit = recommend(options, budget, limit), {"latency": " ms", "macs": "", "memory": " MB"}[budget]
-    asked = f"{'share of multiply-adds' if budget == 'macs' else budget} of {limit:g}{unit}"
+    chosen, unit = recommend(options, budget, limit), UNITS[budget]
     if chosen is None:
         least = min(options, key=lambda one: one.amount(budget))
         return (
-            f"No alpha meets a {asked}. The nearest is alpha {least.alpha:g} with {least.amount(budget):.3g}{unit}: "
-            f"allow more, use smaller images, or a smaller network."
+            f"No alpha stays within {limit:g} {unit}. The nearest is alpha {least.alpha:g} with "
+            f"{least.amount(budget):.3g}: allow more, use smaller images, or a smaller network."
         )
     why = "has the least alpha" if chosen.top1 is None else f"is the most accurate ({chosen.top1:.1f}% top-1)"
-    lines = [f"Use alpha {chosen.alpha:g}: of those that meet a {asked}, it {why}."]
+    lines = [f"Use alpha {chosen.alpha:g}: of those within {limit:g} {unit}, it {why}."]
     dense = options[0].timing["median"] / chosen.timing["median"]
     if chosen.alpha and dense < 1:
         lines.append(f"On this machine it is slower than the dense network: it takes {1 / dense:.2f} times as long.")
     if not chosen.alpha:
-        lines.append("The dense network meets it as it is.")
+        lines.append("That is the dense network as it is.")
     return " ".join(lines)
 
 
