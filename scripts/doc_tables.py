@@ -10,8 +10,9 @@ from pathlib import Path
 from octavify_tables import coverage_table, finetune_table, real_table
 from tables import ROOT, markdown
 
-from octaveconv import evaluate, models, quickstart
-from octaveconv.bench import report, speed_report
+from octaveconv import env, evaluate, models, quickstart
+from octaveconv._text import counted
+from octaveconv.bench import published, report, speed_report
 from octaveconv.deploy import handlers, operations
 from octaveconv.verbs import models as verb
 from octaveconv.verbs import train as train_verb
@@ -144,11 +145,11 @@ def overhead_table():
 def ablation_table():
     """What was measured, beside what the original published of the same network on ImageNet."""
     result = json.loads((ROOT / "results" / "ablation.json").read_text())
-    published = {"0": 73.2} | {
+    original = {"0": models.DENSE["oct_resnetv2_26"][0]} | {
         f"{record.alpha:g}": record.top1 for record in models.PUBLISHED.values() if record.network == "oct_resnetv2_26"
     }
     heading, *rows = report.table(result)
-    table = [[*heading, "original, ImageNet"], *([*row, f"{published[row[0]]}"] for row in rows)]
+    table = [[*heading, "original, ImageNet"], *([*row, f"{original[row[0]]}"] for row in rows)]
     speed, quartiles = result["images_per_s"], result["images_per_s_quartiles"]
     spread = max(max(high / speed[key] - 1, 1 - low / speed[key]) for key, (low, high) in quartiles.items())
     conditions = (
@@ -164,6 +165,27 @@ def speed_table(kind=""):
     """What `octaveconv bench` measured of ResNet-50 on the CPU."""
     result = json.loads((ROOT / "results" / f"speed_oct_resnet50_cpu{kind}.json").read_text())
     return f"{markdown(report.table(result))}\n\nConditions: {speed_report.conditions(result)}."
+
+
+def first_table():
+    """README's: what the original published of ResNet-50, our multiply-adds, and milliseconds."""
+    network, alphas = "oct_resnetv2_50", (0, 0.25, 0.5)
+    result = json.loads((ROOT / "results" / f"speed_{network}_cpu.json").read_text())
+    points = {point.alpha: point for point in published.points() if point.network == network}
+    rows = [["ResNet-50", *("dense" if not alpha else f"alpha {alpha:g}" for alpha in alphas)]]
+    rows.append(["top-1 on ImageNet, as the original published", *(f"{points[alpha].top1:.1f} %" for alpha in alphas)])
+    rows.append(["multiply-adds", *(f"{points[alpha].macs / 1e9:.2f} G" for alpha in alphas)])
+    for batch in result["batches"]:
+        times = {0: batch["best_dense"], **{row["alpha"]: row for row in batch["alphas"]}}
+        cells = [f"{times[alpha]['median'] * 1e3:.1f} ms" for alpha in alphas]
+        rows.append([f"time for {counted(batch['batch_size'], 'image')}", *cells])
+    rivals = sorted({batch["best_dense"]["runtime"] for batch in result["batches"]})
+    dirty = result["env"]["commit"].endswith(env.DIRTY)
+    again = " The code was not fully committed when these times were taken; they will be measured again." * dirty
+    return (
+        f"{markdown(rows)}\n\nOctave is deployed by this library; dense is the fastest of {len(result['runtimes'])} runtimes, here "
+        f"{' or '.join(rivals)}. Conditions of the times: {speed_report.conditions(result)}.{again}"
+    )
 
 
 def triton_table():
@@ -293,6 +315,7 @@ def _reasons(methods, name):
 
 
 TABLES = {
+    "first": first_table,
     "deployed": deployed_table,
     "deploy_fuzz": deploy_fuzz_table,
     "operations": operations_table,

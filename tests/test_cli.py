@@ -53,7 +53,7 @@ def test_what_verbs_share_comes_in_one_order(capsys, verb):
     assert found == sorted(found)
 
 
-WITH_MODEL = ["cost", "bench", "convert", "octavify", "eval", "predict", "train", "export"]
+WITH_MODEL = ["cost", "bench", "choose", "look", "convert", "octavify", "eval", "predict", "train", "export"]
 
 
 @pytest.mark.parametrize("verb", WITH_MODEL)

@@ -17,6 +17,7 @@ from ._text import did_you_mean, reason, say, shown
 from .errors import MissingExtra, UsageError, raise_together, require
 from .verbs import (
     bench,
+    choose,
     convert,
     cost,
     doctor,
@@ -39,6 +40,7 @@ VERBS = {
     "models": models,
     "cost": cost,
     "bench": bench,
+    "choose": choose,
     "convert": convert,
     "octavify": octavify,
     "eval": eval,

@@ -237,7 +237,7 @@ def html(result: dict[str, Any], nets: dict[str, nn.Module], image: Tensor) -> s
             f"twin, from the same weights on the same scans of digits. Not a benchmark of accuracy: digits are easy."
         ),
         _page.table(table(result), "figures"),
-        *(_page.paragraph(text) for text in (verdict(result), disturbed(result)) if text),
+        *(_page.paragraph(text) for text in (disturbed(result), verdict(result)) if text),
         curves,
         _page.heading("What the high and the low maps hold"),
         _page.caption(_page.image(gray, "the image", 96), f"A held-out scan. The answers: {answers}."),
@@ -270,7 +270,7 @@ def _draw(result: dict[str, Any]) -> Any:
     bars.barh([row[0] for row in rows], ratios, color=["C0" if ratio >= 1 else "C1" for ratio in ratios])
     bars.axvline(1, color="0.3", linewidth=1)
     bars.invert_yaxis()
-    bars.set(title="dense / octave: above 1, octave wins")
+    bars.set(title="dense / octave", xlabel="above 1 octave wins")
     return figure
 
 

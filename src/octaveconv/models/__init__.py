@@ -1,7 +1,7 @@
 """The networks; importing this package registers them with timm."""
 
 from . import _timm as _timm
-from ._published import COSTS, PUBLISHED, Published, published
+from ._published import COSTS, DENSE, PUBLISHED, Published, published
 from .create import create
 from .oct_densenet import OctDenseNet
 from .oct_mobilenetv1 import OctMobileNetV1
@@ -11,6 +11,7 @@ from .oct_resnetv2 import OctResNetV2
 
 __all__ = [
     "COSTS",
+    "DENSE",
     "PUBLISHED",
     "OctDenseNet",
     "OctMobileNetV1",

@@ -51,6 +51,12 @@ _ABLATION = {
     ("oct_resnextv2_101_32x4d", "a07_resnext-101_32x4d"): {250: (79.6, 94.5), 500: (78.9, 94.4)},
     ("oct_resnetv2_200", "a08_resnet-200"): {125: (80.0, 94.9), 250: (79.8, 94.8), 500: (79.5, 94.7)},
 }  # fmt: skip
+# Top-1 and top-5 that the original published of the dense twins. It published no weights for these.
+DENSE = {
+    "oct_densenet121": (75.4, 92.7), "oct_resnetv2_26": (73.2, 91.3), "oct_resnetv2_50": (77.0, 93.4),
+    "oct_seresnetv2_50": (77.6, 93.6), "oct_resnextv2_50_32x4d": (78.4, 94.0), "oct_resnetv2_101": (78.5, 94.1),
+    "oct_resnextv2_101_32x4d": (79.4, 94.6), "oct_resnetv2_200": (79.6, 94.7),
+}  # fmt: skip
 _CONVERTED_BY_INTEL = {  # GMACs, parameters in 1e6, bytes, SHA-256
     "a01_densenet-121_alpha-0.125.tar": (
         4.883 / 2, 7.977, 32983040, "93fcdf376c2ee7e9278e2c4a9d8a0a30e35d92051ad4889fb5d5c1855ea31ca4"),

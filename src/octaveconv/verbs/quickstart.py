@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> Any:
     with quickstart.progress(args.epochs) as log:
         result = quickstart.run(settings, log, say, page)
     print(f"\n{text_table(quickstart.table(result))}\n")
-    say(*filter(None, (quickstart.verdict(result), quickstart.disturbed(result), quickstart.conditions(result))))
+    say(*filter(None, (quickstart.disturbed(result), quickstart.verdict(result), quickstart.conditions(result))))
     try:
         quickstart.plot(result, args.out / "curves.png")
     except MissingExtra as error:
