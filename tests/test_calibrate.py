@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from helpers import assert_close, random_octave
-from octavify_parts import PARTS, Part, conv, layer, norm, shuffled_spaces
+from octavify_parts import PARTS, Part, conv, layer, norm, prepared, shuffled_spaces
 from torch import fx, nn
 
 import octaveconv as oc
 from octaveconv.octave import octave_map
 from octaveconv.octavify import budget, regression, repair
-from octaveconv.octavify.octavify import _prepare
 from octaveconv.octavify.permute import permute
 from octaveconv.octavify.refit import _Fit
 from octaveconv.octavify.regression import Pixels
@@ -44,7 +43,7 @@ def randomise(model):
 def test_reordering_channels_changes_nothing(name):
     model = randomise(NETWORKS[name]() if isinstance(name, str) else name())
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    net, _ = _prepare(copy.deepcopy(model), (x,), [], 4, False)
+    net = prepared(copy.deepcopy(model), x, 4, False)
     found = shuffled_spaces(net)
     permute(net, found)
     before, after = model.state_dict(), net.model.state_dict()
@@ -63,7 +62,7 @@ class Scaled(Part):
 
 def test_a_learned_scale_is_reordered_with_its_channels():
     model, x = Scaled().double(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    net, _ = _prepare(copy.deepcopy(model), (x,), [], 4, False)
+    net = prepared(copy.deepcopy(model), x, 4, False)
     permute(net, shuffled_spaces(net))
     assert not torch.equal(net.model.scale, model.scale)
     assert_close(fx.GraphModule(net.model, net.graph)(x), model(x))
@@ -94,7 +93,7 @@ def waves(batch=6):
 
 
 def saliency_of(model, x, name, stem=True):
-    net, _ = _prepare(copy.deepcopy(model), (x,), [], 8, stem)
+    net = prepared(copy.deepcopy(model), x, 8, stem)
     (node,) = (node for node in net.steps if node.target == name)
     return saliencies(net, [(x,)])[net.spaces.of(node)]
 
@@ -151,7 +150,7 @@ def test_the_groups_of_a_norm_stay_together():
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
 def test_every_form_is_measured(part):
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    net, _ = _prepare(part().double(), (x,), [], 4, False)
+    net = prepared(part().double(), x, 4, False)
     found = saliencies(net, [(x,)])
     assert found
     for space, (order, costs) in found.items():

@@ -5,12 +5,11 @@ import timm
 import torch
 import torchvision
 from helpers import assert_close
-from octavify_parts import Part, conv, layer
+from octavify_parts import Part, conv, layer, prepared
 from torch import nn
 
 import octaveconv as oc
 from octaveconv.octavify.handlers import LAYERS, handler_of
-from octaveconv.octavify.octavify import _prepare
 from octaveconv.octavify.splits import Splits
 
 
@@ -75,7 +74,7 @@ def test_a_norm_with_an_unknown_activation_stays():
 
 def test_asking_what_a_network_would_cost_builds_no_module(monkeypatch):
     x = torch.zeros(1, 3, 64, 64)
-    net, _ = _prepare(torchvision.models.resnet18().eval(), (x,), [], 8, False)
+    net = prepared(torchvision.models.resnet18().eval(), x, 8, False)
     built = []
     monkeypatch.setattr(nn.Module, "__init__", lambda self, *_, **__: built.append(type(self)))
     counts = {alpha: sum(map(Splits(net, lambda node, a=alpha: a).macs, net.steps)) for alpha in (0.0, 0.25, 0.5)}

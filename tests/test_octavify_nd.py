@@ -7,12 +7,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from helpers import assert_close
-from octavify_parts import layer, shuffled_spaces
+from octavify_parts import layer, prepared, shuffled_spaces
 from torch import fx, nn
 from torchvision.models.video import resnet as video
 
 import octaveconv as oc
-from octaveconv.octavify.octavify import _prepare, rebuild
+from octaveconv.octavify.octavify import rebuild
 from octaveconv.octavify.permute import permute
 from octaveconv.octavify.saliency import saliencies
 
@@ -144,7 +144,7 @@ def test_it_becomes_a_network_of_this_packages_layers(axes):
 @pytest.mark.parametrize("axes", SIZES)
 def test_reordering_channels_changes_nothing(axes):
     model, x = randomise(Block(axes)).double(), torch.randn(2, 2, *SIZES[axes], dtype=torch.float64)
-    net, _ = _prepare(copy.deepcopy(model), (x,), [], 4, False)
+    net = prepared(copy.deepcopy(model), x, 4, False)
     found = shuffled_spaces(net)
     permute(net, found)
     assert not torch.equal(net.model.scale, model.scale)
@@ -160,7 +160,7 @@ def test_detail_is_lost_on_the_halved_axes_only(axes):
     x = torch.cat([rough, smooth], 1)
     if axes == 3:  # the smooth channel changes from frame to frame, which no octave loses
         x = x[:, :, None, :, None].expand(8, 2, 4, 16, 16) * torch.randn(8, 1, 4, 1, 1)
-    net, _ = _prepare(model, (x,), [], 8, True)
+    net = prepared(model, x, 8, True)
     (node,) = (node for node in net.steps if node.target == "0")
     order, costs = saliencies(net, [(x,)])[net.spaces.of(node)]
     assert order.tolist() == [0, 1]

@@ -7,11 +7,10 @@ import pytest
 import timm
 import torch
 from helpers import assert_close
-from octavify_parts import constant_images, conv, norm, shuffled_spaces
+from octavify_parts import constant_images, conv, norm, prepared, shuffled_spaces
 from torch import fx, nn
 
 import octaveconv as oc
-from octaveconv.octavify.octavify import _prepare
 from octaveconv.octavify.permute import permute
 
 # Layers of one input: what each is of so many channels, and its output's channels.
@@ -120,7 +119,7 @@ def test_a_random_network(seed):
                 assert_close(actual, expected)
     octave, _ = oc.octavify(model, 0.5, x, min_size=2, calibrate=[x])
     sum(y.sum() for y in octave.train()(x)).backward()
-    net, _ = _prepare(copy.deepcopy(model), (x,), [], 2, False)
+    net = prepared(copy.deepcopy(model), x, 2, False)
     permute(net, shuffled_spaces(net))
     for actual, expected in zip(fx.GraphModule(net.model, net.graph)(x), model(x)):
         assert_close(actual, expected)

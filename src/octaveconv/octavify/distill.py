@@ -20,7 +20,7 @@ from ..spec import ConvSpec
 from .answers import divergence, numbers, reading
 from .operations import channels_second
 from .refit import nodes_of, targets
-from .rewrite import OctavifiedModule
+from .rewrite import OctavifiedGraph
 from .sample import Batch, cloned, images_in, pieces
 from .spaces import Net
 
@@ -48,7 +48,7 @@ class _Pair(NamedTuple):
 def distill(
     net: Net,
     dense: nn.Module,
-    octave: OctavifiedModule,
+    octave: OctavifiedGraph,
     values: Mapping[fx.Node, Any],
     batches: Sequence[Batch],
     epochs: int,
@@ -92,7 +92,7 @@ def distill(
             p.grad = None
 
 
-def _loss(octave: OctavifiedModule, twin: fx.GraphModule, pairs: Sequence[_Pair], batch: Batch) -> Tensor:
+def _loss(octave: OctavifiedGraph, twin: fx.GraphModule, pairs: Sequence[_Pair], batch: Batch) -> Tensor:
     with torch.no_grad():
         teacher = _Teacher(twin, pairs)
         expected = numbers(teacher.run(*cloned(batch)))
@@ -103,7 +103,7 @@ def _loss(octave: OctavifiedModule, twin: fx.GraphModule, pairs: Sequence[_Pair]
         return _distance(found, expected) + parts
 
 
-def _pairs(net: Net, dense: nn.Module, octave: OctavifiedModule, values: Mapping[fx.Node, Any]) -> Iterator[_Pair]:
+def _pairs(net: Net, dense: nn.Module, octave: OctavifiedGraph, values: Mapping[fx.Node, Any]) -> Iterator[_Pair]:
     for conv, target in targets(net, dense, values).items():
         spec: Any = octave.get_submodule(str(conv.target)).spec
         yield _Pair(target.node, nodes_of(values[target.node]), spec)

@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import copy
-import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
-from .._modes import check_network, copied, eval_mode
+from .._modes import check_network
 from .._text import did_you_mean
 from ..cost import image_size
-from .allocate import allocate, least_share
-from .budget import Budget, searched
-from .budget import latency as measured_latency
-from .channels_last import mark_channels_last
+from .assemble import Assembly
+from .budget import Budget
+from .calls import Call, Mark, Recording, Signature, form
+from .conversion import Conversion, Options, Source
 from .handlers import REGISTERED
-from .keywords import read_keywords
-from .maps import conv_axes, is_map, shape_of
-from .padding import absorb
-from .permute import permute
-from .plan import LayerPlan, Plan
-from .repair import RepairStep, repair
-from .rewrite import OctavifiedModule, Rewriter
-from .roles import Role
-from .saliency import Saliency, saliencies
+from .maps import conv_axes
+from .plan import Plan
+from .rewrite import OctavifiedModule
 from .sample import Sample
-from .shares import Alpha, chooser, wants_any
-from .spaces import Net
-from .splits import Splits
-from .steps import steps_of
-from .trace import add_shapes, drop_expansions, list_lengths, trace
-
-_CONVS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+from .shares import Alpha, choosers, wants_any
+from .trace import Untraceable
 
 
 def octavify(
@@ -113,170 +99,50 @@ def octavify(
         >>> print(plan.summary())
         9 of 20 convolutions are octave; MACs 148,557,824 -> 128,552,960 (86.5%); borders: 1 Merge, 1 Split
     """
-    keep = _keep(keep, min_size)
+    options = Options(_keep(keep, min_size), min_size, stem)
     inputs = _inputs(model, example_inputs)
     budget = Budget.of(alpha, calibrate, macs=macs, latency=latency, agreement=agreement)
     sample = None if calibrate is None else Sample.of(calibrate, inputs)
-    source = _Source(model, inputs, keep, min_size, stem)
     if not isinstance(distill, Integral) or distill < 0 or (say is not None and not callable(say)):
         raise ValueError(f"distill is a number of epochs, and say takes a line of text: got {distill!r} and {say!r}")
     if distill and sample is None:
         raise ValueError("distill trains on a sample: give calibrate=batches")
-    conversion = _Conversion(source, sample, say or _nothing, distill)
-    conversion.measure(required=budget is not None)
-    if budget is not None:
-        return conversion.within(budget)
-    octave, plan = conversion.run(chooser(conversion.net, alpha))
+    work = sample, say or _nothing, distill
+    kept = _kept(model, options.keep)
+    try:
+        octave, plan = _whole(model, inputs, kept, options, *work, alpha, budget)
+    except Untraceable:
+        assembly = Assembly(model, inputs, kept, options, *work)
+        if not assembly.conversions:
+            raise
+        octave, plan = assembly.run(alpha, budget)
     if not octave.conversion["octave"] and wants_any(alpha):
         warnings.warn(plan.nothing(), stacklevel=2)
     return octave, plan
 
 
-class _Source(NamedTuple):
-    """The network that the caller gave, and how to read it."""
+def _whole(
+    model: nn.Module, inputs: tuple[Any, ...], kept: set[str], options: Options, sample: Sample | None,
+    say: Callable[[str], object], epochs: int, alpha: Alpha, budget: Budget | None,
+) -> tuple[OctavifiedModule, Plan]:  # fmt: skip
+    """The network as one graph.
 
-    model: nn.Module
-    inputs: tuple[Any, ...]
-    keep: list[str]
-    min_size: int
-    stem: bool
-
-    def net(self) -> tuple[Net, list[str]]:
-        """A copy of it, traced."""
-        return _prepare(copied(self.model), self.inputs, self.keep, self.min_size, self.stem)
-
-
-class _Conversion:
-    """A conversion, which a budget may take several tries of.
-
-    Args:
-        source: the given network.
-        sample: images, if there are any.
-        say: is told what is done.
-        epochs: of distillation.
+    Raises:
+        Untraceable: torch.fx cannot follow it.
     """
-
-    def __init__(self, source: _Source, sample: Sample | None, say: Callable[[str], object], epochs: int) -> None:
-        self.source, self.sample, self.say, self.epochs = source, sample, say, epochs
-        self.net, self.notes = source.net()
-        self.saliencies: dict[fx.Node, Saliency] = {}
-        self._seconds = 0.0  # that measuring took
-
-    def measure(self, required: bool) -> None:
-        """Find out from the sample what low channels cost."""
-        if self.sample is None:
-            return
-        begin = time.perf_counter()
-        try:
-            with eval_mode(self.net.model):  # in training mode, reading a weight with spectral norm changes it
-                self.saliencies = saliencies(self.net, self.sample.fit)
-        except (ValueError, RuntimeError, NotImplementedError) as error:  # whatever has no derivative
-            reason = f"no gradients could be taken ({str(error).partition(chr(10))[0]})"
-            if required:
-                raise ValueError(f"a budget cannot be spent by what it costs: {reason}") from error
-            self.notes.append(f"{reason}: channels keep their order")
-        self._seconds = time.perf_counter() - begin
-        self.say(f"what low channels cost: {self._seconds:.0f} s")
-
-    def within(self, budget: Budget) -> tuple[OctavifiedModule, Plan]:
-        """The network that keeps within a budget."""
-        if budget.kind == "macs":
-            return self.run(allocate(self.net, self.saliencies, budget.value))
-        least = least_share(self.net, self.saliencies)
-        if budget.kind == "agreement":
-            return searched(lambda macs: self._agreeing(macs, budget.value), least, budget)
-        macs = searched(lambda macs: self._timed(macs, budget.value), least, budget)
-        octave, plan = self.run(allocate(self.net, self.saliencies, macs))
-        measured = measured_latency(octave, self.source.model, self.source.inputs)
-        plan.notes.append(
-            f"deployed, it takes {measured:.1%} of the dense network's time; asked for {budget.value:.1%}"
-        )
-        return octave, plan
-
-    def _agreeing(self, macs: float, wanted: float) -> tuple[float, bool, tuple[OctavifiedModule, Plan]]:
-        again = self._again()
-        octave, plan = again.run(allocate(again.net, again.saliencies, macs))
-        found = next((step.agreement for step in plan.steps if step.kept), 1.0)
-        self.say(f"{macs:.1%} of the multiply-adds: agreement {found:.1%}")
-        return found, found >= wanted, (octave, plan)
-
-    def _timed(self, macs: float, wanted: float) -> tuple[float, bool, float]:
-        again = self._again()
-        octave = again.rewritten(allocate(again.net, again.saliencies, macs))
-        found = measured_latency(octave, self.source.model, self.source.inputs)
-        self.say(f"{macs:.1%} of the multiply-adds: {found:.1%} of the latency")
-        return found, found <= wanted, macs
-
-    def _again(self) -> _Conversion:
-        """The same conversion of another copy of the network, with what is known of it."""
-        again = _Conversion(self.source, self.sample, self.say, self.epochs)
-        nodes = {node.name: node for node in again.net.graph.nodes}
-        again.saliencies = {nodes[node.name]: saliency for node, saliency in self.saliencies.items()}
-        again._seconds = self._seconds
-        return again
-
-    def rewritten(self, alphas: Callable[[fx.Node], float]) -> OctavifiedModule:
-        """Make the octave network, with the dense weights."""
-        net, self.splits = self.net, Splits(self.net, alphas)
-        self._given = copy.deepcopy(dict(net.model.state_dict())) if self.sample else {}
-        orders = {space: saliency.order for space, saliency in self.saliencies.items()}
-        permute(net, {s: order for s, order in orders.items() if s in self.splits.spaces and net.blocks(s)})
-        self.layers = [_layer(node, self.splits, self.saliencies) for node in net.steps if _is_listed(node, net)]
-        self._dense = copied(net.model) if self.sample else net.model
-        self.rewriter = Rewriter(self.splits)
-        octave, names = self.rewriter.run(), {name for name, _ in self.source.model.named_modules()}
-        for name, module in octave.named_modules():
-            if name not in names:  # a border
-                module.training = self.source.model.training
-        return octave
-
-    def run(self, alphas: Callable[[fx.Node], float]) -> tuple[OctavifiedModule, Plan]:
-        """Make the octave network, with a sample as close to the dense one as can be, and its plan."""
-        registered = _registered(self.net)
-        octave = self.rewritten(alphas)
-        octave.conversion = self._record(registered)
-        return octave, Plan(self.layers, self.rewriter.borders, octave.conversion, self.notes, self._mend(octave))
-
-    def _record(self, registered: list[str]) -> dict[str, Any]:
-        """What `rebuild` needs."""
-        net, source = self.net, self.source
-        record = {
-            "alphas": {str(n.target): self.splits.alphas.get(net.spaces.of(n), 0.0) for n in net.nodes(Role.CONV)},
-            "input_size": next((list(x.shape[1:]) for x in source.inputs if isinstance(x, Tensor)), []),
-            "keep": source.keep,
-            "min_size": source.min_size,
-            "stem": source.stem,
-            "octave": sum(layer.octave for layer in self.layers),
-        }
-        return record | ({"registered": registered} if registered else {})
-
-    def _mend(self, octave: OctavifiedModule) -> list[RepairStep]:
-        """With a sample, bring the octave network's answers closer to the dense one's."""
-        if not self.sample or not self.splits.spaces:
-            return []
-        values, seconds = self.rewriter.values, self._seconds
-        return repair(self.net, self._dense, octave, values, self._given, self.sample, self.say, seconds, self.epochs)
+    lengths = Recording(model, inputs).lengths
+    if any(not isinstance(form(x), Mark) for x in inputs):
+        raise Untraceable("", "takes more than tensors and numbers")
+    source = Source(model, Call(Signature(model), inputs, {}), kept, options, lengths)
+    conversion = Conversion(source, sample, say, epochs)
+    conversion.measure(required=budget is not None)
+    if budget is not None:
+        return conversion.within(budget)
+    return conversion.run(*choosers([conversion.net], alpha))
 
 
 def _nothing(text: str) -> None:
     """Say nothing."""
-
-
-def _keep(keep: Iterable[str], min_size: int) -> list[str]:
-    """The patterns of layers to keep, once they and ``min_size`` are checked."""
-    if not isinstance(min_size, Integral) or min_size < 0:
-        raise ValueError(f"min_size must be a whole number of pixels from 0 up, got {min_size!r}")
-    patterns = [keep] if isinstance(keep, str) else [*keep] if isinstance(keep, Iterable) else [keep]
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise ValueError(f"keep must be patterns of layer names, such as ['layer4.*'], got {keep!r}")
-    return patterns
-
-
-def _registered(net: Net) -> list[str]:
-    """The types of layers in the network that were registered."""
-    nodes = [node for node, step in net.steps.items() if step.handler is not None and step.handler.registered]
-    return sorted({type(net.module(node)).__name__ for node in nodes})
 
 
 def rebuild(model: nn.Module, conversion: Mapping[str, Any]) -> OctavifiedModule:
@@ -324,13 +190,23 @@ def _inputs(model: nn.Module, given: Tensor | tuple[Any, ...] | None) -> tuple[A
         raise ValueError(
             f"example_inputs hold no image: {', '.join(str(list(getattr(x, 'shape', ()))) for x in inputs)}"
         )
-    return tuple(x.to(like.device) if isinstance(x, Tensor) else x for x in inputs)
+    moved: tuple[Any, ...] = pytree.tree_map(lambda x: x.to(like.device) if isinstance(x, Tensor) else x, inputs)
+    return moved
 
 
-def _prepare(
-    model: nn.Module, inputs: tuple[Any, ...], keep: Sequence[str], min_size: int, stem: bool
-) -> tuple[Net, list[str]]:
-    """Trace a model and find out what its nodes do."""
+def _keep(keep: Iterable[str], min_size: int) -> list[str]:
+    """The patterns of layers to keep, once they and ``min_size`` are checked."""
+    if not isinstance(min_size, Integral) or min_size < 0:
+        raise ValueError(f"min_size must be a whole number of pixels from 0 up, got {min_size!r}")
+    patterns = [keep] if isinstance(keep, str) else [*keep] if isinstance(keep, Iterable) else [keep]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ValueError(f"keep must be patterns of layer names, such as ['layer4.*'], got {keep!r}")
+    return patterns
+
+
+def _kept(model: nn.Module, keep: list[str]) -> set[str]:
+    """The names of the modules that the patterns match."""
     names = [name for name, _ in model.named_modules() if name]
     kept = set()
     for pattern in keep:
@@ -338,51 +214,4 @@ def _prepare(
         if not found:
             raise ValueError(f"keep pattern {pattern!r} matches no layer{did_you_mean(pattern, names)}")
         kept |= found
-    graph, notes = trace(model, kept, list_lengths(model, inputs), len(inputs))
-    read_keywords(graph)
-    absorb(graph, model, kept)
-    add_shapes(model, graph, inputs)
-    drop_expansions(graph)
-    mark_channels_last(graph, model)
-    return Net(graph, model, steps_of(graph, model, kept), stem, min_size), notes
-
-
-def _is_listed(node: fx.Node, net: Net) -> bool:
-    handler = net.steps[node].handler
-    has_state = node.op == "call_module" and any(True for _ in net.module(node).parameters())
-    return has_state or bool(node.meta.get("macs")) or (handler is not None and handler.registered)
-
-
-def _layer(node: fx.Node, splits: Splits, saliencies: Mapping[fx.Node, Saliency]) -> LayerPlan:
-    """What becomes of a layer; the net still has the given one."""
-    net, step = splits.net, splits.net.steps[node]
-    is_module = node.op == "call_module"
-    name, kind = (str(node.target), type(net.module(node)).__name__) if is_module else (node.name, "function")
-    images = _images(net)
-    before = node.meta["macs"] // images
-    alpha_in = alpha_out = 0.0
-    why = step.refusal
-    if step.role in (Role.CONV, Role.SAME):
-        alpha_out = splits.of(node).alpha
-        if step.role is Role.SAME or splits.converted(node):
-            alpha_in = splits.of(step.inputs[0]).alpha
-        why = step.refusal or ("" if alpha_out else splits.why_dense(node))
-        if alpha_out and not alpha_in:
-            why = f"input dense: {splits.why_dense(step.inputs[0])}"
-        elif alpha_in and not alpha_out:
-            why = f"output dense: {why}"
-    convolves = _is_conv(node, net) or (step.role is Role.CONV and bool(alpha_in or alpha_out))
-    saliency = saliencies.get(net.spaces.of(node)) if step.role is Role.CONV and alpha_out else None
-    cost = saliency and saliency.cost(alpha_out)
-    return LayerPlan(name, kind, alpha_in, alpha_out, why, before, splits.macs(node) // images, cost, convolves)
-
-
-def _is_conv(node: fx.Node, net: Net) -> bool:
-    """Whether a node calls a convolution, a layer or a function."""
-    return node.target in _CONVS if node.op != "call_module" else isinstance(net.module(node), _ConvNd)
-
-
-def _images(net: Net) -> int:
-    """Images in the example inputs."""
-    shapes = (shape_of(node) for node in net.graph.nodes if is_map(node))
-    return next((shape[0] for shape in shapes if shape), 1)
+    return kept

@@ -42,6 +42,22 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class PartPlan:
+    """One module of a network that torch.fx cannot trace as a whole.
+
+    Attributes:
+        name, kind: its name in the network, "" for the network itself, and its type.
+        calls: how often the network calls it.
+        why: why it was not converted as one part; empty if it was.
+    """
+
+    name: str
+    kind: str
+    calls: int
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What `octavify` did. ``print(plan)`` shows a table.
 
@@ -55,6 +71,9 @@ class Plan:
             if there are any in the network. It is plain data, for JSON.
         notes: what else the caller must know.
         steps: with a sample, what was done to keep the dense network's answers, and what each step brought.
+        parts: of a network that could not be traced as a whole, a `PartPlan` for each module that was converted by
+            itself, and for each that was not, and why. Their borders are in ``borders``; between parts, and to what is
+            kept, plain tensors pass.
 
     Example:
         >>> import torch, octaveconv as oc
@@ -74,6 +93,7 @@ class Plan:
     conversion: Mapping[str, Any]
     notes: list[str] = field(default_factory=list)
     steps: list[RepairStep] = field(default_factory=list)
+    parts: list[PartPlan] = field(default_factory=list)
 
     @property
     def macs_before(self) -> int:
@@ -111,9 +131,25 @@ class Plan:
             f"{octave} of {len(convs)} convolutions are octave; MACs {self.macs_before:,} -> {self.macs_after:,} "
             f"({share:.1%}); borders: {counts['merge']} Merge, {counts['split']} Split",
             *(f"{step}{'' if step.kept else ' (not kept)'}" for step in self.steps),
+            *self._told_parts(),
             *self.notes,
         ]
         return "\n".join(lines)
+
+    def _told_parts(self) -> list[str]:
+        """Which parts of a network were converted, and why no larger ones."""
+        if not self.parts:
+            return []
+        converted = ", ".join(part.name or "the network" for part in self.parts if not part.why)
+        kept: dict[tuple[str, str], list[str]] = {}
+        for part in self.parts:
+            if part.why:
+                kept.setdefault((part.kind, part.why), []).append(part.name or "the network")
+        told = [
+            f"not as one: {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''} ({kind}): {why}"
+            for (kind, why), names in kept.items()
+        ]
+        return [f"converted in parts: {converted}", *told]
 
     def nothing(self) -> str:
         """That no convolution became octave, and why."""

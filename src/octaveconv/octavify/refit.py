@@ -28,7 +28,7 @@ from .layers import FITTED
 from .maps import is_map
 from .operations import channels_second
 from .regression import Pixels, Sums, collect, ridge_fit
-from .rewrite import OctavifiedModule, Parts
+from .rewrite import OctavifiedGraph, Parts
 from .sample import Batch, cloned, images_in, pieces
 from .spaces import Net
 
@@ -55,7 +55,7 @@ class Target(NamedTuple):
 
 
 def refit(
-    net: Net, dense: nn.Module, octave: OctavifiedModule, values: Mapping[fx.Node, Any], batches: Sequence[Batch]
+    net: Net, dense: nn.Module, octave: OctavifiedGraph, values: Mapping[fx.Node, Any], batches: Sequence[Batch]
 ) -> None:
     """Change the weights of ``octave``, and what its norms subtract, so that its layers follow the dense ones.
 

@@ -16,7 +16,7 @@ from .._modes import eval_mode
 from ..nn.norm import OctBatchNormNd
 from .distill import distill
 from .refit import refit
-from .rewrite import OctavifiedModule
+from .rewrite import OctavifiedGraph
 from .sample import Batch, Judge, Sample, cloned
 from .spaces import Net
 
@@ -51,7 +51,7 @@ class RepairStep:
 def repair(
     net: Net,
     dense: nn.Module,
-    octave: OctavifiedModule,
+    octave: OctavifiedGraph,
     values: Mapping[fx.Node, Any],
     given: Mapping[str, Any],
     sample: Sample,
@@ -96,7 +96,7 @@ class _Repair:
         say: is told of each step.
     """
 
-    def __init__(self, octave: OctavifiedModule, judge: Judge, say: Callable[[str], object]) -> None:
+    def __init__(self, octave: OctavifiedGraph, judge: Judge, say: Callable[[str], object]) -> None:
         self.octave, self.judge, self.say = octave, judge, say
         self.steps: list[RepairStep] = []
         self._least, self._best = math.inf, State()

@@ -31,29 +31,10 @@ _CARRIED = (
 _INTERPOLATE = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")  # its order
 
 
-class OctavifiedModule(fx.GraphModule):
-    """What `octavify` returns: the modules of the given model, under their names, and a graph that calls them.
-
-    Its state dict carries ``conversion``, the plan's, where PyTorch records versions.
-    """
+class OctavifiedModule(nn.Module):
+    """What `octavify` returns. Its state dict carries ``conversion``, the plan's, where PyTorch records versions."""
 
     conversion: dict[str, Any]
-
-    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(model, graph, f"Oct{type(model).__name__}")
-        for name in _STATE:  # with the modules that are not called, so that no key of the state dict is lost
-            vars(self)[name] = vars(model)[name]
-        for name in _CARRIED:
-            if hasattr(model, name):
-                setattr(self, name, getattr(model, name))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> OctavifiedModule:
-        memo.update(detached(self))
-        twin = super().__deepcopy__(memo)
-        for name in (*_STATE, *_CARRIED):
-            if name in vars(self):
-                vars(twin)[name] = copy.deepcopy(vars(self)[name], memo)
-        return twin  # type: ignore[return-value]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -65,6 +46,26 @@ class OctavifiedModule(fx.GraphModule):
             "an octavified network cannot be pickled whole: save its state_dict(), and load it into a network that "
             "was octavified with the same arguments"
         )
+
+
+class OctavifiedGraph(OctavifiedModule, fx.GraphModule):
+    """The modules of a network that was traced as a whole, under their names, and a graph that calls them."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(model, graph, f"Oct{type(model).__name__}")
+        for name in _STATE:  # with the modules that are not called, so that no key of the state dict is lost
+            vars(self)[name] = vars(model)[name]
+        for name in _CARRIED:
+            if hasattr(model, name):
+                setattr(self, name, getattr(model, name))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OctavifiedGraph:
+        memo.update(detached(self))
+        twin = super().__deepcopy__(memo)
+        for name in (*_STATE, *_CARRIED):
+            if name in vars(self):
+                vars(twin)[name] = copy.deepcopy(vars(self)[name], memo)
+        return twin  # type: ignore[return-value]
 
 
 def fit(low: Tensor, high: Tensor) -> Tensor:
@@ -128,12 +129,12 @@ class Rewriter:
         self.values: dict[fx.Node, Any] = {}
         self._crossed: dict[tuple[fx.Node, str], Any] = {}
 
-    def run(self) -> OctavifiedModule:
+    def run(self) -> OctavifiedGraph:
         """Write everything; the net's model becomes part of the network."""
         for node in self.net.graph.nodes:
             self.values[node] = self._write(node)
         self.graph.lint()
-        return OctavifiedModule(self.net.model, self.graph)
+        return OctavifiedGraph(self.net.model, self.graph)
 
     def _write(self, node: fx.Node) -> Any:
         step, splits = self.net.steps[node], self.splits

@@ -49,6 +49,7 @@ class Net:
     steps: dict[fx.Node, Step]
     stem: bool
     min_size: int
+    prefix: str = ""  # of a part of a larger network, its name and a dot
 
     def __post_init__(self) -> None:
         self.spaces, self.runs = _Classes(), _Classes()
@@ -73,6 +74,10 @@ class Net:
         """The module that a node calls."""
         return self.model.get_submodule(str(node.target))
 
+    def name(self, node: fx.Node) -> str:
+        """The name of the module that a node calls, in the whole network."""
+        return f"{self.prefix}{node.target}"
+
     def handler(self, node: fx.Node) -> Handler:
         """What handles the operation of a node that has a role."""
         handler = self.steps[node].handler
@@ -93,6 +98,10 @@ class Net:
         if key not in self._macs:
             self._macs[key] = self._count_macs(*key)
         return self._macs[key]
+
+    def forget_macs(self) -> None:
+        """The shapes have changed."""
+        self._macs.clear()
 
     def _count_macs(self, node: fx.Node, inputs: ChannelSplit, outputs: ChannelSplit) -> int:
         handler, layer, size = self.handler(node), self.module(node), size_of(node)

@@ -97,7 +97,7 @@ class Splits:
             space = net.spaces.of(node)
             if net.runs.of(node) in net.pinned:
                 continue
-            alpha, name = alpha_of(node), str(node.target)
+            alpha, name = alpha_of(node), net.name(node)
             if alphas.setdefault(space, alpha) != alpha:
                 raise ValueError(
                     f"{names[space]} is to have alpha {alphas[space]:g} and {name} alpha {alpha:g}, but their outputs "

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
-from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from .._modes import eval_mode, explained
+from .._modes import eval_mode
 from ..nn import Merge, OctMap, OctSqueezeExcite, Split
 from ..nn.conv import OctConvNd
+from .calls import Call, Mark, form, has_marks
 from .handlers import handler_of
 from .maps import axes_of, map_axes
 from .operations import CUTS, is_in_place
@@ -21,35 +23,96 @@ from .operations import CUTS, is_in_place
 _OCTAVE_LAYERS = (OctConvNd, OctMap, OctSqueezeExcite, Merge, Split)
 
 
+class Untraceable(ValueError):
+    """torch.fx cannot follow what a network does.
+
+    Attributes:
+        reason: where, and why, in half a sentence.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class Way(NamedTuple):
+    """How to trace a network.
+
+    Attributes:
+        kept: names of the modules not to enter.
+        lengths: of the lists or tuples that modules return, which tracing needs to know.
+        call: the arguments; numbers and tensors in them may change, everything else is as it is.
+        lenient: leave a module that cannot be traced as it is, instead of failing.
+    """
+
+    kept: Collection[str]
+    lengths: Mapping[nn.Module, int]
+    call: Call
+    lenient: bool = False
+
+
 class _Tracer(fx.Tracer):
     """Enters containers only. Leaves are PyTorch's layers, timm's own list, octave layers, layers that octavify
     replaces or that were registered, and what is to be kept.
 
-    Arguments of ``forward`` after the first ``given`` take their defaults.
+    Attributes:
+        left: of modules that could not be traced, the reasons.
     """
 
-    def __init__(self, kept: Collection[str], lengths: Mapping[nn.Module, int], given: int) -> None:
+    def __init__(self, way: Way) -> None:
         from timm.layers import get_notrace_functions, get_notrace_modules
 
         super().__init__(autowrap_functions=tuple(f for f in get_notrace_functions() if callable(f)))
         # timm keeps tracers out of NFNet's block because of an in-place product; `_make_functional` handles that.
         self._leaves = tuple(module for module in get_notrace_modules() if module.__name__ != "NormFreeBlock")
-        self._kept, self._lengths, self._given = kept, lengths, given
+        self._way = way
         self._entered: list[str] = []
+        self._attributes: dict[str, fx.Proxy] = {}
+        self._listed: dict[int, tuple[tuple[Any, ...], Any]] = {}  # what modules returned, by the identity of the list
+        self._alive: list[Any] = []
+        self.left: dict[str, str] = {}
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        parameters = list(inspect.signature(root_fn).parameters.values())
-        for i, parameter in list(enumerate(parameters))[1 + self._given :]:
-            if parameter.default is not parameter.empty:  # for a proxy, `if mask is not None` would be true
-                self.graph.erase_node(args[i].node)
-                args[i] = parameter.default
-        return fn, args
+        _, args, kwargs = call = self._way.call
+        opened = {name: self._placeholder(name, value) for name, value in call.given.items()}
+        values = [*opened.values()][: len(args)]
+        rest = {name: opened[name] for name in kwargs}
+        return (lambda root: root.forward(*values, **rest)), [self.root]
+
+    def create_arg(self, a: Any) -> Any:
+        """Dictionaries of a kind of their own are made as they are: torch.fx returns plain ones."""
+        listed, proxy = self._listed.get(id(a), ((), None))
+        if proxy is not None and len(a) == len(listed) and all(one is other for one, other in zip(a, listed)):
+            return proxy.node  # what a module returned, as it was
+        if isinstance(a, OrderedDict):
+            pairs = {key: self.create_arg(item) for key, item in a.items()}
+            is_record = is_dataclass(a)  # as of transformers
+            return self.create_node("call_function", type(a), () if is_record else (pairs,), pairs if is_record else {})
+        return super().create_arg(a)
+
+    def _placeholder(self, name: str, value: Any) -> Any:
+        if not has_marks(form(value)):
+            return value
+        return self._opened(self.create_proxy("placeholder", name, (), {}), value)
+
+    def _opened(self, proxy: Any, value: Any) -> Any:
+        """The value with proxies in place of what may change in it."""
+        of = form(value)
+        if isinstance(of, Mark):
+            return proxy
+        if not has_marks(of):
+            return value
+        if isinstance(value, dict):
+            return type(value)((key, self._opened(proxy[key], item)) for key, item in value.items())
+        items = [self._opened(proxy[i], item) for i, item in enumerate(value)]
+        if isinstance(value, list):
+            return items
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         handler = handler_of(m)
         return (
-            module_qualified_name in self._kept
+            module_qualified_name in self._way.kept
             or isinstance(m, self._leaves)
             or (handler is not None and (handler.make is not None or handler.registered))
             or any(isinstance(part, _OCTAVE_LAYERS) for part in m.modules())
@@ -57,12 +120,39 @@ class _Tracer(fx.Tracer):
         )
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        last, depth, stack = next(reversed(self.graph.nodes), None), len(self._entered), self.module_stack.copy()
         self._entered.append(self.path_of_module(m))
-        result = super().call_module(m, forward, args, kwargs)
-        self._entered.pop()
-        if isinstance(result, fx.Proxy) and m in self._lengths:  # the code that follows cannot slice a proxy
-            return [result[i] for i in range(self._lengths[m])]  # type: ignore[index]
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        except Exception as error:  # with proxies, Python code may raise anything
+            if not self._way.lenient:
+                raise
+            self._undo(last)
+            self.module_stack = stack
+            name = self.path_of_module(m)
+            self.left.setdefault(name, _in_short(error))
+            result = self.create_proxy("call_module", name, args, kwargs)
+        del self._entered[depth:]
+        if isinstance(result, fx.Proxy) and m in self._way.lengths:  # the code that follows cannot slice a proxy
+            items = [result[i] for i in range(self._way.lengths[m])]  # type: ignore[index]
+            self._listed[id(items)] = tuple(items), result
+            self._alive.append(items)
+            return items
         return result
+
+    def _undo(self, last: fx.Node | None) -> None:
+        """Remove all nodes behind ``last``."""
+        nodes = list(self.graph.nodes)
+        dead = nodes[nodes.index(last) + 1 :] if last is not None else nodes
+        for node in reversed(dead):
+            self.graph.erase_node(node)
+        for name, proxy in [*self._attributes.items()]:
+            if proxy.node in dead:
+                del self._attributes[name]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        self._attributes = parameter_proxy_cache
+        return super().getattr(attr, attr_val, parameter_proxy_cache)  # type: ignore[no-untyped-call]
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **more)
@@ -79,66 +169,53 @@ class _Tracer(fx.Tracer):
         return self._entered[-1] if self._entered else ""
 
 
-def list_lengths(model: nn.Module, inputs: tuple[Any, ...]) -> dict[nn.Module, int]:
-    """Run the model itself and note, for each module that returns lists or tuples, how many items they have.
-
-    Raises:
-        ValueError: the model does not take these inputs.
-    """
-    found: dict[nn.Module, set[int]] = defaultdict(set)
-
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        found[module].add(len(output) if type(output) in (list, tuple) else 0)
-
-    hooks = [part.register_forward_hook(note) for part in model.modules()]
-    try:
-        with explained(model, inputs), eval_mode(model), torch.no_grad():
-            model(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {module: max(lengths) for module, lengths in found.items() if len(lengths) == 1 and max(lengths)}
-
-
-def trace(
-    model: nn.Module, kept: Collection[str], lengths: Mapping[nn.Module, int], given: int
-) -> tuple[fx.Graph, list[str]]:
+def trace(model: nn.Module, way: Way) -> tuple[fx.Graph, list[str], dict[str, str]]:
     """Trace ``model`` in evaluation mode; flags that follow the mode, like dropout's, are read when the graph runs.
 
     Args:
         model: the network; constants that it creates as it runs become its buffers.
-        kept: names of the modules not to enter.
-        lengths: of what modules return, see `list_lengths`.
-        given: how many inputs the model gets; its other arguments take their defaults.
+        way: how.
 
     Returns:
-        The graph, and notes about what the model does only in training mode, which is not in the graph.
+        The graph; notes about what the model does only in training mode, which is not in the graph; and the modules
+        that were left as they are because they cannot be traced, with the reasons.
 
     Raises:
-        ValueError: what the model does depends on values; the message names the module and the cure.
+        Untraceable: what the model does depends on values; the message names the module and the cure.
     """
     with eval_mode(model):
-        (graph, constants), (in_training, others) = (
-            _trace(model.train(mode), _Tracer(kept, lengths, given)) for mode in (False, True)
-        )
+        left: dict[str, str] = {}
+        while True:
+            graph, constants, found = _trace(model.eval(), way)
+            left |= found
+            way = way._replace(kept={*way.kept, *left})
+            in_training, others, _ = _trace(model.train(), way)
+            where = _parting(graph, in_training)
+            if not where or not way.lenient:
+                break
+            left[where] = "does more in training mode than in evaluation"
+            way = way._replace(kept={*way.kept, where})
     for name, constant in constants.items():
         model.register_buffer(name, constant, persistent=False)  # it moves with the network, and adds no key
     notes = []
-    same = constants.keys() == others.keys() and all(torch.equal(constants[name], others[name]) for name in constants)
-    if not _follow_mode(graph, in_training) or not same:
+    equal = constants.keys() == others.keys() and all(torch.equal(constants[name], others[name]) for name in constants)
+    if not _follow_mode(graph, in_training) or not equal:
         notes.append("in training mode the given model does more than in evaluation; the octave network does not")
     _make_functional(graph, model)
-    return graph, notes
+    return graph, notes, left
 
 
-def _trace(model: nn.Module, tracer: _Tracer) -> tuple[fx.Graph, dict[str, Tensor]]:
-    """The graph, and the constants that the model creates as it runs, which the tracer has left in the model."""
+def _trace(model: nn.Module, way: Way) -> tuple[fx.Graph, dict[str, Tensor], dict[str, str]]:
+    """The graph, the constants that the model creates as it runs, and what was left as it is."""
+    tracer = _Tracer(way)
     try:
-        graph = tracer.trace(model)
+        with _unchanged(model):
+            graph = tracer.trace(model)
         for node in reversed(graph.nodes):
-            if node.target is operator.getitem and node.args[0].target in CUTS and not node.users:
-                graph.erase_node(node)  # there may be fewer pieces than asked for
-        return graph, {name: vars(model).pop(name) for name in [*vars(model)] if name.startswith("_tensor_constant")}
+            if node.target is operator.getitem and not node.users:
+                graph.erase_node(node)  # there may be fewer pieces than asked for, or fewer are read
+        constants = {name: vars(model).pop(name) for name in [*vars(model)] if name.startswith("_tensor_constant")}
+        return graph, constants, tracer.left
     except Exception as error:  # with proxies, Python code may raise anything
         where = tracer.where
         part = f"module {where!r} ({type(model.get_submodule(where)).__name__})" if where else "forward of the model"
@@ -147,16 +224,58 @@ def _trace(model: nn.Module, tracer: _Tracer) -> tuple[fx.Graph, dict[str, Tenso
             if where
             else "octavify only its convolutional part, as in model.backbone, _ = octavify(model.backbone, ...)"
         )
-        reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise ValueError(
-            f"{type(model).__name__} cannot be traced: the {part} branches on values, or is not plain tensor code "
-            f"({type(error).__name__}: {reason}). {cure}"
-        ) from error
+        reason = _in_short(error)
+        text = f"the {part} branches on values, or is not plain tensor code ({reason})"
+        raise Untraceable(f"{type(model).__name__} cannot be traced: {text}. {cure}", text) from error
+
+
+def _in_short(error: Exception) -> str:
+    reason = str(error).partition("\n")[0].partition(". ")[0]
+    return f"{type(error).__name__}: {reason}"
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Put attributes back that the modules change when they are called.
+
+    Raises:
+        RuntimeError: they have changed any.
+    """
+    before = {module: dict(vars(module)) for module in model.modules()}
+    changed = ""
+    try:
+        yield
+    finally:
+        for module, attributes in before.items():
+            now = vars(module)
+            for name in [*now]:
+                if now[name] is not attributes.get(name, now) and not name.startswith("_tensor_constant"):
+                    changed = f"{type(module).__name__} keeps {name} of a call"
+                    if name in attributes:
+                        now[name] = attributes[name]
+                    else:
+                        del now[name]
+    if changed:
+        raise RuntimeError(changed)
+
+
+def _steps(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that compute something."""
+    return [node for node in graph.nodes if node.target != "contiguous"]
+
+
+def _parting(graph: fx.Graph, in_training: fx.Graph) -> str:
+    """The innermost module in which the two graphs part; nothing if they do not, or if that is the whole network."""
+    for nodes in zip(_steps(graph), _steps(in_training)):
+        if nodes[0].op != nodes[1].op or nodes[0].target != nodes[1].target:
+            inside = [[name for name, _ in node.meta.get("nn_module_stack", {}).values()] for node in nodes]
+            return max(inside, key=len, default=[""])[-1] if any(inside) else ""
+    return ""
 
 
 def _follow_mode(graph: fx.Graph, in_training: fx.Graph) -> bool:
     """Where the two graphs differ only in a flag, let ``graph`` read it from the module; return whether that is all."""
-    ours, theirs = list(graph.nodes), list(in_training.nodes)
+    ours, theirs = _steps(graph), _steps(in_training)
     if [(n.op, n.target) for n in ours] != [(n.op, n.target) for n in theirs]:
         return False
     same = True
