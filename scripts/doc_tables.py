@@ -183,8 +183,8 @@ def first_table():
     dirty = result["env"]["commit"].endswith(env.DIRTY)
     again = " The code was not fully committed when these times were taken; they will be measured again." * dirty
     return (
-        f"{markdown(rows)}\n\nOctave is deployed by this library; dense is the fastest of {len(result['runtimes'])} runtimes, here "
-        f"{' or '.join(rivals)}. Conditions of the times: {speed_report.conditions(result)}.{again}"
+        f"{markdown(rows)}\n\nOctave is deployed by this library; dense is the fastest of {len(result['runtimes'])} "
+        f"runtimes, here {' or '.join(rivals)}. Conditions of the times: {speed_report.conditions(result)}.{again}"
     )
 
 
