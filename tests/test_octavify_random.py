@@ -9,9 +9,13 @@ import torch
 from helpers import assert_close
 from octavify_parts import constant_images, conv, norm, prepared, shuffled_spaces
 from torch import fx, nn
+from torch.nn.utils import parametrizations
 
 import octaveconv as oc
+from octaveconv._modes import copied
 from octaveconv.octavify.permute import permute
+
+BORDER = dict(padding_mode="replicate")  # constant maps stay constant
 
 # Layers of one input: what each is of so many channels, and its output's channels.
 LAYERS = {
@@ -21,9 +25,28 @@ LAYERS = {
     "groups": lambda c: (nn.GroupNorm(2 - c % 2, c, 0.5), c), "each": lambda c: (nn.GroupNorm(c, c, 0.5), c),
     "pixels": lambda c: (timm.layers.LayerNorm2d(c, 0.5), c), "relu": lambda c: (nn.ReLU(), c),
     "drop": lambda c: (timm.layers.DropPath(0.5), c), "channels last": lambda c: (ChannelsLast(c), 16),
+    "weight norm": lambda c: (parametrizations.weight_norm(conv(c, 16)), 16),
+    "spectral norm": lambda c: (parametrizations.spectral_norm(conv(c, c, groups=2 - c % 2)), c),
+    "old spectral norm": lambda c: (nn.utils.spectral_norm(conv(c, 24, 1)), 24),
+    "even": lambda c: (nn.Conv2d(c, 16, 2, padding="same", **BORDER), 16),
+    "one side": lambda c: (nn.Sequential(nn.ReplicationPad2d((2, 0, 0, 2)), nn.Conv2d(c, 16, 3)), 16),
+    "slopes": lambda c: (nn.PReLU(c), c), "response": lambda c: (response(c), c),
 }  # fmt: skip
-SMALLER = {"pool": lambda c: (nn.MaxPool2d(2), c), "stride": lambda c: (conv(c, 16, stride=2), 16)}
+SMALLER = {
+    "pool": lambda c: (nn.MaxPool2d(2), c), "stride": lambda c: (conv(c, 16, stride=2), 16),
+    "discriminator": lambda c: (nn.Conv2d(c, 16, 4, 2, 1, **BORDER), 16),
+    "patches": lambda c: (parametrizations.weight_norm(nn.Conv2d(c, 16, 2, 2)), 16),
+    "few patches": lambda c: (nn.Conv2d(c, c, 2, 2, groups=c), c),
+    "in front": lambda c: (nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), nn.Conv2d(c, 16, 3, 2)), 16),
+}  # fmt: skip
 LARGER = {"upsample": lambda c: (nn.Upsample(scale_factor=2), c), "transposed": lambda c: (transposed(c), 8)}
+
+
+def response(channels):
+    made = timm.layers.grn.GlobalResponseNorm(channels, channels_last=False)
+    nn.init.normal_(made.weight)
+    nn.init.normal_(made.bias)
+    return made
 
 
 class ChannelsLast(nn.Sequential):
@@ -104,6 +127,29 @@ class Random(nn.Module):
         return tuple(head(value) for head, value in zip(self.heads, values[-3:]))
 
 
+def seeded(net, x):
+    torch.manual_seed(0)
+    return net(x)
+
+
+def train_save_and_copy(model, same, octave, x):
+    """In training mode, too, nothing changes at alpha 0; a copy, and a network with the same weights, do the same."""
+    model = copied(model).train()
+    assert all(map(torch.equal, seeded(same.train(), x), seeded(model, x)))
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in same.state_dict().items())
+    octave.train()(x)
+    twin = copy.deepcopy(octave)
+    loaded = copy.deepcopy(twin)
+    for value in loaded.state_dict().values():
+        value.zero_()
+    loaded.load_state_dict(octave.state_dict())
+    expected = seeded(octave, x)
+    for other in (twin, loaded):
+        assert all(map(torch.equal, seeded(other, x), expected))
+        assert all(map(torch.equal, seeded(other.eval(), x), seeded(octave.eval(), x)))
+        octave.train()
+
+
 @pytest.mark.parametrize("seed", [pytest.param(i, marks=[pytest.mark.slow] * (i >= 6)) for i in range(24)])
 def test_a_random_network(seed):
     torch.manual_seed(seed)
@@ -117,9 +163,10 @@ def test_a_random_network(seed):
             images = constant_images(size)
             for actual, expected in zip(octave(images), model(images)):
                 assert_close(actual, expected)
+    train_save_and_copy(model, same, octave, x)
     octave, _ = oc.octavify(model, 0.5, x, min_size=2, calibrate=[x])
     sum(y.sum() for y in octave.train()(x)).backward()
-    net = prepared(copy.deepcopy(model), x, 2, False)
+    net = prepared(copied(model), x, 2, False)
     permute(net, shuffled_spaces(net))
     for actual, expected in zip(fx.GraphModule(net.model, net.graph)(x), model(x)):
         assert_close(actual, expected)
