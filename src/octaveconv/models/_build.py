@@ -43,17 +43,20 @@ class Layers:
         alpha_out: Alpha = 0.0,
         cut_in: int | None = None,
         cut_out: int | None = None,
+        dilation: int = 1,
     ) -> nn.Module:
         """A convolution without bias that keeps the size, or halves it at stride 2."""
+        padding = kernel // 2 * dilation
         if not self.octave:
-            return nn.Conv2d(in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False)
+            return nn.Conv2d(in_chs, out_chs, kernel, stride, padding, dilation, groups, bias=False)
         layer = OctConv2d(
             in_chs,
             out_chs,
             kernel,
             stride,
-            kernel // 2,
-            groups=groups,
+            padding,
+            dilation,
+            groups,
             bias=False,
             alpha_in=alpha_in,
             alpha_out=alpha_out,
@@ -106,6 +109,7 @@ class OctNet(AlphaMarked):
 
     stage_names: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")
     reductions: tuple[int, ...] = (2, 4, 8, 16, 32)
+    dilates = False  # whether an ``output_stride`` below 32 can be had
     num_classes: int
     feature_info: list[dict[str, Any]]
     conv1: nn.Module

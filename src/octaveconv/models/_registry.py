@@ -12,6 +12,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from ..weights import files as weights
 from ..weights.pretrained import fetch_converted
 from ._build import OctNet
+from ._features import feature_cfg
 from ._octavified import saved_file
 from ._published import PUBLISHED, Published
 
@@ -66,16 +67,16 @@ def _register(cls: type[OctNet], name: str, arguments: dict[str, Any], record: P
 
 def _build(cls: type[OctNet], name: str, pretrained: bool, arguments: dict[str, Any], kwargs: dict[str, Any]) -> Any:
     """Build with timm's builder, and give it pretrained weights under our names, whatever file they come from."""
+    kwargs = dict(kwargs)
     if pretrained:
         overlay = kwargs.get("pretrained_cfg_overlay") or {}
         kwargs = kwargs | dict(pretrained_cfg_overlay=overlay | _weights(cls, name, arguments, kwargs))
-    model = build_model_with_cfg(
-        cls,
-        name,
-        pretrained,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls="getter"),
-        **(arguments | kwargs),
-    )
+    if not cls.dilates and kwargs.pop("output_stride", 32) != 32:
+        raise ValueError(
+            f"{name} has stride 32 only: for another output_stride use oct_resnet18 ... oct_resnext50_32x4d"
+        )
+    features = feature_cfg(kwargs.pop("feature_cfg", None), kwargs.pop("feature_cls", None))
+    model = build_model_with_cfg(cls, name, pretrained, feature_cfg=features, **(arguments | kwargs))
     model.pretrained_cfg.pop("state_dict", None)
     return model
 

@@ -7,6 +7,8 @@ weights load with ``strict=True``. The original Gluon ``resnet50_v1b`` is ``oct_
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,18 +21,28 @@ from ._registry import cfg, register
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; the stride is in the first."""
+    """Two 3x3 convolutions, which have the ``dilations``, and a shortcut; the stride is in the first."""
 
     expansion = 1
 
     def __init__(
-        self, make: Layers, in_chs: int, width: int, stride: int, groups: int, alpha_in: float, alpha_out: float
+        self,
+        make: Layers,
+        in_chs: int,
+        width: int,
+        stride: int,
+        groups: int,
+        alpha_in: float,
+        alpha_out: float,
+        *,
+        dilations: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__()
-        self.conv1 = make.conv(in_chs, width, 3, stride, alpha_in=alpha_in, alpha_out=alpha_out)
+        first, second = dilations
+        self.conv1 = make.conv(in_chs, width, 3, stride, alpha_in=alpha_in, alpha_out=alpha_out, dilation=first)
         self.bn1 = make.norm(width, alpha_out)
         self.act1 = make.act(alpha_out)
-        self.conv2 = make.conv(width, width, 3, alpha_in=alpha_out, alpha_out=alpha_out)
+        self.conv2 = make.conv(width, width, 3, alpha_in=alpha_out, alpha_out=alpha_out, dilation=second)
         self.bn2 = make.norm(width, alpha_out)
         self.downsample = _shortcut(make, in_chs, width, stride, alpha_in, alpha_out)
         self.act2 = make.act(alpha_out)
@@ -43,8 +55,8 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 with the groups, 1x1 to ``expansion`` times the width, and a shortcut.
 
-    The 3x3 convolution has the stride; with ``late_stride`` the last 1x1 has it. With ``raw_norm`` a norm without scale
-    and shift precedes the first convolution and that of the shortcut.
+    The 3x3 convolution has the first of the ``dilations`` and the stride; with ``late_stride`` the last 1x1 has that.
+    With ``raw_norm`` a norm without scale and shift precedes the first convolution and that of the shortcut.
     """
 
     expansion = 4
@@ -59,6 +71,7 @@ class Bottleneck(nn.Module):
         alpha_in: float,
         alpha_out: float,
         *,
+        dilations: tuple[int, int] = (1, 1),
         expansion: int = 4,
         late_stride: bool = False,
         use_se: bool = False,
@@ -72,7 +85,7 @@ class Bottleneck(nn.Module):
         self.conv1 = make.conv(in_chs, mid, 1, alpha_in=alpha_in, alpha_out=alpha_out, cut_out=groups)
         self.bn1 = make.norm(mid, alpha_out, cut=groups)
         self.act1 = make.act(alpha_out)
-        self.conv2 = make.conv(mid, mid, 3, strides[0], groups, **both)
+        self.conv2 = make.conv(mid, mid, 3, strides[0], groups, **both, dilation=dilations[0])
         self.bn2 = make.norm(mid, alpha_out, cut=groups)
         self.act2 = make.act(alpha_out)
         self.conv3 = make.conv(mid, out, 1, strides[1], **both, cut_in=groups)
@@ -90,6 +103,21 @@ class Bottleneck(nn.Module):
         if isinstance(self.se, nn.Identity):
             return norm_act(self.bn3, self.act3, y, shortcut)  # type: ignore[no-any-return]
         return self.act3(self.se(self.bn3(y)) + shortcut)  # type: ignore[no-any-return]
+
+
+def stage_strides(output_stride: int) -> list[tuple[int, tuple[int, int]]]:
+    """For each of the four stages, its stride, and the dilations of its first block and of the others, as in timm.
+
+    A stage after which the stride would exceed ``output_stride`` keeps its size; it and all that follow are dilated.
+    """
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
+    found, dilation = [(1, (1, 1))], 1
+    for reduction in (8, 16, 32):
+        fits = reduction <= output_stride
+        found.append((2 if fits else 1, (dilation, dilation if fits else 2 * dilation)))
+        dilation = found[-1][1][1]
+    return found
 
 
 def _shortcut(make: Layers, in_chs: int, out_chs: int, stride: int, alpha_in: float, alpha_out: float) -> nn.Module:
@@ -124,8 +152,11 @@ class OctResNet(OctNet):
         zero_init_last: initialize each block's last norm to 0.
         stem: ``"7x7"``; ``"deep"`` is three 3x3 convolutions (64 channels); in ``"deep_block"`` the first of them has 8
             channels, the second has the stride, and a plain residual block replaces the max pooling.
+        output_stride: 32, or 16 or 8: the last stages keep their size, and their 3x3 convolutions are dilated instead.
         block_args: further arguments of the blocks.
     """
+
+    dilates = True
 
     def __init__(
         self,
@@ -140,16 +171,20 @@ class OctResNet(OctNet):
         drop_rate: float = 0.0,
         zero_init_last: bool = False,
         stem: str = "7x7",
+        output_stride: int = 32,
         **block_args: Any,
     ) -> None:
         super().__init__()
+        strides = stage_strides(output_stride)
+        self.reductions = (2, *accumulate((stride for stride, _ in strides[1:]), mul, initial=4))
         make = Layers(octave=alpha != 0)
         self._add_stem(stem, in_chans, width)
         in_chs, alpha_in, widths = width, 0.0, [width]
         for i, (name, depth, alpha_out) in enumerate(zip(self.stage_names, depths(layers), stage_alphas(alpha))):
             blocks = []
             for b in range(depth):
-                stride = 2 if i > 0 and b == 0 else 1
+                stride, (first, later) = (strides[i][0] if b == 0 else 1), strides[i][1]
+                block_args["dilations"] = (later if b else first, later)
                 blocks.append(block(make, in_chs, width * 2**i, stride, groups, alpha_in, alpha_out, **block_args))
                 in_chs, alpha_in = width * 2**i * block.expansion, alpha_out
             setattr(self, name, nn.Sequential(*blocks))
