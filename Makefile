@@ -70,6 +70,7 @@ dist: wheel  ## all that is released: that wheel, the sources, and a wheel for o
 .venv/demo: EXTRAS := cli,plots,demo
 .venv/test: EXTRAS := dev
 .venv/%: pyproject.toml
+	@echo "installing octaveconv[$(EXTRAS)] and PyTorch into .venv: some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	touch $@
