@@ -234,8 +234,9 @@ def logits_of(model: nn.Module, images: Tensor, names: list[str], settings: Eval
         torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
     ):
         logits: Tensor = model(x)
-    if logits.ndim != 2 or len(logits) != len(names) or not logits.shape[1]:
-        raise UsageError(f"a classifier outputs logits [{len(names)}, classes], this network outputs {[*logits.shape]}")
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(names) or not logits.shape[1]:
+        found = [*logits.shape] if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UsageError(f"a classifier outputs logits [{len(names)}, classes], this network outputs {found}")
     if len(wrong := (~logits.isfinite().all(1)).nonzero()):
         raise RuntimeError(
             f"the network's logits for {names[wrong[0]]} are not finite: use dtype fp32 (or bf16 instead of fp16); if "
