@@ -92,7 +92,7 @@ def test_models(capsys, tmp_path):
     code, out, _ = run(capsys, "models", "oct_resnetv2_26*", "--json", str(tmp_path / "models.json"))
     lines = [line.split() for line in out.splitlines()]
     assert code == 0
-    assert lines[1] == ["oct_resnetv2_26", "any", "15.991", "2.342"]
+    assert lines[1] == ["oct_resnetv2_26", "any", "(cost", "at", "0)", "15.991", "2.342"]
     assert lines[3] == [
         "oct_resnetv2_26_a250",
         "0.25",
@@ -106,6 +106,25 @@ def test_models(capsys, tmp_path):
     ]
     assert json.loads((tmp_path / "models.json").read_text())[2]["sha256"].startswith("29fba1f4")
     assert len(run(capsys, "models")[1].splitlines()) == 1 + 25 + 31
+
+
+def test_models_are_sorted_and_filtered(capsys):
+    def rows(*options):
+        return [line.split() for line in run(capsys, "models", *options)[1].splitlines()[1:]]
+
+    found = rows("oct_resnetv2_26*", "--alpha", "0.25")
+    assert [row[0] for row in found] == ["oct_resnetv2_26", "oct_resnetv2_26_a250"]
+    assert found[0][1:] == ["any", "(cost", "at", "0.25)", "15.991", "1.858"]
+    costs = [float(row[6] if row[1] == "any" else row[3]) for row in rows("--sort", "macs")]
+    assert costs == sorted(costs)
+    assert len(costs) == 25 + 31
+    assert max(costs) > 5 >= max(float(row[3]) for row in rows("--max-gmacs", "5", "--min-top1", "75"))
+    accuracies = [float(row[5]) for row in rows("*_a*", "--sort", "top1", "--min-top1", "78")]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[-1] >= 78
+    for options in (["--alpha", "0.3"], ["--min-top1", "99"], ["--max-gmacs", "0"]):
+        code, out, err = run(capsys, "models", *options)
+        assert (code, out, "octaveconv cost NETWORK --alpha A counts any" in err) == (2, "", True)
 
 
 def test_env(capsys, tmp_path):

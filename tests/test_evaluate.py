@@ -92,6 +92,29 @@ def test_of_equal_logits_the_first_class_comes_first(tmp_path):
     assert (score.top1_count, score.top5_count) == (1, 5)
 
 
+def test_what_images_are_taken_for(net, files, tmp_path):
+    """A matrix whose rows are the classes; of equal logits the first one counts."""
+    dataset = open_dataset(tmp_path / "set")
+    settings = EvalSettings(32, 4, confusion=True)
+    score = evaluate.evaluate(net, dataset, settings)
+    transform = preprocessing(net, 32).transform()
+    counts = torch.zeros(3, 3, dtype=torch.long)
+    for file, label in files:
+        with torch.no_grad():
+            counts[label, net(transform(Image.open(file).convert("RGB"))[None])[0].argmax()] += 1
+    assert torch.equal(score.confusion, counts)
+    assert score.confusion.trace() == score.top1_count
+    assert evaluate.evaluate(net, dataset, SMALL).confusion is None
+    assert "confusion" not in json.dumps(score.to_dict())
+    tied = evaluate.evaluate(Fixed(0, 1, 1), dataset, settings)
+    assert tied.confusion.tolist() == [[0, 6, 0], [0, 4, 0], [0, 3, 0]]
+    assert evaluate.per_class(tied, ["cat", "dog2", "dog10"])[1:] == [
+        ["cat", "6", "0", "0.00%", "dog2: 6"],
+        ["dog2", "4", "4", "100.00%", ""],
+        ["dog10", "3", "0", "0.00%", "dog2: 3"],
+    ]
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_low_precision_is_used_and_agrees(net, files, tmp_path, dtype):
     dtypes = set()
@@ -390,8 +413,12 @@ def test_the_verb(capsys, tmp_path):
         "1.png cannot be read: it is not an image that Pillow knows: repair or delete it, or skip such images with "
         "--skip-corrupt\n"
     )
-    code, out, _ = verb(capsys, *arguments, "--skip-corrupt", "--json", report)
+    matrix = tmp_path / "confusion.csv"
+    code, out, _ = verb(capsys, *arguments, "--skip-corrupt", "--json", report, "--confusion", matrix)
     assert code == 0
+    assert [line.split(",")[0] for line in matrix.read_text().splitlines()] == ["class", "cat", "dog2", "dog10"]
+    assert sum(int(cell) for line in matrix.read_text().splitlines()[1:] for cell in line.split(",")[1:]) == 6
+    assert "most often taken for" in out
     for words in ("random weights, seed 0", "top-3", "32x32 pixels, bicubic, crop 0.875", "1.png"):
         assert words in out
     assert ["skipped", "1"] in [line.split() for line in out.splitlines()]

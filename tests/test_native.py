@@ -60,6 +60,18 @@ def test_processes_that_need_the_library_at_once_build_it_once(request, monkeypa
     assert [path.suffix for path in sorted(empty_cache.iterdir())] in ([".lock", ".sha256", ".so"], [".sha256", ".so"])
 
 
+def test_a_terminal_is_told_that_the_engine_is_built(empty_cache, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", "exit 1"))
+    for terminal, told in (
+        (False, ""),
+        (True, "octaveconv builds its engine for this CPU, once: about half a minute\n"),
+    ):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        with pytest.raises(BackendUnavailable):
+            library.load("generic")
+        assert capsys.readouterr().err == told
+
+
 def test_a_compiler_that_fails_is_named(empty_cache, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", "echo 'x.cpp:1: error: no such thing' >&2; exit 1"))
     with pytest.raises(BackendUnavailable, match=r"cxx could not compile .*: x.cpp:1: error: no such thing"):

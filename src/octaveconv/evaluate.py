@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from .data.datasets import Images, Preprocessing, Stream, Transform, preprocessi
 from .errors import UsageError
 
 Log = Callable[[int, int], None]
+MOST = 5000  # classes in a confusion matrix
 COLUMNS = (  # of a results file
     "model",
     "alpha",
@@ -60,7 +61,10 @@ COLUMNS = (  # of a results file
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """How to score: ``size`` in pixels overrides the network's own, ``workers`` is the number of loading processes."""
+    """How to score: ``size`` in pixels overrides the network's own, ``workers`` is the number of loading processes.
+
+    ``confusion`` counts for each class what its images are taken for.
+    """
 
     size: int | None = None
     batch_size: int = 64
@@ -69,6 +73,7 @@ class EvalSettings:
     channels_last: bool = True
     workers: int = 0
     skip_corrupt: bool = False
+    confusion: bool = False
 
     @property
     def layout(self) -> torch.memory_format:
@@ -91,6 +96,9 @@ class Score:
     threads: int
     settings: EvalSettings
     preprocessing: Preprocessing
+    confusion: Tensor | None = field(
+        default=None, compare=False
+    )  # [classes, classes]: images of the first class that are taken for the second
 
     @property
     def top1(self) -> float:
@@ -104,7 +112,8 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, without nesting."""
-        own = asdict(self)
+        own = asdict(replace(self, confusion=None))
+        del own["confusion"], own["settings"]["confusion"]
         settings, prepared, files = own.pop("settings"), own.pop("preprocessing"), own.pop("skipped")
         prepared["img_size"] = prepared.pop("size")
         layout = "channels_last" if settings.pop("channels_last") else "contiguous"
@@ -172,6 +181,7 @@ def evaluate(
         threads=torch.get_num_threads(),
         settings=settings,
         preprocessing=prepared,
+        confusion=sum(share["confusion"] for share in shares) if settings.confusion else None,
     )
     _check_complete(score, dataset.source)
     return score
@@ -183,7 +193,7 @@ def _score_share(
 ) -> dict[str, Any]:
     """Score this process's images; return its counts."""
     device = torch.device(settings.device)
-    counts: dict[str, Any] = {"top1": 0, "top5": 0, "k": 0, "images": 0, "skipped": []}
+    counts: dict[str, Any] = {"top1": 0, "top5": 0, "k": 0, "images": 0, "skipped": [], "confusion": 0}
     batches = loading.batches(dataset, transform, settings.batch_size, settings.workers, device.type == "cuda")
     for images, labels, names, corrupt in batches:
         if corrupt and not (settings.skip_corrupt and isinstance(dataset, Images)):
@@ -197,6 +207,8 @@ def _score_share(
         counts["images"] += len(names)
         counts["top1"] += int((place < 1).sum())
         counts["top5"] += int((place < 5).sum())
+        if settings.confusion:
+            counts["confusion"] += _confusion(logits, labels.to(device)).cpu()
         if log:
             log(counts["images"], counts["top1"])
     return counts
@@ -222,8 +234,9 @@ def logits_of(model: nn.Module, images: Tensor, names: list[str], settings: Eval
         torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
     ):
         logits: Tensor = model(x)
-    if logits.ndim != 2 or len(logits) != len(names) or not logits.shape[1]:
-        raise UsageError(f"a classifier outputs logits [{len(names)}, classes], this network outputs {[*logits.shape]}")
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(names) or not logits.shape[1]:
+        found = [*logits.shape] if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UsageError(f"a classifier outputs logits [{len(names)}, classes], this network outputs {found}")
     if len(wrong := (~logits.isfinite().all(1)).nonzero()):
         raise RuntimeError(
             f"the network's logits for {names[wrong[0]]} are not finite: use dtype fp32 (or bf16 instead of fp16); if "
@@ -243,6 +256,35 @@ def _places(logits: Tensor, labels: Tensor, names: list[str]) -> Tensor:
     own = logits.gather(1, labels[:, None])
     lower = torch.arange(classes, device=logits.device) < labels[:, None]
     return ((logits > own) | ((logits == own) & lower)).sum(1)
+
+
+def _confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many images of each class are taken for which: ``[N, classes], [N] -> [classes, classes]``."""
+    classes = logits.shape[1]
+    if classes > MOST:
+        raise UsageError(f"a confusion matrix is for at most {MOST:,} classes, the network has {classes:,}: omit it")
+    numbers = torch.arange(classes, device=logits.device)
+    first = numbers.where(logits == logits.amax(1, keepdim=True), classes).amin(1)  # of equal logits, as in `_places`
+    return (labels * classes + first).bincount(minlength=classes**2).view(classes, classes)
+
+
+def per_class(score: Score, names: Sequence[str]) -> list[list[str]]:
+    """Rows of text: each class, how many images it has, how many are classified correctly, what others are taken for.
+
+    Args:
+        score: one with ``confusion``.
+        names: of the classes, or none.
+    """
+    assert score.confusion is not None
+    rows = [["class", "images", "correct", "accuracy", "most often taken for"]]
+    for number, counts in enumerate(score.confusion.tolist()):
+        images, correct = sum(counts), counts[number]
+        accuracy = f"{correct / images:.2%}" if images else ""
+        counts[number] = 0
+        other = counts.index(max(counts))
+        taken = f"{names[other] if names else other}: {counts[other]:,}" if counts[other] else ""
+        rows.append([names[number] if names else str(number), f"{images:,}", f"{correct:,}", accuracy, taken])
+    return rows
 
 
 def renamed(model: nn.Module, dataset: Images | Stream) -> bool:

@@ -86,6 +86,10 @@ class Classifier:
         from .data.datasets import preprocessing
 
         check_network(model, "Classifier")
+        if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
+            raise UsageError("labels are a list of texts, in the order of the classes")
+        if getattr(model, "num_classes", None) == 0:
+            raise UsageError("the network has no classifier (num_classes is 0): it gives features, not classes")
         if dtype not in DTYPES:
             raise UsageError(f"there is no dtype {dtype!r}: use {', '.join(DTYPES)}")
         self.model, self.dtype, self.origin = model, dtype, type(model).__name__
@@ -139,6 +143,8 @@ class Classifier:
         model, origin = _network(os.fspath(name), alpha, checkpoint, model_args, pretrained)
         if not _is_deployed(name):
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            if device.startswith("cuda") and not torch.cuda.is_available():
+                raise UsageError("device cuda: PyTorch sees no GPU here: use device cpu")
             model.to(torch.device(device), memory_format=LAYOUTS["channels_last"])
         elif device not in (None, "cpu"):
             raise UsageError(f"{name} is deployed for the CPU: omit the device")

@@ -44,7 +44,7 @@ def whole(text: str) -> int:
 def check_outputs(args: argparse.Namespace) -> list[Exception]:
     """Find out before the work whether what the options name can be written; an error for each that cannot."""
     found: list[Exception] = []
-    for name in ("json", "out", "plot", "csv", "results_file"):
+    for name in ("json", "out", "plot", "csv", "results_file", "confusion"):
         path: Path | None = getattr(args, name, None)
         if path is None or path.is_fifo() or path.is_char_device() or (name == "out" and getattr(args, "resume", None)):
             continue

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from ._arguments import add_checkpoint, add_model, add_model_args, positive, told_to_skip, whole
+
+LONGEST = 30  # classes in the table of them
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", metavar="N", type=positive, help="threads to compute with (PyTorch's choice)")
     parser.add_argument("--skip-corrupt", action="store_true", help="skip damaged images; count and name them")
     parser.add_argument("--results-file", metavar="FILE", type=Path, help="append a row to this CSV file")
+    parser.add_argument("--confusion", metavar="FILE", type=Path, help="write the confusion matrix to this CSV file")
 
 
 def run(args: argparse.Namespace) -> Any:
@@ -57,7 +62,13 @@ def run(args: argparse.Namespace) -> Any:
         if evaluate.renamed(model, dataset) and {*evaluate.label_names(model)} & {*(dataset.classes or ())}:
             dataset = open_dataset(args.data, args.split, classes=evaluate.label_names(model))  # some have no images
         settings = evaluate.EvalSettings(
-            args.size, args.batch_size, device, args.dtype, workers=args.workers, skip_corrupt=args.skip_corrupt
+            args.size,
+            args.batch_size,
+            device,
+            args.dtype,
+            workers=args.workers,
+            skip_corrupt=args.skip_corrupt,
+            confusion=args.confusion is not None,
         )
         if is_first:
             say(f"{name}, {weights}{asked}; {dataset.source}", *dataset.notes, *notes)
@@ -78,6 +89,11 @@ def run(args: argparse.Namespace) -> Any:
     }
     if is_first:
         print(f"\n{text_table(evaluate.table(score))}\n\n{evaluate.conditions(figures)}")
+        if args.confusion and score.confusion is not None:
+            names = evaluate.label_names(model) or [*(dataset.classes or ())]
+            print(f"\n{text_table(_worst(evaluate.per_class(score, names)))}")
+            _write_confusion(args.confusion, score.confusion.tolist(), names)
+            say(f"confusion matrix: {args.confusion}")
         if score.skipped:
             say("skipped:", *(f"  {name}" for name in score.skipped))
         if args.results_file:
@@ -97,6 +113,27 @@ def _notes_on_classes(known: list[str], found: list[str], weights: str) -> list[
         f"torchvision's ImageFolder sorts names as text, so there it is {sorted(found)[number]!r}: if the weights were "
         f"trained so, put the names into the checkpoint, as its entry 'classes'"
     ]
+
+
+def _worst(rows: list[list[str]]) -> list[list[str]]:
+    """A table of classes in order, or if there are many, its worst ones first."""
+    head, *rows = rows
+    if len(rows) > LONGEST:
+        seen = [row for row in rows if row[3]]
+        rows = sorted(seen, key=lambda row: float(row[3].rstrip("%")))[:LONGEST]
+        head = [f"the {len(rows)} worst classes", *head[1:]]
+    return [head, *rows]
+
+
+def _write_confusion(path: Path, counts: list[list[int]], names: list[str]) -> None:
+    """Write a row for each class, a column for each that its images are taken for."""
+    from .._atomic import write
+
+    text = io.StringIO()
+    names = names or [str(number) for number in range(len(counts))]
+    rows = ([name, *row] for name, row in zip(names, counts))
+    csv.writer(text, lineterminator="\n").writerows([["class", *names], *rows])
+    write(path, text.getvalue())
 
 
 def _network(args: argparse.Namespace) -> tuple[str, str, str, Callable[[int | None], Any]]:

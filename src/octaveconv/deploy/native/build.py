@@ -93,6 +93,8 @@ def _compile(command: Sequence[str], sources: Sequence[Path], path: Path) -> Non
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / "engine.so"
         arguments = [*command, *map(str, sources), "-o", str(made)]
+        if sys.stderr is not None and sys.stderr.isatty():
+            print("octaveconv builds its engine for this CPU, once: about half a minute", file=sys.stderr, flush=True)
         process = subprocess.Popen(
             arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
