@@ -12,6 +12,7 @@ from torch import nn
 
 import octaveconv as oc
 from octaveconv import look
+from octaveconv.errors import UsageError
 
 NARROW = ("oct_resnetv2_26", "--alpha", "0.25", "--model-args", "{layers: [1, 1, 1, 1], width: 8}", "--size", "64")
 
@@ -109,3 +110,8 @@ def test_a_damaged_image_is_named(tmp_path, capsys, content):
     assert "a.png is damaged, or not an image" in err
     assert run(capsys, "look", *NARROW, str(tmp_path / "b.png"), "--out", str(tmp_path / "x.html"))[0] == 2
     assert not (tmp_path / "x.html").exists()
+
+
+def test_a_network_without_maps_is_refused():
+    with pytest.raises(UsageError, match="no layer that makes maps"):
+        look.look(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.zeros(1, 3, 2, 2))

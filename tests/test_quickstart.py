@@ -110,3 +110,9 @@ def test_progress_prints_a_line_per_epoch_off_a_terminal(capsys):
     with quickstart.progress(3) as log:
         log("octave", 2, {"loss": 0.5, "accuracy": 0.25})
     assert capsys.readouterr().out == "octave  epoch 2/3  loss 0.5000  accuracy 25.00%\n"
+
+
+def test_a_page_of_a_network_without_low_maps(result):
+    """A tiny alpha leaves none."""
+    nets = {name: quickstart.make_net(SMALL, 0) for name in quickstart.NETS}
+    assert "low maps; those with the most" not in quickstart.html(result, nets, torch.randn(1, 1, 32, 32))

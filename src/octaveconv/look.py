@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import _page
 from ._modes import copied, explained
 from .cost import LayerCost, cost
+from .errors import UsageError
 from .octave import Octave, as_octave
 
 SHOWN = 4  # maps of each frequency
@@ -66,7 +67,7 @@ def look(model: nn.Module, image: Tensor) -> list[LayerLook]:
         that is called several times, the first call counts.
 
     Raises:
-        UsageError: the network fails on the image.
+        UsageError: the network fails on the image, or no layer makes maps of it.
 
     Example:
         >>> import octaveconv as oc
@@ -91,6 +92,8 @@ def look(model: nn.Module, image: Tensor) -> list[LayerLook]:
         hooks.append(modules[layer.name].register_forward_hook(hook))
     with explained(model, (image,)), torch.inference_mode():
         twin(image)
+    if not found:
+        raise UsageError(f"{type(model).__name__} has no layer that makes maps of the image: there is nothing to see")
     return [*found.values()]
 
 

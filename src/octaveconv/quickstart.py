@@ -226,7 +226,7 @@ def html(result: dict[str, Any], nets: dict[str, nn.Module], image: Tensor) -> s
     except MissingExtra as error:
         curves = _page.paragraph(f"No curves: {error}", "note")
     seen = [layer for layer in look(nets["octave"], image) if layer.channels[1]]
-    chosen = [seen[len(seen) // 4], seen[3 * len(seen) // 4]]
+    chosen = [seen[len(seen) // 4], seen[3 * len(seen) // 4]] if seen else []  # a tiny alpha may leave no low channel
     gray = ((image[0, 0] - image.min()) / (image.max() - image.min()) * 255).byte().numpy()
     with torch.no_grad():
         answers = ", ".join(f"{name} {net.eval()(image).argmax().item()}" for name, net in nets.items())
