@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from octaveconv.octavify.calls import Call, Recording, Signature
+from octaveconv.octavify.calls import Call, Signature
 from octaveconv.octavify.conversion import Options, Source
 
 
 def prepared(model, x, min_size, stem):
     """The net of a copy of a network."""
     options = Options([], min_size, stem)
-    return Source(model, Call(Signature(model), (x,), {}), set(), options, Recording(model, (x,)).lengths).traced().net
+    return Source(model, Call(Signature(model), (x,), {}), set(), options).traced().net
 
 
 def conv(ins, outs, kernel=3, **kwargs):

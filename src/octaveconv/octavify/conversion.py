@@ -16,7 +16,7 @@ from .._modes import copied, eval_mode
 from .allocate import allocate, least_share
 from .budget import Budget, searched
 from .budget import latency as measured_latency
-from .calls import Call
+from .calls import Call, Recording
 from .channels_last import mark_channels_last
 from .keywords import read_keywords
 from .maps import is_map, shape_of
@@ -61,7 +61,7 @@ class Source:
         call: its arguments.
         kept: names of the modules that stay dense.
         options: the caller's.
-        lengths: of what its modules return, by their names, see `Recording`.
+        lengths: of what its modules return, by their names, see `Recording`; by default it is run to find out.
         lenient: leave modules that cannot be traced as they are.
         others: the arguments of further calls, for a part that is called several times.
         images: in the example; by default as many as the first map has.
@@ -73,7 +73,7 @@ class Source:
     call: Call
     kept: Collection[str]
     options: Options
-    lengths: Mapping[str, int]
+    lengths: Mapping[str, int] | None = None
     lenient: bool = False
     others: list[tuple[Any, ...]] = field(default_factory=list)
     images: int = 0
@@ -92,8 +92,9 @@ class Source:
             Untraceable: torch.fx cannot follow it.
         """
         model = copied(self.model, dict(self.memo))
-        lengths = {model.get_submodule(name): length for name, length in self.lengths.items()}
-        graph, notes, left = trace(model, Way(self.kept, lengths, self.call, self.lenient))
+        found = Recording(model, self.call.args).lengths if self.lengths is None else self.lengths
+        lengths = {model.get_submodule(name): length for name, length in found.items()}
+        graph, notes, left = trace(model, Way(self.kept, lengths, self.call, self.lenient, own=bool(self.name)))
         kept = {*self.kept, *left}
         read_keywords(graph)
         absorb(graph, model, kept)

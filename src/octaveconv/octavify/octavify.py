@@ -18,7 +18,7 @@ from .._text import did_you_mean
 from ..cost import image_size
 from .assemble import Assembly
 from .budget import Budget
-from .calls import Call, Mark, Recording, Signature, form
+from .calls import Call, Mark, Signature, form
 from .conversion import Conversion, Options, Source
 from .handlers import REGISTERED
 from .maps import conv_axes
@@ -130,10 +130,9 @@ def _whole(
     Raises:
         Untraceable: torch.fx cannot follow it.
     """
-    lengths = Recording(model, inputs).lengths
     if any(not isinstance(form(x), Mark) for x in inputs):
         raise Untraceable("", "takes more than tensors and numbers")
-    source = Source(model, Call(Signature(model), inputs, {}), kept, options, lengths)
+    source = Source(model, Call(Signature(model), inputs, {}), kept, options)
     conversion = Conversion(source, sample, say, epochs)
     conversion.measure(required=budget is not None)
     if budget is not None:

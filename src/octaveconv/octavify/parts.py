@@ -22,6 +22,7 @@ from .maps import conv_axes
 from .splits import Splits
 from .trace import Untraceable
 
+_WORTH = 1.25  # how much more the network by itself must save, for its methods may not work then
 _TRIED = 0.5  # alpha at which two ways to divide a network are compared
 
 
@@ -75,7 +76,7 @@ class Parts:
         whole = replace(parts, found=[], reasons={})
         parts._search_in("")
         whole._search("", children=False)
-        if sum(part.saved for part in whole.found) > 1.01 * sum(part.saved for part in parts.found):
+        if sum(part.saved for part in whole.found) > _WORTH * sum(part.saved for part in parts.found):
             parts = whole
         else:
             parts.reasons[""] = "keeps its forward: its parts save as much"

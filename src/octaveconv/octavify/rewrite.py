@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import operator
 from types import NoneType
@@ -56,7 +57,7 @@ class OctavifiedGraph(OctavifiedModule, fx.GraphModule):
         for name in _STATE:  # with the modules that are not called, so that no key of the state dict is lost
             vars(self)[name] = vars(model)[name]
         for name in _CARRIED:
-            if hasattr(model, name):
+            if inspect.getattr_static(model, name, None) is not None:  # not what a ``__getattr__`` of theirs warns of
                 setattr(self, name, getattr(model, name))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OctavifiedGraph:

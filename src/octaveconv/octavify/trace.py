@@ -16,6 +16,7 @@ from .._modes import eval_mode
 from ..nn import Merge, OctMap, OctSqueezeExcite, Split
 from ..nn.conv import OctConvNd
 from .calls import Call, Mark, form, has_marks
+from .decisions import Decisions, Place, canonical, drop_unread
 from .handlers import handler_of
 from .maps import axes_of, map_axes
 from .operations import CUTS, is_in_place
@@ -42,13 +43,19 @@ class Way(NamedTuple):
         kept: names of the modules not to enter.
         lengths: of the lists or tuples that modules return, which tracing needs to know.
         call: the arguments; numbers and tensors in them may change, everything else is as it is.
-        lenient: leave a module that cannot be traced as it is, instead of failing.
+        lenient: leave a module that cannot be traced as it is, instead of failing, and pass conditions on sizes.
+        own: whether conditions in the network's own ``forward`` are passed, too.
+        flipped, refused, guarded: see `Decisions`.
     """
 
     kept: Collection[str]
     lengths: Mapping[nn.Module, int]
     call: Call
     lenient: bool = False
+    own: bool = False
+    flipped: frozenset[Place] = frozenset()
+    refused: frozenset[Place] = frozenset()
+    guarded: frozenset[Place] = frozenset()
 
 
 class _Tracer(fx.Tracer):
@@ -71,6 +78,13 @@ class _Tracer(fx.Tracer):
         self._listed: dict[int, tuple[tuple[Any, ...], Any]] = {}  # what modules returned, by the identity of the list
         self._alive: list[Any] = []
         self.left: dict[str, str] = {}
+        self.decisions = Decisions(way.call.values, way.flipped, way.refused, way.guarded)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        answer = None
+        if self._way.lenient and (self._entered or self._way.own):
+            answer = self.decisions.answer(self.root, obj.node)
+        return super().to_bool(obj) if answer is None else answer
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         _, args, kwargs = call = self._way.call
@@ -120,6 +134,8 @@ class _Tracer(fx.Tracer):
         )
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.decisions.running:
+            return forward(*args, **kwargs)
         last, depth, stack = next(reversed(self.graph.nodes), None), len(self._entered), self.module_stack.copy()
         self._entered.append(self.path_of_module(m))
         try:
@@ -151,6 +167,8 @@ class _Tracer(fx.Tracer):
                 del self._attributes[name]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.decisions.running:
+            return attr_val
         self._attributes = parameter_proxy_cache
         return super().getattr(attr, attr_val, parameter_proxy_cache)  # type: ignore[no-untyped-call]
 
@@ -186,10 +204,11 @@ def trace(model: nn.Module, way: Way) -> tuple[fx.Graph, list[str], dict[str, st
     with eval_mode(model):
         left: dict[str, str] = {}
         while True:
-            graph, constants, found = _trace(model.eval(), way)
+            way = _judged(model.eval(), way)
+            graph, constants, found, _ = _trace(model, way)
             left |= found
             way = way._replace(kept={*way.kept, *left})
-            in_training, others, _ = _trace(model.train(), way)
+            in_training, others, _, _ = _trace(model.train(), way)
             where = _parting(graph, in_training)
             if not where or not way.lenient:
                 break
@@ -205,17 +224,38 @@ def trace(model: nn.Module, way: Way) -> tuple[fx.Graph, list[str], dict[str, st
     return graph, notes, left
 
 
-def _trace(model: nn.Module, way: Way) -> tuple[fx.Graph, dict[str, Tensor], dict[str, str]]:
-    """The graph, the constants that the model creates as it runs, and what was left as it is."""
+def _judged(model: nn.Module, way: Way) -> Way:
+    """The way with a judgement of each condition that is met."""
+    if not way.lenient:
+        return way
+    judged, guarded = set[Place](), set[Place]()
+    while True:
+        way = way._replace(guarded=frozenset())
+        graph, _, left, met = _trace(model, way)
+        if not (places := [place for place in met if place not in judged]):
+            return way._replace(guarded=frozenset(guarded))
+        for place in places:
+            judged.add(place)
+            try:
+                other, _, more, _ = _trace(model, way._replace(flipped=frozenset({place})))
+                raised = more.keys() != left.keys()
+            except Untraceable:
+                raised = True
+            if raised:
+                guarded.add(place)
+            elif canonical(other) != canonical(graph):
+                way = way._replace(refused=way.refused | {place})
+
+
+def _trace(model: nn.Module, way: Way) -> tuple[fx.Graph, dict[str, Tensor], dict[str, str], Collection[Place]]:
+    """The graph, the constants that the model creates as it runs, what was left as it is, and the conditions met."""
     tracer = _Tracer(way)
     try:
         with _unchanged(model):
             graph = tracer.trace(model)
-        for node in reversed(graph.nodes):
-            if node.target is operator.getitem and not node.users:
-                graph.erase_node(node)  # there may be fewer pieces than asked for, or fewer are read
+        drop_unread(graph)  # there may be fewer pieces than asked for, or conditions alone have read it
         constants = {name: vars(model).pop(name) for name in [*vars(model)] if name.startswith("_tensor_constant")}
-        return graph, constants, tracer.left
+        return graph, constants, tracer.left, tracer.decisions.met
     except Exception as error:  # with proxies, Python code may raise anything
         where = tracer.where
         part = f"module {where!r} ({type(model.get_submodule(where)).__name__})" if where else "forward of the model"
