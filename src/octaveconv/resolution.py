@@ -97,7 +97,7 @@ def traced() -> bool:
 
     Sizes are tensors then, so that the recorded program takes other sizes as well.
     """
-    return torch.jit.is_tracing()
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
 def crop(x: Tensor, size: Sizes) -> Tensor:
