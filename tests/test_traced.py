@@ -110,3 +110,13 @@ def test_openvino_converts_the_module():
         with torch.no_grad():
             expected = model(x)
         assert (torch.from_numpy(network(x.numpy())[0]) - expected).abs().max() <= 2e-6 * expected.abs().max()
+
+
+def test_script_is_refused_in_one_line():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        for model in (layers(2), shallow("oct_resnet18", 0.25, tiny=True)):
+            with pytest.raises(
+                RuntimeError, match=r"^torch\.jit\.script cannot compile Oct\w+, .*: use torch\.jit\.trace"
+            ):
+                torch.jit.script(model)

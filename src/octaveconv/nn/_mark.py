@@ -18,6 +18,12 @@ class AlphaMarked(nn.Module):
 
     alpha_mark: tuple[float, ...]
 
+    def __prepare_scriptable__(self) -> None:
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {type(self).__name__}, which takes a tensor or an octave: use "
+            f"torch.jit.trace, torch.export or octaveconv.export"
+        )
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if hasattr(destination, "_metadata"):
