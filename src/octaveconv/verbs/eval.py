@@ -61,15 +61,8 @@ def run(args: argparse.Namespace) -> Any:
         notes = _notes_on_classes(evaluate.label_names(model), dataset.classes or [], weights)
         if evaluate.renamed(model, dataset) and {*evaluate.label_names(model)} & {*(dataset.classes or ())}:
             dataset = open_dataset(args.data, args.split, classes=evaluate.label_names(model))  # some have no images
-        settings = evaluate.EvalSettings(
-            args.size,
-            args.batch_size,
-            device,
-            args.dtype,
-            workers=args.workers,
-            skip_corrupt=args.skip_corrupt,
-            confusion=args.confusion is not None,
-        )
+        options = dict(workers=args.workers, skip_corrupt=args.skip_corrupt, confusion=args.confusion is not None)
+        settings = evaluate.EvalSettings(args.size, args.batch_size, device, args.dtype, **options)
         if is_first:
             say(f"{name}, {weights}{asked}; {dataset.source}", *dataset.notes, *notes)
             if evaluate.renamed(model, dataset):
@@ -89,11 +82,8 @@ def run(args: argparse.Namespace) -> Any:
     }
     if is_first:
         print(f"\n{text_table(evaluate.table(score))}\n\n{evaluate.conditions(figures)}")
-        if args.confusion and score.confusion is not None:
-            names = evaluate.label_names(model) or [*(dataset.classes or ())]
-            print(f"\n{text_table(_worst(evaluate.per_class(score, names)))}")
-            _write_confusion(args.confusion, score.confusion.tolist(), names)
-            say(f"confusion matrix: {args.confusion}")
+        if score.confusion is not None:
+            _tell_confusion(args.confusion, score, evaluate.label_names(model) or [*(dataset.classes or ())])
         if score.skipped:
             say("skipped:", *(f"  {name}" for name in score.skipped))
         if args.results_file:
@@ -115,6 +105,21 @@ def _notes_on_classes(known: list[str], found: list[str], weights: str) -> list[
     ]
 
 
+def _tell_confusion(path: Path, score: Any, names: list[str]) -> None:
+    """Print a row for each class, and write the matrix: a row for each, a column for each answer."""
+    from .._atomic import write
+    from .._text import say, text_table
+    from ..evaluate import per_class
+
+    print(f"\n{text_table(_worst(per_class(score, names)))}")
+    text = io.StringIO()
+    names = names or [str(number) for number in range(len(score.confusion))]
+    rows = ([name, *row] for name, row in zip(names, score.confusion.tolist()))
+    csv.writer(text, lineterminator="\n").writerows([["class", *names], *rows])
+    write(path, text.getvalue())
+    say(f"confusion matrix: {path}")
+
+
 def _worst(rows: list[list[str]]) -> list[list[str]]:
     """A table of classes in order, or if there are many, its worst ones first."""
     head, *rows = rows
@@ -123,17 +128,6 @@ def _worst(rows: list[list[str]]) -> list[list[str]]:
         rows = sorted(seen, key=lambda row: float(row[3].rstrip("%")))[:LONGEST]
         head = [f"the {len(rows)} worst classes", *head[1:]]
     return [head, *rows]
-
-
-def _write_confusion(path: Path, counts: list[list[int]], names: list[str]) -> None:
-    """Write a row for each class, a column for each that its images are taken for."""
-    from .._atomic import write
-
-    text = io.StringIO()
-    names = names or [str(number) for number in range(len(counts))]
-    rows = ([name, *row] for name, row in zip(names, counts))
-    csv.writer(text, lineterminator="\n").writerows([["class", *names], *rows])
-    write(path, text.getvalue())
 
 
 def _network(args: argparse.Namespace) -> tuple[str, str, str, Callable[[int | None], Any]]:
