@@ -23,6 +23,7 @@ from .budget import Budget, searched
 from .budget import latency as measured_latency
 from .channels_last import mark_channels_last
 from .handlers import REGISTERED
+from .hierarchy import nest
 from .maps import conv_axes, is_map, shape_of
 from .padding import absorb
 from .permute import permute
@@ -91,9 +92,10 @@ def octavify(
     Returns:
         The octave network and the `Plan`, which says what became of every layer, and why. The network has the modules
         of a copy of ``model`` under the same names, so its ``state_dict`` has the same keys and shapes. It is a
-        ``torch.fx.GraphModule``; ``forward`` is the only one of the model's methods that it has. Where everything is
-        dense, as at alpha 0, it computes exactly what ``model`` does. With ``calibrate``, channels inside the network
-        are reordered (those of its inputs and outputs are not).
+        ``torch.fx.GraphModule``; ``forward`` is the only one of the model's methods that it has. Its containers are
+        called as in ``model``, with octaves. Where everything is dense, as at alpha 0, it computes exactly what
+        ``model`` does. With ``calibrate``, channels inside the network are reordered (those of its inputs and outputs
+        are not).
 
     Raises:
         ValueError: the model cannot be traced or does not accept the inputs, an alpha is outside [0, 1), different
@@ -232,7 +234,9 @@ class _Conversion:
         registered = _registered(self.net)
         octave = self.rewritten(alphas)
         octave.conversion = self._record(registered)
-        return octave, Plan(self.layers, self.rewriter.borders, octave.conversion, self.notes, self._mend(octave))
+        steps = self._mend(octave)
+        nest(octave)
+        return octave, Plan(self.layers, self.rewriter.borders, octave.conversion, self.notes, steps)
 
     def _record(self, registered: list[str]) -> dict[str, Any]:
         """What `rebuild` needs."""
