@@ -20,7 +20,7 @@ class PixelwiseOctLinear(OctConv2d):
 
     @leaf_forward
     def forward(self, x: Tensor | Octave) -> Octave:  # type: ignore[override]
-        return functional.run(x, self.weight[..., None, None], self.bias, self.spec)
+        return self._returned(functional.run(x, self.weight[..., None, None], self.bias, self.spec))
 
 
 class OctLayerNorm(nn.LayerNorm):
@@ -110,7 +110,7 @@ class StandardizedOctConv2d(OctConv2d):
         scale = None if gain is None else (gain * self.scale).flatten()
         rows = self.weight.flatten(1)[None]
         weight = F.batch_norm(rows, None, None, scale, None, True, 0.0, self.eps).view_as(self.weight)
-        return functional.run(x, weight, self.bias, self.spec)
+        return self._returned(functional.run(x, weight, self.bias, self.spec))
 
 
 class SampleDrop(nn.Module):

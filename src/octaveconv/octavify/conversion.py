@@ -18,6 +18,7 @@ from .budget import Budget, searched
 from .budget import latency as measured_latency
 from .calls import Call, Recording
 from .channels_last import mark_channels_last
+from .hierarchy import nest
 from .keywords import read_keywords
 from .maps import is_map, shape_of
 from .padding import absorb
@@ -217,7 +218,9 @@ class Conversion:
         registered = registered_in(self.net)
         octave = self.rewritten(alphas)
         octave.conversion = self._record(registered)
-        return octave, Plan(self.layers, self.rewriter.borders, octave.conversion, self.notes, self.mend(octave))
+        steps = self.mend(octave)
+        nest(octave)
+        return octave, Plan(self.layers, self.rewriter.borders, octave.conversion, self.notes, steps)
 
     def _record(self, registered: list[str]) -> dict[str, Any]:
         """What `rebuild` needs."""

@@ -79,9 +79,10 @@ def octavify(
     Returns:
         The octave network and the `Plan`, which says what became of every layer, and why. The network has the modules
         of a copy of ``model`` under the same names, so its ``state_dict`` has the same keys and shapes. It is a
-        ``torch.fx.GraphModule``; ``forward`` is the only one of the model's methods that it has. Where everything is
-        dense, as at alpha 0, it computes exactly what ``model`` does. With ``calibrate``, channels inside the network
-        are reordered (those of its inputs and outputs are not).
+        ``torch.fx.GraphModule``; ``forward`` is the only one of the model's methods that it has. Its containers are
+        called as in ``model``, with octaves. Where everything is dense, as at alpha 0, it computes exactly what
+        ``model`` does. With ``calibrate``, channels inside the network are reordered (those of its inputs and outputs
+        are not).
 
     Raises:
         ValueError: the model cannot be traced or does not accept the inputs, an alpha is outside [0, 1), different

@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import operator
+from itertools import takewhile
 from types import NoneType
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from .._modes import detached
 from ..nn import Merge, Split
 from ..octave import ChannelSplit, Octave
 from ..resolution import Sizes, crop, pool
+from .hierarchy import BORDER, join, mark
 from .keywords import read_keywords
 from .maps import axes_of, is_channels_last, is_map, low_size, shape_of
 from .operations import FROM_CHANNELS_LAST, TO_CHANNELS_LAST
@@ -133,7 +135,12 @@ class Rewriter:
     def run(self) -> OctavifiedGraph:
         """Write everything; the net's model becomes part of the network."""
         for node in self.net.graph.nodes:
-            self.values[node] = self._write(node)
+            before = next(reversed(self.graph.nodes), None)
+            self.values[node] = value = self._write(node)
+            made = list(takewhile(lambda new, last=before: new is not last, reversed(self.graph.nodes)))  # type: ignore[misc]
+            mark(made, node)
+            if isinstance(value, Parts):
+                join(*value)
         self.graph.lint()
         return OctavifiedGraph(self.net.model, self.graph)
 
@@ -269,16 +276,18 @@ class Rewriter:
     def _cross(self, node: fx.Node, kind: str, border: nn.Module) -> Any:
         """Place a border behind a node, once."""
         if (node, kind) not in self._crossed:
-            name = f"octave_{kind}_{node.name}"
+            name = f"{BORDER}{kind}_{node.name}"
             self.net.model.add_module(name, border)
             self.borders.append((kind, str(node.target if node.op == "call_module" else node.name)))
             value = self.values[node]
             if kind == "split":
                 value = self._moved(node, value, FROM_CHANNELS_LAST)
             crossed: Any = self.graph.call_module(name, (_argument(value),))
-            self._crossed[node, kind] = (
-                self._items(crossed) if kind == "split" else self._moved(node, crossed, TO_CHANNELS_LAST)
-            )
+            if kind == "split":
+                self._crossed[node, kind] = parts = self._items(crossed)
+                join(*parts)
+            else:
+                self._crossed[node, kind] = self._moved(node, crossed, TO_CHANNELS_LAST)
         return self._crossed[node, kind]
 
     def _replace(self, node: fx.Node, module: nn.Module) -> None:
