@@ -13,7 +13,7 @@ from torch import nn
 
 import octaveconv as oc
 
-octavify = importlib.import_module("octaveconv.octavify.octavify")
+conversion = importlib.import_module("octaveconv.octavify.conversion")
 CONTAINERS = ("layer1", "layer1.0", "layer1.1", "layer2", "layer2.0", "layer2.0.downsample", "layer3.1", "layer4")
 
 
@@ -46,7 +46,7 @@ def octave(images):
 def flat(model, monkeypatch, *args):
     """What octavify makes without nesting: a graph of leaves."""
     with monkeypatch.context() as patch:
-        patch.setattr(octavify, "nest", lambda network: None)
+        patch.setattr(conversion, "nest", lambda network: None)
         return oc.octavify(model, 0.25, *args)[0]
 
 
