@@ -98,6 +98,7 @@ def test_a_stride_that_pools_is_as_before():
     other = oc.OctConv2d(8, 8, 3, stride=2, padding=0, alpha_in=0.5, alpha_out=0.5)
     assert other.spec.strides
     assert other.spec.pooling == (1, 1)
+    assert "its stride is 1 or 2" in oc.explain(other, oc.Split(8, 0.5)(torch.ones(1, 8, 9, 9)))["triton"]
 
 
 @pytest.mark.parametrize("kind", [oc.OctConvTranspose1d, oc.OctConvTranspose3d])
