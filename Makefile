@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test units test-slow lint docs fuzz fuzz-files flips soak sanitize parity coverage real wheel dist clean
+.PHONY: help demo test units test-slow test-ecosystem lint docs fuzz fuzz-files flips soak sanitize parity coverage real wheel dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -18,6 +18,11 @@ units: .venv/test
 
 test-slow: .venv/test  ## what `make test` leaves out: the same promises, for more networks and longer (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m slow
+
+test-ecosystem:  ## octave networks in other packages, which it installs in an environment of their own (minutes)
+	test -x .venv-ecosystem/bin/python || $(PYTHON) -m venv .venv-ecosystem
+	.venv-ecosystem/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[export,ecosystem]'
+	.venv-ecosystem/bin/python experiments/ecosystem.py --json results/ecosystem.json
 
 lint: .venv/test  ## ruff and mypy alone
 	$(BIN)/ruff check
@@ -75,5 +80,5 @@ dist: wheel  ## all that is released: that wheel, the sources, and a wheel for o
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	touch $@
 
-clean:  ## remove .venv and runs
-	rm -rf .venv runs
+clean:  ## remove .venv, .venv-ecosystem and runs
+	rm -rf .venv .venv-ecosystem runs

@@ -60,6 +60,18 @@ def parity_table():
     return f"{markdown(rows)}\n\n{conditions}"
 
 
+def ecosystem_table():
+    result = json.loads((ROOT / "results" / "ecosystem.json").read_text())
+    rows = [["tool", "version", "tried", "outcome", ""]]
+    for row in result["outcomes"]:
+        note = row["note"].replace("|", "/").replace("<", "").replace(">", "")
+        rows.append([row["tool"], row["version"], row["tried"].replace("|", "/"), row["outcome"], note])
+    count = Counter(row["outcome"] for row in result["outcomes"])
+    left_out = f" Not installed: {', '.join(result['not_installed'])}." if result["not_installed"] else ""
+    conditions = ", ".join(f"{name} {result['env'][name]}" for name in ("torch", "timm", "python", "commit"))
+    return f"{markdown(rows)}\n\n{count['works']} of {len(rows) - 1} work.{left_out} Conditions: {conditions}."
+
+
 def fuzz_table():
     result = json.loads((ROOT / "results" / "fuzz.json").read_text())
     rows = [["reader", "files", "read", "refused", "longest", "result"]]
@@ -317,6 +329,7 @@ def _reasons(methods, name):
 
 TABLES = {
     "first": first_table,
+    "ecosystem": ecosystem_table,
     "deployed": deployed_table,
     "deploy_fuzz": deploy_fuzz_table,
     "operations": operations_table,

@@ -46,6 +46,8 @@ class Fork:
     def __init__(self, function, *arguments, **environment):
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [Path(self._folder.name) / name for name in ("out", "error")]
+        for path in self._outputs:  # which a process that is killed at once would not make
+            path.touch()
         call = function, arguments, dict(os.environ) | environment, self._outputs
         self._process = CONTEXT.Process(target=_call, args=call)
         self._process.start()
