@@ -1,5 +1,6 @@
 """The readers of foreign bytes that `fuzz.py` tries: how each is called, what it may raise, and what it is tried on."""
 
+import argparse
 import copy
 import gzip
 import io
@@ -221,6 +222,7 @@ YAML = [
 
 
 def recipes():
+    from octaveconv.train.defaults import settle
     from octaveconv.train.recipe import Recipe, read_yaml
 
     root = Path(__file__).parent.parent / "recipes"
@@ -230,7 +232,7 @@ def recipes():
     file = File()
 
     def read(data):
-        recipe = Recipe.of(read_yaml(file.write(data))).checked()
+        recipe = settle(Recipe.of(read_yaml(file.write(data))).checked(), 50_000)[0]
         recipe.scaled_lr(), recipe.to_dict()
 
     return Reader(seeds, lambda seed, draw: bytes_changed(seed, draw, YAML), bytes, read)
@@ -240,8 +242,8 @@ def runs():
     """The files of a run folder, each alone: a byte says which, what follows is its content."""
     import torch
 
-    from octaveconv import doctor
-    from octaveconv.train import curves, lock
+    from octaveconv import _figure, doctor
+    from octaveconv.train import lock
     from octaveconv.train.folder import RunFolder
     from octaveconv.train.recipe import Recipe
     from octaveconv.verbs import train as verb
@@ -249,6 +251,7 @@ def runs():
     names = ("config.yaml", "results.csv", "env.json", "last.pth")
     training, row = _small_training(), {"epoch": 1, "lr": 0.1, "train_loss": 1.0, "top1": 50.0, "top5": 100.0}
     recipe = {"model": "oct_resnet18", "alpha": 0.5, "model_args": {"width": 4}, "epochs": 3, "data": "d"}
+    recipe |= {"batch_size": 8, "lr": 0.1, "warmup_epochs": 1}
     state, folder = training.state() | {"recipe": recipe}, RunFolder(Path(tempfile.mkdtemp()))
     folder.write_config(recipe)
     folder.append(row)
@@ -258,7 +261,7 @@ def runs():
     whole = {name: (folder.path / name).read_bytes() for name in names}
 
     def resume(state):
-        recipe, _ = verb._of_run(folder.path, state)
+        recipe, _, _ = verb._of_run(argparse.Namespace(epochs=None), folder.path, state, "cpu")
         resumed = copy.deepcopy(training)
         resumed.restore(state)
         folder.truncate(resumed.epoch + 1)
@@ -273,7 +276,7 @@ def runs():
 
     def examine():
         list(doctor.examine(folder.path))
-        curves.draw(folder.rows())
+        folder.curves()
 
     def read(data):
         name = names[data[0] % len(names)] if data else names[0]
@@ -306,6 +309,7 @@ def runs():
             return b"\3" + file.getvalue()
         return bytes([names.index(name)]) + content
 
+    _figure.write = lambda *_: None  # what is drawn is what the table decides
     examine()  # imports what it needs
     seeds = [*whole.items(), ("records", archived(whole["last.pth"])), *[("state", state)] * 2]
     return Reader(seeds, changed, packed, read, (ValueError, OSError, RuntimeError))
@@ -320,7 +324,8 @@ def _small_training():
     from octaveconv.train.recipe import Recipe
 
     training = Training.__new__(Training)
-    training.recipe, training.device = Recipe(epochs=3, warmup_epochs=1), torch.device("cpu")
+    training.recipe = Recipe(epochs=3, batch_size=8, lr=0.1, warmup_epochs=1)
+    training.device = torch.device("cpu")
     training.model = nn.Sequential(OrderedDict(fc=nn.Linear(4, 3)))
     training.optimizer = torch.optim.SGD(training.model.parameters(), 0.1, momentum=0.9)
     training.model(torch.ones(1, 4)).sum().backward()

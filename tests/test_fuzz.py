@@ -54,10 +54,12 @@ def test_it_notices_what_goes_wrong():
 
 def fuzzed(name):
     trial = fuzz.Trial(fuzz_readers.READERS[name]())
+    read = [seed for seed in trial.reader.seeds if not trial.place(trial.reader.packed(seed))]
+    assert len(read) > len(trial.reader.seeds) / 2, "what is changed cannot be read before"
     print(fuzz.chunk(trial, name, 0, 200, bytearray(2**20)))
 
 
-@pytest.mark.parametrize("name", ["params", "records", "safetensors"])
+@pytest.mark.parametrize("name", ["params", "records", "safetensors", "recipes", "runs"])
 def test_readers_withstand_some_files(name, tmp_path):
     process = Fork(fuzzed, name, MALLOC_ARENA_MAX="1", TMPDIR=str(tmp_path))
     assert process.wait() == 0, process.output()[1]

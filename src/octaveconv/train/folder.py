@@ -153,7 +153,7 @@ class RunFolder:
         try:
             config = _yaml.read(path)
         except ValueError as error:
-            raise UsageError(f"{path} is not YAML: {error}") from error
+            raise UsageError(f"{path} is not YAML: {one_line(error)}") from error
         if not isinstance(config, dict):
             raise UsageError(f"{path} does not hold settings: it must consist of lines NAME: VALUE")
         return config
