@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test units test-slow test-ecosystem lint docs fuzz fuzz-files flips soak sanitize parity coverage real wheel dist clean
+.PHONY: help demo test units test-slow test-ecosystem lint docs site fuzz fuzz-files flips soak sanitize parity coverage real wheel dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -31,6 +31,9 @@ lint: .venv/test  ## ruff and mypy alone
 
 docs: .venv/test  ## write the generated tables of the documents
 	$(BIN)/python scripts/write_docs.py
+
+site: .venv/docs  ## make a site of the documents in site/, with the reference from the docstrings
+	$(BIN)/python -m sphinx --quiet docs site
 
 # Proofs that take minutes to hours; each writes its file in results/, which `make docs` then shows.
 fuzz: .venv/test  ## a million random files for each reader of foreign bytes (hours; it goes on where it stopped)
@@ -74,11 +77,12 @@ dist: wheel  ## all that is released: that wheel, the sources, and a wheel for o
 # Each stamp says that the packages of its extras are installed, as pyproject.toml has them now.
 .venv/demo: EXTRAS := cli,plots,demo
 .venv/test: EXTRAS := dev
+.venv/docs: EXTRAS := docs
 .venv/%: pyproject.toml
 	@echo "Installing into .venv, once: PyTorch and what else [$(EXTRAS)] needs. That takes minutes, and some GB of disk."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	touch $@
 
-clean:  ## remove .venv, .venv-ecosystem and runs
-	rm -rf .venv .venv-ecosystem runs
+clean:  ## remove .venv, .venv-ecosystem, runs and site
+	rm -rf .venv .venv-ecosystem runs site

@@ -1,6 +1,7 @@
 """The tables of the documents, made from the registry and from results/. `write_docs.py` puts them there."""
 
 import ast
+import inspect
 import json
 import re
 from collections import Counter, defaultdict
@@ -10,6 +11,7 @@ from pathlib import Path
 from octavify_tables import coverage_table, finetune_table, real_table
 from tables import ROOT, markdown
 
+import octaveconv as oc
 from octaveconv import env, evaluate, models, quickstart
 from octaveconv._text import counted
 from octaveconv.bench import published, report, speed_report
@@ -179,6 +181,15 @@ def speed_table(kind=""):
     return f"{markdown(report.table(result))}\n\nConditions: {speed_report.conditions(result)}."
 
 
+def api_table():
+    """Every public name with the first sentence of its text."""
+    rows = [["name", "what it is"]]
+    for name in sorted(oc.__all__, key=lambda name: (not isinstance(getattr(oc, name), type), name.lower())):
+        text = " ".join(inspect.getdoc(getattr(oc, name)).partition("\n\n")[0].split())
+        rows.append([f"`oc.{name}`", text.partition(" Args, ")[0]])
+    return markdown(rows).replace("---: |", "--- |", 1)
+
+
 def first_table():
     """README's: what the original published of ResNet-50, our multiply-adds, and milliseconds."""
     network, alphas = "oct_resnetv2_50", (0, 0.25, 0.5)
@@ -328,6 +339,7 @@ def _reasons(methods, name):
 
 
 TABLES = {
+    "api": api_table,
     "first": first_table,
     "ecosystem": ecosystem_table,
     "deployed": deployed_table,

@@ -58,6 +58,12 @@ def test_links_lead_to_files(path):
         assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
+def test_the_site_has_every_page():
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    listed = re.findall(r"```{toctree}.*?\n\n(.*?)```", (ROOT / "docs" / "index.md").read_text(), re.DOTALL)
+    assert sorted(" ".join(listed).split()) == sorted(pages)
+
+
 def test_readme_shows_the_two_commands():
     makefile = (ROOT / "Makefile").read_text()
     for target in ("demo", "test"):

@@ -34,7 +34,7 @@ def measured(monkeypatch):
         published, "make_cases", lambda it: [SimpleNamespace(alpha=a, model=it.model) for a in (0.0, *it.alphas)]
     )
 
-    def latencies(nets, shapes, limit, eager):
+    def latencies(nets, shapes, limit, eager, say):
         asked.append((next(iter(nets.values())), sorted(nets)))
         return {alpha: {"deployed": {"1": FIGURES}} for alpha in nets}
 
@@ -47,7 +47,7 @@ def test_a_file_is_continued(capsys, tmp_path, measured):
     argv = ["report", "--latency", file, "--threads", "1", "--plot", plot, "--networks"]
     code, out, _ = run(capsys, *argv, "oct_resnetv2_26")
     assert code == 0
-    assert measured == [("oct_resnetv2_26", ["0", "0.125", "0.25", "0.5", "0.75"])]
+    assert measured == [("oct_resnetv2_26", [f"alpha {alpha}" for alpha in (0, 0.125, 0.25, 0.5, 0.75)])]
     assert "ResNet-26    0.5     75.5  1.480      16.0  20.00" in out
     assert "not measured yet: oct_densenet121" in out
     assert run(capsys, *argv, "oct_resnet*_50")[0] == 0

@@ -157,11 +157,13 @@ def measure(
         if network in result["networks"]:
             continue
         alphas = tuple(sorted(one.alpha for one in PUBLISHED.values() if one.network == network))
-        say(f"{network}: alpha 0, {', '.join(f'{alpha:g}' for alpha in alphas)}")
-        nets = {f"{case.alpha:g}": case.model for case in make_cases(BenchSettings(network, alphas, SIZE))}
+        say(f"{network}:")
+        nets = {f"alpha {case.alpha:g}": case.model for case in make_cases(BenchSettings(network, alphas, SIZE))}
         with using_threads(threads):
-            found = latencies(nets, [(1, 3, SIZE, SIZE)], limit=SECONDS, eager=False)
-        result["networks"][network] = {alpha: times["deployed"]["1"] for alpha, times in found.items()}
+            found = latencies(nets, [(1, 3, SIZE, SIZE)], limit=SECONDS, eager=False, say=say)
+        result["networks"][network] = {
+            name.removeprefix("alpha "): times["deployed"]["1"] for name, times in found.items()
+        }
         _write(path, result)
     return result
 
