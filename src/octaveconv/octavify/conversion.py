@@ -18,6 +18,7 @@ from .budget import Budget, searched
 from .budget import latency as measured_latency
 from .calls import Call, Recording
 from .channels_last import mark_channels_last
+from .idioms import rewrite_idioms
 from .maps import is_map, shape_of
 from .padding import absorb
 from .permute import permute
@@ -95,6 +96,7 @@ class Source:
         lengths = {model.get_submodule(name): length for name, length in found.items()}
         graph, notes, left = trace(model, Way(self.kept, lengths, self.call, self.lenient, own=bool(self.name)))
         kept = {*self.kept, *left}
+        rewrite_idioms(graph, model, kept)
         absorb(graph, model, kept)
         add_shapes(model, graph, self.call.values)
         drop_expansions(graph)
