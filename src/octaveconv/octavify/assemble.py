@@ -177,7 +177,8 @@ class Assembly:
         ancestor = next((a for a in _ancestors(name) if a in self.parts.reasons), "")
         if self.parts.reasons.get(ancestor) == "listed in keep":
             return "listed in keep"
-        return f"called by {ancestor or type(self.model).__name__}, which cannot be traced"
+        verb = "keeps its forward" if ancestor == "" and self.parts.keeps_forward else "cannot be traced"
+        return f"called by {ancestor or type(self.model).__name__}, which {verb}"
 
     def _plans(self) -> list[PartPlan]:
         found = {part.name: "" for part in self.parts.found} | self.parts.reasons
