@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test units test-slow test-ecosystem lint docs site fuzz fuzz-files flips soak sanitize parity coverage real wheel dist clean
+.PHONY: help demo test units test-slow test-ecosystem lint docs site fuzz fuzz-files flips soak sanitize parity coverage strangers real wheel dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -56,6 +56,11 @@ parity: .venv/test  ## our networks against the logits of the original (minutes)
 
 coverage: .venv/test  ## octavify every network of torchvision and timm (an hour)
 	$(BIN)/python experiments/coverage_octavify.py --json results/octavify_coverage.json
+
+strangers: .venv/test  ## octavify networks of transformers, diffusers, ultralytics and others, as they are (half an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check transformers diffusers ultralytics monai torchaudio segmentation-models-pytorch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps efficientnet-pytorch
+	$(BIN)/python experiments/strangers.py --json results/strangers.json
 
 real: .venv/test  ## octavify networks with real weights, and score them on photos and tones (hours)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[real]

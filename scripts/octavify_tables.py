@@ -117,3 +117,40 @@ def coverage_table():
         f'`torch.compile(backend="eager", fullgraph=True)`.'
     )
     return f"{markdown(rows)}\n\n{note}"
+
+
+def strangers_table():
+    """What octavify makes of networks of other projects."""
+    result = json.loads((ROOT / "results" / "strangers.json").read_text())
+    rows = [
+        ["network", "octave convolutions", "MACs", "borders", "parts", "difference at alpha 0", "runs", "kept, mostly"]
+    ]
+    for name, row in sorted(result["networks"].items()):
+        if "convs" not in row:
+            rows.append([name, row["outcome"], "", "", "", "", "", row["why"].replace("|", "/")])
+            continue
+        failed = [check for check in ("forward", "backward") if row[check] != "ok"]
+        rows.append(
+            [
+                name,
+                f"{row['octave']} of {row['convs']}",
+                f"{row['macs']:.0%}",
+                str(row["borders"]),
+                "whole" if row["whole"] else str(row["parts"]),
+                f"{row['difference_at_0']:g}",
+                f"not {', '.join(failed)}" if failed else "all",
+                "; ".join(f"{count}: {why}" for why, count in row["why"][:1]).replace("|", "/"),
+            ]
+        )
+    networks = result["networks"].values()
+    made = sum(row["outcome"] == "octave" for row in networks)
+    exact = sum(row.get("difference_at_0") == 0 for row in networks)
+    versions = ", ".join(f"{package} {version}" for package, version in sorted(result["versions"].items()))
+    note = (
+        f"{made} of {len(networks)} networks become octave networks; {exact} give exactly their own output at alpha 0. "
+        f"Conditions: one call of octavify at alpha {result['alpha']:g}, small configurations, random weights, "
+        f"{counted(result['threads'], 'thread')}; PyTorch {result['env']['torch']}, {versions}; "
+        f"{result['env']['cpu']}. "
+        f'"Whole" was traced as a whole; parts are modules that were converted each by itself.'
+    )
+    return f"{markdown(rows)}\n\n{note}"

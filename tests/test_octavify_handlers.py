@@ -169,3 +169,35 @@ def test_a_model_that_cannot_be_copied_is_refused_with_the_cure():
     for use in (lambda: oc.octavify(model, 0.5, x), lambda: oc.deploy(model, x)):
         with pytest.raises(oc.UsageError, match=r"cannot be copied.*remove what it keeps of a call"):
             use()
+
+
+class OwnLayerNorm(nn.LayerNorm):
+    """With a forward of its own, as in transformers."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+class ScaledLast(nn.Module):
+    """A block of ConvNeXt, as transformers writes it: it scales channels while they are last."""
+
+    def __init__(self):
+        super().__init__()
+        self.depthwise, self.norm = nn.Conv2d(16, 16, 3, padding=1, groups=16), OwnLayerNorm(16)
+        self.wide, self.narrow = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.scale = nn.Parameter(torch.rand(16) + 0.5)
+
+    def forward(self, x):
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y = self.scale * self.narrow(torch.relu(self.wide(y)))
+        return x + y.permute(0, 3, 1, 2)
+
+
+def test_a_block_that_scales_channels_while_they_are_last():
+    model = nn.Sequential(conv(3, 16), ScaledLast(), ScaledLast(), conv(16, 8)).eval()
+    x = torch.randn(2, 3, 16, 16)
+    octave, plan = oc.octavify(model, 0.25, x)
+    assert [layer.name for layer in plan.layers if not layer.octave] == ["0", "1.depthwise", "1.norm"]  # the stem
+    assert [kind for kind, _ in plan.borders] == ["split"]
+    assert torch.equal(oc.octavify(model, 0, x)[0](x), model(x))
+    assert octave.state_dict().keys() == model.state_dict().keys()

@@ -359,6 +359,55 @@ def test_what_keeps_something_of_a_call_keeps_its_forward():
     assert octave.calls == calls + 2
 
 
+class Asking(nn.Module):
+    """Asks for sizes and types in its code, as in diffusers."""
+
+    def __init__(self, doubles=False):
+        super().__init__()
+        self.conv, self.doubles = nn.Conv2d(8, 8, 3, padding=1), doubles
+
+    def forward(self, x):
+        assert x.shape[1] == self.conv.in_channels
+        if x.shape[-1] % 2:
+            raise ValueError("odd")
+        if x.shape[0] >= 3:
+            x = x.contiguous()
+        if x.dtype == torch.bfloat16 and not self.doubles:
+            assert x.dim() == 4
+        if self.doubles and x.shape[-1] > 20:
+            x = 2 * x
+        return self.conv(x)
+
+
+class Asked(nn.Module):
+    def __init__(self, doubles=False):
+        super().__init__()
+        self.stem, self.body = block(3, 8), nn.Sequential(block(8, 8), Asking(doubles), block(8, 8))
+
+    def forward(self, x):
+        return self.body(self.stem(x)) if x.sum() < 1e9 else x
+
+
+def test_conditions_on_sizes_and_types():
+    octave, plan = oc.octavify(Asked().eval(), 0.25, torch.randn(1, 3, 16, 16))
+    assert [layer.octave for layer in plan.layers if layer.kind == "Conv2d"] == [False, True, True, True], str(plan)
+    assert octave(torch.randn(3, 3, 24, 24)).isfinite().all()  # the other answer leads to the same graph
+    with pytest.raises(ValueError, match="refuses inputs of this size or dtype"):
+        octave.body(torch.randn(1, 8, 16, 15))
+
+
+def test_a_condition_that_decides_what_is_computed():
+    torch.manual_seed(0)
+    model = Asked(doubles=True).eval()
+    dense, plan = oc.octavify(model, 0, torch.randn(1, 3, 16, 16))
+    assert any(part.name == "body.1" and part.why for part in plan.parts)
+    for size in (16, 24):
+        x = torch.randn(2, 3, size, size)
+        assert torch.equal(dense(x), model(x))
+    with pytest.raises(ValueError, match="odd"):
+        dense(torch.randn(1, 3, 15, 15))
+
+
 @pytest.mark.parametrize("kind", ["checked", pytest.param("unrolled", marks=pytest.mark.slow)])
 def test_it_compiles_and_exports(kind):
     model, inputs, _ = made(kind)

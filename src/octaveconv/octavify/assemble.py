@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from .._modes import copied
 from .allocate import allocate, least_share
 from .budget import Budget
-from .calls import has_marks, run, values_like
+from .calls import run, values_like
 from .conversion import Conversion, Options, record_of, registered_in
 from .parts import Part, Parts, cloned
 from .plan import LayerPlan, PartPlan, Plan
@@ -118,13 +118,11 @@ class Assembly:
 
     def _sample_of(self, part: Part) -> Sample | None:
         """What the part gets when the given network runs on the sample."""
-        forms = part.source.call.forms.values()
         if self.sample is None:
             return None
         if part.source.others or not all(isinstance(x, torch.Tensor) for x in part.source.call.values):
             self.notes.append(f"{part.name} is called several times, or with lists: it got no sample")
             return None
-        assert all(map(has_marks, forms)) or forms
         return Sample(*([self._batch(part, batch) for batch in batches] for batches in self.sample))
 
     def _batch(self, part: Part, batch: Batch) -> Batch:
@@ -179,7 +177,8 @@ class Assembly:
         ancestor = next((a for a in _ancestors(name) if a in self.parts.reasons), "")
         if self.parts.reasons.get(ancestor) == "listed in keep":
             return "listed in keep"
-        return f"called by {ancestor or type(self.model).__name__}, which cannot be traced"
+        verb = "keeps its forward" if ancestor == "" and self.parts.keeps_forward else "cannot be traced"
+        return f"called by {ancestor or type(self.model).__name__}, which {verb}"
 
     def _plans(self) -> list[PartPlan]:
         found = {part.name: "" for part in self.parts.found} | self.parts.reasons

@@ -20,6 +20,7 @@ from .calls import Call, Recording
 from .channels_last import mark_channels_last
 from .hierarchy import nest
 from .keywords import read_keywords
+from .idioms import rewrite_idioms
 from .maps import is_map, shape_of
 from .padding import absorb
 from .permute import permute
@@ -98,6 +99,7 @@ class Source:
         graph, notes, left = trace(model, Way(self.kept, lengths, self.call, self.lenient, own=bool(self.name)))
         kept = {*self.kept, *left}
         read_keywords(graph)
+        rewrite_idioms(graph, model, kept)
         absorb(graph, model, kept)
         add_shapes(model, graph, self.call.values)
         drop_expansions(graph)

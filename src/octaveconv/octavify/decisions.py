@@ -6,6 +6,7 @@ same graph, or to an error, the condition does not decide what the network compu
 
 from __future__ import annotations
 
+import linecache
 import operator
 import sys
 from dataclasses import dataclass, field
@@ -48,8 +49,9 @@ class Decisions:
         if place in self.refused:
             return None
         value = self._value(root, node)
-        if not isinstance(value, bool) or not self._reads_facts(node):
+        if not isinstance(value, int) or not self._reads_facts(node):
             return None
+        value = bool(value)
         self.met[place] = None
         if place in self.guarded:
             node.graph.call_function(agree, (node, value))
@@ -97,6 +99,13 @@ def _place() -> Place:
     ):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno
+
+
+def is_check(place: Place) -> bool:
+    """Whether a condition is an assertion, or the next line raises an error: only one answer leads anywhere."""
+    file, number = place
+    line, after = (linecache.getline(file, number + i).strip() for i in (0, 1))
+    return line.startswith("assert ") or (line.startswith("if ") and after.startswith("raise "))
 
 
 def canonical(graph: fx.Graph) -> list[Any]:

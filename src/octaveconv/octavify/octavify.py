@@ -47,7 +47,8 @@ def octavify(
     """Turn a convolutional network into an octave network with the same weights.
 
     Args:
-        model: any network that torch.fx can trace; it is not changed.
+        model: any network; it is not changed. Where torch.fx cannot trace it as a whole, the largest modules in it that
+            can be traced are converted each by itself, see `Plan.parts`.
         alpha: low-frequency share of the channels, in [0, 1). It is a number; a list with one number for each size of
             the feature maps, the largest first, whose last number also applies to all smaller sizes; a dict from
             patterns of layer names to numbers (``{"layer1.*": 0.5, "*": 0.25}``: the first match counts, layers
@@ -80,14 +81,14 @@ def octavify(
         The octave network and the `Plan`, which says what became of every layer, and why. The network has the modules
         of a copy of ``model`` under the same names, so its ``state_dict`` has the same keys and shapes. It is a
         ``torch.fx.GraphModule``; ``forward`` is the only one of the model's methods that it has. Its containers are
-        called as in ``model``, with octaves. Where everything is dense, as at alpha 0, it computes exactly what
-        ``model`` does. With ``calibrate``, channels inside the network are reordered (those of its inputs and outputs
-        are not).
+        called as in ``model``, with octaves. A network that is converted in parts is a copy of ``model`` with all its
+        methods. Where everything is dense, as at alpha 0, it computes exactly what ``model`` does. With
+        ``calibrate``, channels inside the network are reordered (those of its inputs and outputs are not).
 
     Raises:
-        ValueError: the model cannot be traced or does not accept the inputs, an alpha is outside [0, 1), different
-            alphas are wanted for layers whose outputs are added, a pattern matches nothing, or the budget is out of
-            reach; the message names the cure.
+        ValueError: no part of the model can be traced, or it does not accept the inputs, an alpha is outside [0, 1),
+            different alphas are wanted for layers whose outputs are added, a pattern matches nothing, or the budget is
+            out of reach; the message names the cure.
 
     Source: section 3 of Chen et al., ICCV 2019, which keeps the stem and the last stage dense.
 

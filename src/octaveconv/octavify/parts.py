@@ -23,6 +23,7 @@ from .splits import Splits
 from .trace import Untraceable
 
 _WORTH = 1.25  # how much more the network by itself must save, for its methods may not work then
+_KEEPS = "keeps its forward: its parts save as much"
 _TRIED = 0.5  # alpha at which two ways to divide a network are compared
 
 
@@ -79,12 +80,17 @@ class Parts:
         if sum(part.saved for part in whole.found) > _WORTH * sum(part.saved for part in parts.found):
             parts = whole
         else:
-            parts.reasons[""] = "keeps its forward: its parts save as much"
+            parts.reasons[""] = _KEEPS
         if whole.reasons.get(""):
             parts.reasons[""] = whole.reasons[""]
         order = {name: i for i, name in enumerate(parts.recording.calls)}
         parts.found.sort(key=lambda part: order[part.name])
         return parts
+
+    @property
+    def keeps_forward(self) -> bool:
+        """Whether the network could be one part, but need not."""
+        return self.reasons.get("") == _KEEPS
 
     @property
     def images(self) -> int:

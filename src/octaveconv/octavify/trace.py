@@ -16,7 +16,7 @@ from .._modes import eval_mode
 from ..nn import Merge, OctMap, OctSqueezeExcite, Split
 from ..nn.conv import OctConvNd
 from .calls import Call, Mark, form, has_marks
-from .decisions import Decisions, Place, canonical, drop_unread
+from .decisions import Decisions, Place, canonical, drop_unread, is_check
 from .handlers import handler_of
 from .maps import axes_of, map_axes
 from .operations import CUTS, is_in_place
@@ -236,6 +236,9 @@ def _judged(model: nn.Module, way: Way) -> Way:
             return way._replace(guarded=frozenset(guarded))
         for place in places:
             judged.add(place)
+            if is_check(place):
+                guarded.add(place)
+                continue
             try:
                 other, _, more, _ = _trace(model, way._replace(flipped=frozenset({place})))
                 raised = more.keys() != left.keys()
