@@ -7,6 +7,7 @@ import octavify_parts as parts
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 import torchvision
 from timm.optim import param_groups_layer_decay
 from torch import nn
@@ -154,6 +155,28 @@ def test_sharded_by_block(octave, images):
     finally:
         dist.destroy_process_group()
     torch.testing.assert_close(y, expected)
+
+
+class Functions(nn.Module):
+    """A block of functions: one that joins a padding and a layer's weight, one that follows the mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.first = nn.Conv2d(16, 16, 3), parts.conv(16, 16)
+
+    def forward(self, x):
+        y = F.conv2d(F.pad(self.first(x), (1, 1, 1, 1)), self.conv.weight, self.conv.bias)
+        return x + F.dropout(F.relu(y), 0.1, self.training)
+
+
+def test_blocks_of_functions(monkeypatch):
+    model = nn.Sequential(parts.conv(3, 8), parts.conv(8, 16), Functions(), parts.conv(16, 16)).eval()
+    x, seen = torch.randn(2, 3, 33, 32), []
+    octave, plan = oc.octavify(model, 0.25, x)
+    octave.get_submodule("2").register_forward_hook(lambda module, args, y: seen.append(y))
+    check_equal(octave, flat(model, monkeypatch, x), x)
+    assert parts.layer(plan, "2.conv").alpha_out == 0.25
+    assert [type(y) for y in seen] == [oc.Octave] * 2
 
 
 class Twice(nn.Module):

@@ -19,8 +19,8 @@ STACK, PARTNER = "octave_stack", "octave_partner"  # keys of a node's meta, see 
 
 def mark(nodes: Iterable[fx.Node], dense: fx.Node) -> None:
     """Note with the nodes that stand for a dense node in which containers it was called."""
-    if dense.op == "get_attr" and "nn_module_stack" not in dense.meta:
-        dense = next(iter(dense.users), dense)
+    while (dense.op == "get_attr" or dense.target is operator.not_) and "nn_module_stack" not in dense.meta:
+        dense = next(iter(dense.users))  # a flag belongs to what reads it
     own = str(dense.target) if dense.op == "call_module" else ""
     stack = dense.meta.get("nn_module_stack", {})
     for node in nodes:
@@ -54,7 +54,8 @@ def nest(octave: fx.GraphModule) -> None:
     _return_tensors(octave)
     calls = [call for node in graph.nodes for call in node.meta.get(STACK, ())]
     again = {path for key, path in calls if key != path}
-    paths = {path for _, path in calls} - again - {""}
+    layers = {str(node.target) for node in graph.nodes if node.op == "call_module"}  # some with code of their own
+    paths = {path for _, path in calls} - again - layers - {""}
     for path in sorted(paths, key=lambda path: (-path.count("."), path)):
         container = octave.get_submodule(path)
         nodes = [n for n in graph.nodes if (path, path) in n.meta.get(STACK, ()) and not _is_foreign(n, path)]

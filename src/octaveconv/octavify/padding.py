@@ -194,6 +194,8 @@ def _call_layers(graph: fx.Graph, model: nn.Module, kept: Collection[str]) -> No
         sides = [side for p in _tuple(padding, axes)[::-1] for side in (p, p)]
         model.set_submodule(owner, made_like(layer, axes, sides, "constant", rest | {"groups": groups}))
         with graph.inserting_before(node):
-            node.replace_all_uses_with(graph.call_module(owner, (given["input"],)))
+            call = graph.call_module(owner, (given["input"],))
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
         for dead in (node, *nodes):
             graph.erase_node(dead)
