@@ -19,8 +19,8 @@ from .budget import latency as measured_latency
 from .calls import Call, Recording
 from .channels_last import mark_channels_last
 from .hierarchy import nest
-from .keywords import read_keywords
 from .idioms import rewrite_idioms
+from .keywords import read_keywords
 from .maps import is_map, shape_of
 from .padding import absorb
 from .permute import permute
