@@ -267,7 +267,7 @@ def test_an_image_from_a_pipe(trained, capsys, monkeypatch):
     assert out.splitlines()[1].startswith("standard input ")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_damaged_image_stops_or_is_named_and_skipped(trained, tmp_path, capsys, workers):
     make_folder(tmp_path, (2, 2, 1), corrupt=[("cat", 1), ("dog2", 0)])
     argv = (trained, tmp_path / "cat", tmp_path / "dog2", tmp_path / "dog10", "--batch-size", "1", "--workers", workers)
