@@ -84,7 +84,7 @@ dist: wheel  ## all that is released: that wheel, the sources, and a wheel for o
 .venv/test: EXTRAS := dev
 .venv/docs: EXTRAS := docs
 .venv/%: pyproject.toml
-	@echo "Installing into .venv, once: PyTorch and what else [$(EXTRAS)] needs. That takes minutes, and some GB of disk."
+	@echo "installing octaveconv[$(EXTRAS)] and PyTorch into .venv: some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	touch $@

@@ -1,11 +1,13 @@
 """The main job, on one epoch of a narrow network and a few of the images."""
 
+import shlex
+
 import pytest
 import torch
 from helpers import shorten_quickstart
 from pages import Page, as_shown
 
-from octaveconv import quickstart
+from octaveconv import cli, quickstart
 
 SMALL = quickstart.QuickstartSettings(epochs=1, width=4, batch_size=64, threads=1)
 
@@ -116,3 +118,12 @@ def test_a_page_of_a_network_without_low_maps(result):
     """A tiny alpha leaves none."""
     nets = {name: quickstart.make_net(SMALL, 0) for name in quickstart.NETS}
     assert "low maps; those with the most" not in quickstart.html(result, nets, torch.randn(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize("line", quickstart.NEXT)
+def test_what_to_type_next_is_understood(line):
+    program, verb, *argv = shlex.split(line, comments=True)
+    assert program == "octaveconv"
+    if verb not in cli.VERBS:
+        pytest.skip(f"there is no {verb} yet")
+    assert cli.parse([verb, *argv]).verb == verb

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from .._modes import LAYOUTS, copied
 from .measure import Timing, interleaved, unrest
 
-BUSY = 1.25  # upper quartile over lower, from which on times are called disturbed
+BUSY = 1.25  # upper quartile over lower, from which on it is said that the machine was busy
 RUNS = 30
+FEW = 10  # runs, below which it is said how few they are
 Times = dict[str, dict[str, Any]]
 
 
@@ -76,21 +77,24 @@ def latencies(
 
 
 def busy(timings: Sequence[Mapping[str, Any]]) -> str:
-    """A sentence if the machine did other work meanwhile, judged by how the times vary; otherwise nothing.
+    """What to know before trusting times: that they vary, or are few, because the machine was busy; usually nothing.
 
     Example:
-        >>> busy([{"median": 2.0, "lower": 1.0, "upper": 3.0, "runs": 9}]).partition(":")[0]
+        >>> busy([{"median": 2.0, "lower": 1.0, "upper": 3.0, "runs": 30}]).partition(":")[0]
         'The machine was busy with other work'
-        >>> busy([{"median": 2.0, "lower": 1.9, "upper": 2.0, "runs": 9}])
+        >>> busy([{"median": 2.0, "lower": 1.9, "upper": 2.0, "runs": 3}])
+        'Only 3 calls of each were timed, for want of time.'
+        >>> busy([{"median": 2.0, "lower": 1.9, "upper": 2.0, "runs": 30}])
         ''
     """
     spread = unrest([Timing(one["median"], one["lower"], one["upper"], one["runs"]) for one in timings])
-    if spread < BUSY:
-        return ""
-    return (
+    fewest = min(one["runs"] for one in timings)
+    varied = (
         f"The machine was busy with other work: the upper quartile of a call's times is {spread:.1f} times the lower "
         f"one, so take the milliseconds and their ratios as rough, and measure again when it is idle."
     )
+    few = f"Only {fewest} calls of each were timed, for want of time."
+    return " ".join([varied] * (spread >= BUSY) + [few] * (fewest < FEW))
 
 
 def _laid_out(nets: Mapping[str, nn.Module]) -> dict[str, tuple[nn.Module, str]]:

@@ -37,6 +37,7 @@ TITLES = {
 SIZE = 224
 SECONDS = 20.0  # of timing for all alphas of one network, at most
 KIND = "published_latency"
+TICKS = (1, 2, 3, 5, 10, 15, 20, 30, 50, 100, 200, 300, 500, 1000, 2000, 5000)
 _AREA = 6.0  # square points for a million parameters
 
 
@@ -107,17 +108,20 @@ def draw(found: Iterable[Point], conditions: str = "") -> Any:
         axis.scatter([], [], 60, color=color, label=TITLES[network])
         for point, *place in zip(own, x, y):
             axis.annotate(f"{point.alpha:g}", place, ha="center", va="center", fontsize=6, zorder=3)
-    axis.set_xscale("log")
-    ticks = [1, 2, 3, 5, 10, 15] if not timed else [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]
-    low, high = axis.get_xlim()
-    axis.set_xticks([tick for tick in ticks if low <= tick <= high], minor=False)
-    axis.set_xticks([], minor=True)
-    axis.xaxis.set_major_formatter("{x:g}")
+    places = [point.seconds or 0.0 if timed else float(point.macs) for point in found]
+    wide = max(places) > 3 * min(places)
+    if wide:
+        axis.set_xscale("log")
+        low, high = axis.get_xlim()
+        axis.set_xticks([tick for tick in TICKS if low <= tick <= high], minor=False)
+        axis.set_xticks([], minor=True)
+        axis.xaxis.set_major_formatter("{x:g}")
     what = "milliseconds for one image, deployed" if timed else "multiply-adds in 1e9"
-    axis.set(xlabel=f"{what} (log scale)", ylabel="top-1 on ImageNet in percent, as published")
-    axis.set_title(conditions or "alpha in the circle, white is dense; area = parameters", fontsize=9)
+    axis.set(xlabel=f"{what}{' (log scale)' if wide else ''}", ylabel="top-1 on ImageNet in percent, as published")
+    key = "alpha in the circle, white is dense; area = parameters"
+    axis.set_title("\n".join(filter(None, (conditions, key))), fontsize=9)
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower right", fontsize="small")
+    axis.legend(fontsize="small")
     return figure
 
 
