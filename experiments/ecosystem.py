@@ -305,17 +305,27 @@ def correlation(found, expected):
     return f"the logits' correlation with float32 is {value:.4f}"
 
 
-@check("torchao", "PT2E static int8 (X86InductorQuantizer)")
-def pt2e():
-    from torchao.quantization.pt2e import quantizer as _  # noqa: F401
+def pt2e(model):
+    """Quantise an exported program, and compare."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-    model = network()
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-    prepared = prepare_pt2e(torch.export.export(model, (IMAGE,)).module(), quantizer)
+    prepared = prepare_pt2e(model, quantizer)
     prepared(IMAGE)
-    return correlation(convert_pt2e(prepared)(IMAGE), model(IMAGE))
+    return correlation(convert_pt2e(prepared)(IMAGE), network()(IMAGE))
+
+
+@check("torchao", "PT2E static int8 (X86InductorQuantizer) of torch.export's program", expected="fails")
+def pt2e_of_export():
+    return pt2e(torch.export.export(network(), (IMAGE,)).module())
+
+
+@check("torchao", "PT2E static int8 (X86InductorQuantizer) of what octaveconv.export wrote as pt2")
+def pt2e_of_file():
+    with tempfile.TemporaryDirectory() as folder:
+        oc.export(network(), IMAGE, f"{folder}/model.pt2")
+        return pt2e(torch.export.load(f"{folder}/model.pt2").module())
 
 
 @check("torchao", "int8 weights of the linear layers (quantize_)")
