@@ -66,7 +66,7 @@ def ecosystem_table():
     result = json.loads((ROOT / "results" / "ecosystem.json").read_text())
     rows = [["tool", "version", "tried", "outcome", ""]]
     for row in result["outcomes"]:
-        note = row["note"].replace("|", "/").replace("<", "").replace(">", "")
+        note = row["note"].replace("|", "/").replace("<", "&lt;")
         rows.append([row["tool"], row["version"], row["tried"].replace("|", "/"), row["outcome"], note])
     count = Counter(row["outcome"] for row in result["outcomes"])
     left_out = f" Not installed: {', '.join(result['not_installed'])}." if result["not_installed"] else ""
