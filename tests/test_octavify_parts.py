@@ -321,6 +321,26 @@ def test_what_is_kept():
     assert all(layer.octave for layer in plan.layers if layer.name.startswith("decoder.0"))
 
 
+class Typed(nn.Module):
+    """Asks for a type that values do not have while they are traced, as in MONAI."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body, self.last = block(3, 8), body(), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.body(x)
+        return self.last(torch.cat([x, y], 1) if isinstance(y, torch.Tensor) else y)
+
+
+def test_a_network_that_asks_for_types():
+    octave, plan = oc.octavify(Typed().eval(), 0.25, torch.randn(1, 3, 16, 16))
+    assert sum(layer.octave and layer.convolves for layer in plan.layers) == 3
+    assert "does what the types of its values decide" in plan.summary()
+    assert octave(torch.randn(1, 3, 24, 24)).isfinite().all()
+
+
 class FromConstant(nn.Module):
     """Maps that begin with a parameter, as in StyleGAN, in a network that asks for values."""
 
