@@ -203,7 +203,7 @@ network("torchvision SSDlite")(_detector("SSDlite"))
 
 @network("torchvision RAFT small")
 def raft():
-    return torchvision.models.optical_flow.raft_small(num_flow_updates=2), (*image(128), *image(128))
+    return torchvision.models.optical_flow.raft_small(), (*image(128), *image(128), 2)
 
 
 # segmentation_models_pytorch, MONAI, efficientnet_pytorch

@@ -321,6 +321,45 @@ def test_what_is_kept():
     assert all(layer.octave for layer in plan.layers if layer.name.startswith("decoder.0"))
 
 
+class Typed(nn.Module):
+    """Asks for a type that values do not have while they are traced, as in MONAI."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body, self.last = block(3, 8), body(), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.body(x)
+        return self.last(torch.cat([x, y], 1) if isinstance(y, torch.Tensor) else y)
+
+
+def test_a_network_that_asks_for_types():
+    octave, plan = oc.octavify(Typed().eval(), 0.25, torch.randn(1, 3, 16, 16))
+    assert sum(layer.octave and layer.convolves for layer in plan.layers) == 3
+    assert "does what the types of its values decide" in plan.summary()
+    assert octave(torch.randn(1, 3, 24, 24)).isfinite().all()
+
+
+class FromConstant(nn.Module):
+    """Maps that begin with a parameter, as in StyleGAN, in a network that asks for values."""
+
+    def __init__(self):
+        super().__init__()
+        self.const, self.body = nn.Parameter(torch.randn(1, 8, 16, 16)), nn.Sequential(body(), nn.Conv2d(8, 3, 1))
+
+    def forward(self, z):
+        return self.body(self.const if z.sum() < 1e9 else self.const.expand(len(z), -1, -1, -1))
+
+
+def test_maps_that_begin_with_a_parameter():
+    model, z = FromConstant().eval(), torch.randn(1, 4)
+    octave, plan = oc.octavify(model, 0.25, z)
+    assert sum(layer.octave and layer.convolves for layer in plan.layers) == 3
+    assert octave.const.requires_grad
+    assert torch.equal(oc.octavify(model, 0, z)[0](z), model(z))
+
+
 class Shares(Checked):
     """A layer that is also called from elsewhere, and one whose weight is read elsewhere."""
 

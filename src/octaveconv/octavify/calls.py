@@ -133,8 +133,15 @@ class Recording:
         self.macs: dict[str, int] = defaultdict(int)
         self._found: dict[str, set[int]] = defaultdict(set)
         self._active: list[list[Any]] = []  # name, operations at its begin, operations of what it called
-        with FlopCounterMode(display=False) as self._counter:
-            run(model, inputs, {name: (self._enter, self._leave) for name, _ in model.named_modules()})
+        trained = [p for p in model.parameters() if p.requires_grad]
+        try:
+            for p in trained:
+                p.requires_grad_(False)  # the counter looks for gradients
+            with FlopCounterMode(display=False) as self._counter:
+                run(model, inputs, {name: (self._enter, self._leave) for name, _ in model.named_modules()})
+        finally:
+            for p in trained:
+                p.requires_grad_(True)
         self.lengths = {name: max(found) for name, found in self._found.items() if len(found) == 1 and max(found)}
 
     def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

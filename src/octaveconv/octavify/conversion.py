@@ -33,7 +33,7 @@ from .sample import Sample
 from .spaces import Net
 from .splits import Splits
 from .steps import steps_of
-from .trace import Way, add_shapes, drop_expansions, trace
+from .trace import Untraceable, Way, add_shapes, drop_expansions, trace
 
 _CONVS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
@@ -101,7 +101,11 @@ class Source:
         read_keywords(graph)
         rewrite_idioms(graph, model, kept)
         absorb(graph, model, kept)
-        add_shapes(model, graph, self.call.values)
+        try:
+            add_shapes(model, graph, self.call.values)
+        except Exception as error:  # the model itself runs: its code asks for types, which torch.fx answers wrongly
+            reason = f"does what the types of its values decide ({str(error).partition(chr(10))[0]})"
+            raise Untraceable(f"{type(model).__name__} cannot be traced: it {reason}", reason) from error
         drop_expansions(graph)
         mark_channels_last(graph, model)
         net = Net(
