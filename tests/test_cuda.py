@@ -289,6 +289,7 @@ def test_an_input_of_another_kind_is_refused():
             deployed(x)
 
 
+@pytest.mark.slow
 @on_host
 @pytest.mark.usefixtures("anywhere")
 def test_a_step_by_inductor():

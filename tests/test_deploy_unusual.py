@@ -113,7 +113,14 @@ ONE_IMAGE = {
 }
 
 
-@pytest.mark.parametrize(("engine", "example"), [("native", SHAPES[0]), ("native", SHAPES[1]), ("fallback", SHAPES[0])])
+@pytest.mark.parametrize(
+    ("engine", "example"),
+    [
+        ("native", SHAPES[0]),
+        pytest.param("native", SHAPES[1], marks=pytest.mark.slow),
+        pytest.param("fallback", SHAPES[0], marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", ONE_IMAGE)
 def test_one_image_is_treated_differently(name, engine, example, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda graph: graph)  # Inductor itself is not what is tested

@@ -48,6 +48,7 @@ def exported(model, tmp_path, format, size=ODD):
     return path
 
 
+@pytest.mark.slow
 def test_a_block_with_a_stride_and_groups(tmp_path):
     """For OpenVINO, of which ONNX is the first step."""
     _, _, _, _, first, strided, *_ = every_block()

@@ -158,7 +158,10 @@ NETWORKS = {  # the network, an input, and how many convolutions become octave
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SLOW = ("strides of two", "replicated borders")  # their layers have tests of their own
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NETWORKS])
 def test_networks(name, quickly):
     model, size, count = NETWORKS[name]
     model, x = copy.deepcopy(model).eval(), torch.randn(2, *size)

@@ -99,7 +99,7 @@ def check(x, residual, weight, bias, options):
 @pytest.mark.parametrize(
     ("options", "layout"),
     [
-        ("", "contiguous"),
+        pytest.param("", "contiguous", marks=pytest.mark.slow),
         pytest.param("residual", "contiguous", marks=pytest.mark.slow),
         pytest.param("relu pooled", "channels_last", marks=pytest.mark.slow),
         pytest.param("relu pooled", "contiguous", marks=pytest.mark.slow),
@@ -175,6 +175,7 @@ def test_nan_stays(with_residual):
         torch.testing.assert_close(actual, value, equal_nan=True)
 
 
+@pytest.mark.slow
 @on_device
 def test_opcheck():
     x, residual, weight, bias = problem(size=(3, 3))
@@ -263,6 +264,7 @@ def test_checkpointing_changes_no_gradient():
         assert "running" in key or torch.equal(recomputed[key], expected), key
 
 
+@pytest.mark.slow
 @on_device
 def test_distributed_data_parallel_changes_no_gradient():
     block = PreActConv(MAKE, 8, 6, 1, alpha_in=0.5, alpha_out=0.5).to(DEVICE)
