@@ -185,7 +185,11 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize(  # the others are slow: `make coverage` does those of torchvision
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("resnet18", "fcn", "eca", "lraspp", "deeplab"))) for name in NETWORKS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("resnet18", "fcn", "eca", "lraspp", "deeplab")))
+        for name in NETWORKS
+    ],
 )
 def test_networks_of_other_packages(name):
     model, x = NETWORKS[name]().eval(), torch.randn(1, 3, 96, 96)
