@@ -393,7 +393,7 @@ def test_changed_files_are_refused_or_run(part, files, monkeypatch, threads):
     threads(1)
     monkeypatch.setattr(geometry, "MEMORY", 2**27)
     fates = Counter(fate(mutated(files[seed % 2], seed), SHAPES) for seed in range(75 * part, 75 * part + 75))
-    assert min(fates["refused"], fates["run"]) > 10, fates
+    assert min(fates["refused"], fates["run"]) > 3, fates
 
 
 def test_changes_reach_every_field(files):

@@ -741,7 +741,8 @@ def interrupted(run, folder, **changes):
     return torch.load(run_folder / "last.pth", weights_only=True)
 
 
-@pytest.mark.parametrize("how", [pytest.param("resumed", marks=pytest.mark.slow), "anew"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["resumed", "anew"])
 def test_two_processes_killed_and_continued(data, tmp_path, monkeypatch, how):
     """By the user, or by starting anew as torchrun does: the same end as that of a run which nothing disturbs."""
     changes = dict(epochs=3, save_steps=2, ema=0.9)
