@@ -132,7 +132,10 @@ def soak(draw, data, out, configuration, known):
             trains = len([*out.glob("*/env*.json")]) > starts
             stops.append(f"{stop(draw, fault, processes, trains)} after {moment:.1f} s")
         codes = ended(processes, PATIENCE + 5 * known["seconds"])
-        said = " | ".join(process.output()[1].strip() for process in processes)
+        ended_by_themselves = (process for process, code in zip(processes, codes) if code != -signal.SIGKILL)
+        said = " | ".join(
+            process.output()[1].strip() for process in ended_by_themselves
+        )  # not the workers of a killed one
         if "Traceback" in said or "cannot be read" in said:
             raise Failed(f"{stops}: {said}")
         if codes == [0, 0]:
