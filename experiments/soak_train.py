@@ -132,6 +132,7 @@ def soak(draw, data, out, configuration, known):
             trains = len([*out.glob("*/env*.json")]) > starts
             stops.append(f"{stop(draw, fault, processes, trains)} after {moment:.1f} s")
         codes = ended(processes, PATIENCE + 5 * known["seconds"])
+        # The loading worker of a process that is killed complains.
         ended_by_themselves = (process for process, code in zip(processes, codes) if code != -signal.SIGKILL)
         said = " | ".join(
             process.output()[1].strip() for process in ended_by_themselves
