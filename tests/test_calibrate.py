@@ -39,7 +39,11 @@ def randomise(model):
     return model.double().eval()
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, *PARTS], ids=lambda name: name if isinstance(name, str) else name.__name__)
+@pytest.mark.parametrize(
+    "name",
+    [*(pytest.param(name, marks=[pytest.mark.slow] * (name != "densenet")) for name in NETWORKS), *PARTS],
+    ids=lambda name: name if isinstance(name, str) else name.__name__,
+)
 def test_reordering_channels_changes_nothing(name):
     model = randomise(NETWORKS[name]() if isinstance(name, str) else name())
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)

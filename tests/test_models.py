@@ -19,7 +19,9 @@ from octaveconv.models._build import OctNet
 from octaveconv.octave import as_octave
 
 OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
-every_name = pytest.mark.parametrize("name", NAMES)
+every_name = pytest.mark.parametrize(  # at full depth; the others of a class are slow
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in CLASSES)) for name in NAMES]
+)
 
 
 def deep(name, alpha):
