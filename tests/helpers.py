@@ -2,6 +2,7 @@
 
 import timm
 import torch
+from torch import nn
 
 import octaveconv as oc
 import octaveconv.models  # registers
@@ -77,6 +78,17 @@ def shorten_quickstart(patch):
 
     patch.setattr(quickstart, "load_digits", some)
     patch.setattr(quickstart, "latencies", latencies)
+
+
+class Fixed(nn.Module):
+    """Gives the same logits for each image."""
+
+    def __init__(self, *logits):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits, dtype=torch.float32))
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1)
 
 
 def classifier(classes=3, seed=0):

@@ -8,7 +8,7 @@ import timm
 import torch
 from folders import encoded, make_folder, make_records, make_tar
 from forks import ranks
-from helpers import classifier
+from helpers import Fixed, classifier
 from PIL import Image
 from rich.console import Console
 from torch import nn
@@ -21,17 +21,6 @@ from octaveconv.errors import UsageError
 from octaveconv.evaluate import EvalSettings
 
 SMALL = EvalSettings(size=32, batch_size=4)
-
-
-class Fixed(nn.Module):
-    """Gives the same logits for each image."""
-
-    def __init__(self, *logits):
-        super().__init__()
-        self.logits = nn.Parameter(torch.tensor(logits, dtype=torch.float32))
-
-    def forward(self, x):
-        return self.logits.expand(len(x), -1)
 
 
 @pytest.fixture(scope="module")

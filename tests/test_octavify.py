@@ -35,7 +35,7 @@ from octaveconv.models.oct_densenet import OctDenseNet
 from octaveconv.models.oct_resnet import Bottleneck, OctResNet
 from octaveconv.models.oct_resnetv2 import OctResNetV2
 from octaveconv.octave import split_channels
-from octaveconv.octavify.calls import list_lengths
+from octaveconv.octavify.calls import Recording
 from octaveconv.octavify.layers import oct_layer_norm
 
 
@@ -582,7 +582,7 @@ def test_lists_are_counted_where_their_length_is_always_the_same():
             return sum([*self.same(x), *self.changing(x), *self.changing(x, 3)])
 
     model = Caller()
-    assert list_lengths(model, (torch.zeros(1),)) == {model.same: 2}
+    assert Recording(model, (torch.zeros(1),)).lengths == {"same": 2}
 
 
 @pytest.mark.parametrize("how", ["compile", "export"])

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from folders import encoded, make_folder, picture
-from helpers import classifier, run
+from helpers import Fixed, classifier, run
 from networks import settle
 from PIL import Image
 from torch import nn
@@ -107,17 +107,6 @@ def test_an_image_is_the_same_in_every_form(trained, tmp_path):
 def test_what_is_not_an_image(trained, image, error, message):
     with pytest.raises(error, match=message):
         Classifier.load(trained)(image)
-
-
-class Fixed(nn.Module):
-    """Gives the same logits for each image."""
-
-    def __init__(self, *logits):
-        super().__init__()
-        self.logits = nn.Parameter(torch.tensor(logits, dtype=torch.float32))
-
-    def forward(self, x):
-        return self.logits.expand(len(x), -1)
 
 
 def test_equal_classes_come_in_order_and_may_be_nameless():

@@ -1,4 +1,4 @@
-"""A table on disk that only grows: one row per result."""
+"""Tables on disk: those that only grow, one row per result, and those that appear whole."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from . import _atomic
 from ._text import one_line
 from .errors import UsageError
 
@@ -38,6 +39,13 @@ def append_row(path: Path, columns: Sequence[str], figures: Mapping[str, Any]) -
         cut = file.read(1) != b"\n"  # by a crash
         file.write(b"\n" * cut + _line(_cell(figures[name]) for name in columns))
         os.fsync(file.fileno())
+
+
+def write(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write a whole table, complete or not at all; OSError if it cannot be written."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    _atomic.write(path, text.getvalue())
 
 
 def header(path: Path) -> list[str]:

@@ -55,15 +55,7 @@ def octconv_transpose(
     ]
     low_size = [math.ceil(n / o) for n, o in zip(high_size, factor)]
     to_high, to_low = [], []
-    for source, target, x in (
-        ("high", "high", high),
-        ("high", "low", apply_pool(high, factor)),
-        ("low", "high", low),
-        ("low", "low", low),
-    ):
-        if x is None or not rows[target]:
-            continue
-        part = full[rows[target]][:, columns[source]]
+    for source, target, x, part in paths(high, low, full, rows, columns, factor):
         y = spread(x, part, stride, padding, dilation, high_size if source == target == "high" else low_size)
         if (source, target) == ("low", "high"):
             y = apply_upsampling(y, factor, high_size)
@@ -84,15 +76,7 @@ def octconv_at_stride(
     low_size = [math.ceil(n / o) for n, o in zip(high_size, factor)]
     before = [first for first, _ in padding]
     to_high, to_low = [], []
-    for source, target, x in (
-        ("high", "high", high),
-        ("high", "low", apply_pool(high, factor)),
-        ("low", "high", low),
-        ("low", "low", low),
-    ):
-        if x is None or not rows[target]:
-            continue
-        part = full[rows[target]][:, columns[source]]
+    for source, target, x, part in paths(high, low, full, rows, columns, factor):
         if source == target == "high":
             to_high.append(stride_over(x, part, stride, before, dilation, high_size))
             continue
@@ -106,6 +90,18 @@ def octconv_at_stride(
         else:
             to_low.append(y)
     return total(to_high, bias, rows["high"]), total(to_low, bias, rows["low"])
+
+
+def paths(high, low, full, rows, columns, factor):
+    """Where each path that there is comes from and goes to, its input, pooled for the low output, and its weight."""
+    for source, target, x in (
+        ("high", "high", high),
+        ("high", "low", apply_pool(high, factor)),
+        ("low", "high", low),
+        ("low", "low", low),
+    ):
+        if x is not None and rows[target]:
+            yield source, target, x, full[rows[target]][:, columns[source]]
 
 
 def without_groups(weight, groups, transposed=False):

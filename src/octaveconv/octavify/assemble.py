@@ -20,11 +20,11 @@ from .allocate import allocate, least_share
 from .budget import Budget
 from .calls import run, values_like
 from .conversion import Conversion, Options, record_of, registered_in
-from .parts import Part, Parts, cloned
+from .parts import Part, Parts
 from .plan import LayerPlan, PartPlan, Plan
 from .repair import RepairStep
 from .rewrite import _STATE, OctavifiedGraph, OctavifiedModule
-from .sample import Batch, Sample
+from .sample import Batch, Sample, cloned
 from .shares import Alpha, choosers
 
 Alphas = Callable[[fx.Node], float]

@@ -106,15 +106,6 @@ def values_like(
     return values if all(name in defaults and value is defaults[name] for name, value in given.items()) else None
 
 
-def list_lengths(model: nn.Module, inputs: tuple[Any, ...]) -> dict[nn.Module, int]:
-    """Run the model itself and note, for each module that returns lists or tuples, how many items they have.
-
-    Raises:
-        ValueError: the model does not take these inputs.
-    """
-    return {model.get_submodule(name): length for name, length in Recording(model, inputs).lengths.items()}
-
-
 class Recording:
     """One run of a network, in evaluation mode.
 

@@ -10,14 +10,12 @@ import linecache
 import operator
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 Place = tuple[str, int]  # file and line
-_ROOMS = (str(Path(fx.__file__).parent), str(Path(__file__).parent))  # code that is not the network's
 _FACTS = ("shape", "dtype", "device", "ndim", "is_cuda")
 _SIZES = ("size", "dim", "numel")
 

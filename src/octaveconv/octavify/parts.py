@@ -19,6 +19,7 @@ from .calls import Recording
 from .conversion import Options, Source, Traced
 from .handlers import REGISTERED
 from .maps import conv_axes
+from .sample import cloned
 from .splits import Splits
 from .trace import Untraceable
 
@@ -240,17 +241,3 @@ def leaves(value: Any) -> Iterator[Tensor]:
             yield from leaves(item)
     elif is_dataclass(value) or type(value).__module__ not in ("builtins", "torch"):
         yield from leaves(dict(getattr(value, "__dict__", {})))
-
-
-def cloned(value: Any) -> Any:
-    """The same arguments, which a module may change."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return type(value)((key, cloned(item)) for key, item in value.items())
-    if isinstance(value, list):
-        return [cloned(item) for item in value]
-    if isinstance(value, tuple):
-        items = [cloned(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return value

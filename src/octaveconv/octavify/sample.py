@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .._modes import eval_mode
 from .answers import divergence, numbers, reading
@@ -73,9 +74,9 @@ def _like(x: Any, example: Any, device: Any) -> Any:
     return x.detach().to(device, example.dtype if is_float else x.dtype)
 
 
-def cloned(batch: Batch) -> Batch:
-    """The same inputs, which a network may change."""
-    return tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in batch)
+def cloned(inputs: Any) -> Any:
+    """The same inputs, also in containers, which a network may change."""
+    return pytree.tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, inputs)
 
 
 def images_in(batch: Batch) -> int:

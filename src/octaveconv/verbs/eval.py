@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -107,16 +105,14 @@ def _notes_on_classes(known: list[str], found: list[str], weights: str) -> list[
 
 def _tell_confusion(path: Path, score: Any, names: list[str]) -> None:
     """Print a row for each class, and write the matrix: a row for each, a column for each answer."""
-    from .._atomic import write
+    from .. import _csv
     from .._text import say, text_table
     from ..evaluate import per_class
 
     print(f"\n{text_table(_worst(per_class(score, names)))}")
-    text = io.StringIO()
     names = names or [str(number) for number in range(len(score.confusion))]
     rows = ([name, *row] for name, row in zip(names, score.confusion.tolist()))
-    csv.writer(text, lineterminator="\n").writerows([["class", *names], *rows])
-    write(path, text.getvalue())
+    _csv.write(path, [["class", *names], *rows])
     say(f"confusion matrix: {path}")
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -123,11 +121,7 @@ def _counted(found: Iterable[Any], total: int) -> Iterator[Any]:
 
 def _write(path: Path, found: Iterable[Any]) -> None:
     """Write the table, complete or not at all; names of files are as they are, not escaped."""
-    from .._atomic import write
+    from .. import _csv
 
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for one in found:
-        writer.writerows([one.image, rank, *row.values()] for rank, row in enumerate(_rows(one), 1))
-    write(path, text.getvalue())
+    rows = ([one.image, rank, *row.values()] for one in found for rank, row in enumerate(_rows(one), 1))
+    _csv.write(path, [COLUMNS, *rows])
