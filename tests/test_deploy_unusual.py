@@ -311,7 +311,8 @@ def test_activations_far_out(name):
     model = Wired(lambda m, x: ACTIVATIONS[name](F.conv2d(x, m.vector[:1, None, None, None] * 0 + 1))).eval()
     x = torch.tensor(EXTREME).expand(1, 1, 3, -1).contiguous()
     deployed = NativeNetwork(model, torch.zeros_like(x))
-    torch.testing.assert_close(deployed(x), model(x).detach(), rtol=1e-5, atol=1e-6, equal_nan=True)
+    expected = model.double()(x.double()).detach().float()  # in float32 PyTorch's own gelu(inf) differs from CPU to CPU
+    torch.testing.assert_close(deployed(x), expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 def test_a_compiled_network_around_it_takes_every_size():
