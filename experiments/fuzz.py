@@ -74,15 +74,7 @@ class Trial:
         try:
             self.reader.read(data)
         except self.reader.errors as error:
-            cause = error
-            while cause.__cause__ or cause.__context__:
-                cause = cause.__cause__ or cause.__context__
-                if isinstance(cause, MemoryError):
-                    raise RuntimeError("a refusal for want of memory") from error
-            text = str(error)
-            if not text or "\n" in text or len(text) > 4000 or getattr(error, "offset", 0) < 0:
-                raise RuntimeError(f"an error that misleads: {text[:300]!r}") from error
-            return lines(cause)
+            return refusal(error)
         return ()
 
     def run(self, data):
@@ -104,6 +96,19 @@ class Trial:
         if self.before[0] > before and self.before[0] - size > room and not isinstance(found, str):
             found = f"it takes {(self.before[0] - size) / MIB:.0f} MiB"
         return found
+
+
+def refusal(error):
+    """Where a refusal came from, or raise: in the frame that caught it, `cause` would keep the file mapped."""
+    cause = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, MemoryError):
+            raise RuntimeError("a refusal for want of memory") from error
+    text = str(error)
+    if not text or "\n" in text or len(text) > 4000 or getattr(error, "offset", 0) < 0:
+        raise RuntimeError(f"an error that misleads: {text[:300]!r}") from error
+    return lines(cause)
 
 
 def lines(error):
