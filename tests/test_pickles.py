@@ -3,6 +3,7 @@
 import io
 import pickle
 import random
+import tracemalloc
 import warnings
 from collections import OrderedDict
 
@@ -44,6 +45,20 @@ def test_a_bomb_is_refused_within_a_second(tmp_path, name, make):
     found, seconds = fate(lambda: files.read(path))
     assert found == "refused"
     assert seconds < 2, "a second, on a machine that does other work too"
+
+
+@pytest.mark.parametrize("opcode", [b"X", b"B", b"T", b"\x8b", b"\x8d", b"\x8e", b"\x96"])
+def test_a_length_beyond_the_file_takes_no_memory(tmp_path, opcode):
+    path = tmp_path / "a.pth"
+    size = 8 if opcode in b"\x8d\x8e\x96" else 4
+    path.write_bytes(opcode + (2**30).to_bytes(size, "little") + b"text")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="is damaged, or holds more than tensors"):
+            files.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_tensor_without_content_is_refused(tmp_path):

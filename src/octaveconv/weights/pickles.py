@@ -114,7 +114,18 @@ def _pickles(file: BinaryIO, size: int) -> Iterator[BinaryIO]:
         return
     file.seek(0)
     for _ in range(_IN_LEGACY):
-        yield file
+        yield _Within(file, size)  # type: ignore[misc]  # it reads, which is all that is asked of it
+
+
+class _Within:
+    """A file of which no more is asked than it has: Python takes memory for as many bytes as it asks for."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+        self.readline, self.tell = file.readline, file.tell
+
+    def read(self, count: int) -> bytes:
+        return self._file.read(min(count, self._size - self.tell()))
 
 
 def _stand_ins(named: Mapping[str, set[str]]) -> list[Any]:
