@@ -82,6 +82,7 @@ def test_what_is_written_is_read():
         ("size", 2**40, "size must be at most 32768, got 1099511627776"),
         ("lr", "inf", "lr must be a finite number, got inf"),
         ("lr", float("inf"), "lr must be a finite number, got inf"),
+        ("lr_batch_size", 10**400, "lr_batch_size must be below 10^18, got a number of more than 20 digits"),
         ("lr", 10**400, "lr must be a number, got a number of more than 20 digits"),
         ("alpha", float("nan"), "alpha must be a finite number, got nan"),
         ("alpha", 1.5, "alpha must be at most 1, got 1.5"),
@@ -154,6 +155,8 @@ def test_a_chosen_batch_can_be_divided():
 def test_there_is_no_rate_for_every_optimizer():
     with pytest.raises(UsageError, match="there is no rule for the learning rate of rmsprop: give lr"):
         settle(Recipe(opt="rmsprop"), 1000)
+    with pytest.raises(UsageError, match=r"the learning rate of a\\n\\x1b\[2J: give lr"):
+        settle(Recipe(opt="a\n\x1b[2J"), 1000)
     assert settle(Recipe(opt="rmsprop", lr=0.1), 1000)[0].lr == 0.1
 
 

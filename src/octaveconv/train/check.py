@@ -8,7 +8,7 @@ from pathlib import Path
 from timm.optim import list_optimizers
 
 from .. import processes
-from .._text import did_you_mean
+from .._text import did_you_mean, shown
 from ..data.datasets import is_named, open_dataset
 from ..errors import UsageError
 from ..models.create import check as check_network
@@ -58,7 +58,7 @@ def _optimizer(recipe: Recipe) -> None:
         cure = did_you_mean(recipe.opt.lower(), known) or ": sgd, adamw and lamb are some of its"
         raise UsageError(f"timm has no optimizer {recipe.opt!r}{cure}")
     if not has_rate(recipe):
-        raise UsageError(f"there is no rule for the learning rate of {recipe.opt}: give lr")
+        raise UsageError(f"there is no rule for the learning rate of {shown(recipe.opt)}: give lr")
 
 
 def _batch(recipe: Recipe) -> None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from .._text import shown
 from ..errors import UsageError
 from ..models import published
 from .recipe import OPEN, Recipe
@@ -62,7 +63,7 @@ def has_rate(recipe: Recipe) -> bool:
 
 def _rate(recipe: Recipe, batch: int) -> float:
     if not has_rate(recipe):
-        raise UsageError(f"there is no rule for the learning rate of {recipe.opt}: give lr")
+        raise UsageError(f"there is no rule for the learning rate of {shown(recipe.opt)}: give lr")
     if "ada" in recipe.opt.lower() or "lamb" in recipe.opt.lower():  # as in timm
         return float(0.001 * math.sqrt(batch / 1024))
     return 0.1 * batch / 256

@@ -194,6 +194,8 @@ def _outside(value: Any, limits: Mapping[str, Any]) -> str:
         return f"above {limits['above']}"
     if value is not None and "most" in limits and value > limits["most"]:
         return f"at most {limits['most']}"
+    if isinstance(value, int) and "most" not in limits and value >= 10**18:  # some are divided as floats
+        return "below 10^18"
     return ""
 
 
