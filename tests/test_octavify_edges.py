@@ -1,11 +1,13 @@
 """Rough edges of octavify: odd names, lazy layers, borders of small images, samples that are not normalized."""
 
 import copy
+from functools import partial
 
 import pytest
 import timm
 import torch
 from helpers import assert_close
+from timm.layers.conv2d_same import conv2d_same
 from torch import nn
 
 import octaveconv as oc
@@ -64,6 +66,35 @@ def test_convolutions_that_pad_as_tensorflow_does(kind):
     assert [layer.octave for layer in plan.layers] == [True, True, False, False]  # whose outputs are dense
     for size in ((34, 35), (37, 40)):
         assert net(torch.zeros(1, 3, *size)).shape == model(torch.zeros(1, 3, *size)).shape
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
+def test_high_channels_are_strided_as_in_the_dense_layer(kernel, stride):
+    layer = oc.OctConv2d(8, 12, kernel, stride, "same", alpha_in=0.5, alpha_out=0.25, bias=False, pool_strides=False)
+    for height, width in ((12, 13), (14, 11), (9, 16)):
+        high, low = torch.randn(2, 4, height, width), torch.zeros(2, 4, (height + 1) // 2, (width + 1) // 2)
+        y = layer(oc.Octave(high, low))
+        expected = conv2d_same(high, layer.weight[:9, :4], None, (stride, stride))
+        assert_close(y.high, expected)
+        assert y.low.shape[2:] == tuple((n + 1) // 2 for n in expected.shape[2:])
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 36), (35, 38)])
+@pytest.mark.parametrize("make", [timm.layers.Conv2dSame, partial(nn.Conv2d, padding=1)], ids=["same", "padding"])
+def test_trained_weights_stride_as_they_have_learned(make, size):
+    """Low channels that hold nothing change nothing: what is left is the dense network, its strides included."""
+    model = chain(nn.Conv2d(3, 8, 1), make(8, 8, 3, stride=2), make(8, 8, 3, stride=2, groups=8), nn.Conv2d(8, 4, 1))
+    with torch.no_grad():
+        for layer, both in zip(model, (False, True, False, True)):
+            low = layer.out_channels // 2 if layer is not model[3] else 4
+            layer.weight[low:], layer.bias[low:] = 0, 0
+            if both:
+                layer.weight[:, 4:] = 0
+    octave, plan = oc.octavify(model, 0.5, torch.randn(1, 3, 64, 64), stem=True)
+    assert [layer.octave for layer in plan.layers] == [True] * 4
+    x = torch.randn(2, 3, *size)
+    assert_close(octave(x), model(x))
 
 
 @pytest.mark.parametrize("mode", ["reflect", "circular"])

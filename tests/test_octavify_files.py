@@ -11,6 +11,7 @@ from helpers import run
 
 import octaveconv as oc
 from octaveconv.models.create import create
+from octaveconv.octavify.octavify import rebuild
 from octaveconv.train import network
 from octaveconv.train.recipe import Recipe
 from octaveconv.weights import files as weights
@@ -50,7 +51,11 @@ def test_the_file_makes_the_network_again(octave, dense, tmp_path):
         assert file.metadata()["model"] == MODEL
         written = json.loads(file.metadata()["octavify"])
     assert written == plan.conversion
-    assert written.keys() == {"alphas", "input_size", "keep", "min_size", "stem", "octave"}, "files of 0.1.0 have these"
+    known = {"alphas", "input_size", "keep", "min_size", "stem", "octave"}  # those of files of 0.1.0
+    assert written.keys() == known | {"pool_strides"}
+    older = {key: value for key, value in written.items() if key in known}
+    pooled = oc.octavify(create(MODEL, None, dense), 0.5, torch.zeros(1, 3, 64, 64), ["layer2.*"], pool_strides=True)[0]
+    assert torch.equal(rebuild(create(MODEL, None, dense), older).eval()(x), pooled.eval()(x))
     torch.save({"state_dict": found.state_dict()}, tmp_path / "octave.pth")
     again = create(MODEL, checkpoint=tmp_path / "octave.pth").eval()
     assert torch.equal(again(x), expected(x))

@@ -130,7 +130,7 @@ def test_it_becomes_a_network_of_this_packages_layers(axes):
     dense, expected = Layers(axes, 0).double(), Layers(axes, 0.5).double()
     expected.load_state_dict(dict(dense.state_dict()))
     x = torch.randn(2, 2, *SIZES[axes], dtype=torch.float64)
-    octave, _ = oc.octavify(dense, 0.5, x, min_size=4)
+    octave, _ = oc.octavify(dense, 0.5, x, min_size=4, pool_strides=True)
     with oc.backend("reference"):
         output = expected(x)
         output.square().sum().backward()

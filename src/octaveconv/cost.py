@@ -267,7 +267,7 @@ def path_macs(spec: ConvSpec, size: Sizes, out_size: Sizes) -> dict[str, int]:
     if spec.transposed:
         pixels = dict(hh=prod(size), hl=prod(low), lh=prod(low), ll=prod(low))
     elif spec.strides:
-        made = prod(spec.convolved_low(low))
+        made = prod(spec.at(size).convolved_low(low))
         pixels = dict(hh=prod(out_size), hl=made, lh=made, ll=made)
     else:
         out_low = prod(pooled_size(out_size, spec.factor))

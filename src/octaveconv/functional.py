@@ -29,6 +29,7 @@ def octconv(
     factor: int | Sizes | None = None,
     transposed: bool = False,
     output_padding: int | Sizes = 0,
+    pool_strides: bool = True,
 ) -> Octave:
     """Octave convolution with one dense weight: the counterpart of ``torch.nn.functional.conv1d``, ``2d`` and ``3d``.
 
@@ -43,7 +44,7 @@ def octconv(
             convolution is depthwise and has no path between the frequencies.
         alpha_in, alpha_out: low-frequency share of the input and of the output channels, in [0, 1], or a
             `ChannelSplit`.
-        cut_in, cut_out, factor: see `OctConv2d`.
+        cut_in, cut_out, factor, pool_strides: see `OctConv2d`.
         transposed: convolve as ``torch.nn.functional.conv_transpose2d`` does.
         output_padding: as in ``torch.nn.functional.conv_transpose2d``; only if ``transposed``.
 
@@ -84,6 +85,7 @@ def octconv(
         cut_out,
         factor,
         output_padding if transposed else None,
+        pool_strides,
     )
     return run(x, weight, bias, spec)
 
@@ -91,4 +93,6 @@ def octconv(
 def run(x: Tensor | Octave, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Octave:
     """`octconv` with arguments that `conv_spec` has already checked."""
     octave = spec.check_input(x)
+    if spec.same:
+        spec = spec.at(spec.high_size(octave))
     return backends.choose(octave, spec).run(octave, weight, bias, spec)

@@ -39,6 +39,17 @@ class ConvSpec(NamedTuple):
     remaining_stride: Sizes  # pooling on path lh: 1, except for a stride of 2 on an axis whose factor is 1
     padding_after: Sizes | None = None  # where that is not as much as before each axis, which ``padding`` is
     strides: bool = False  # each path convolves at the stride, as a transposed one does; otherwise the stride pools
+    same: bool = False  # pads by the input's size, to the input's size over the stride; see `at`
+
+    def at(self, size: Sizes) -> ConvSpec:
+        """The same with the padding for a high map of ``size``, where it depends on that: ``"same"`` at a stride."""
+        if not self.same:
+            return self
+        spans = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size))
+        axes = zip(size, spans, self.stride)
+        total = [_to_ceil(n, span, s) for n, span, s in axes]
+        before = tuple(pixels // 2 for pixels in total)
+        return self._replace(padding=before, padding_after=tuple(n - b for n, b in zip(total, before)))
 
     @property
     def transposed(self) -> bool:
@@ -154,7 +165,8 @@ class ConvSpec(NamedTuple):
 
     @property
     def _extension(self) -> tuple[tuple[int, int], ...]:
-        return tuple((0, r // 2 if self.strides and f > 1 else 0) for f, r in zip(self.factor, self.reach))
+        most = self.stride if self.same else self.reach  # which depends on the input's size then
+        return tuple((0, r // 2 if self.strides and f > 1 else 0) for f, r in zip(self.factor, most))
 
     def convolved_low(self, size: Sizes) -> Sizes:
         """Pixels on each axis that `conv_low` makes of a low map of ``size``, where paths stride, before it crops."""
@@ -180,7 +192,8 @@ class ConvSpec(NamedTuple):
 
     def out_sizes(self, x: Octave) -> tuple[Sizes, Sizes]:
         """Pixels of the high and of the low output, where paths stride or are transposed."""
-        axes = zip(self.high_size(x), self.stride, self.reach)
+        size = self.high_size(x)
+        axes = zip(size, self.stride, self.at(size).reach)
         if self.output_padding is None:
             high = tuple((n - r) // s + 1 for n, s, r in axes)
         else:
@@ -224,10 +237,11 @@ def conv_spec(
     cut_out: int | None,
     factor: int | Sizes | None = None,
     output_padding: int | Sizes | None = None,
+    pool_strides: bool = True,
 ) -> ConvSpec:
     """Check the arguments of an octave convolution and return them in one form.
 
-    ``axes`` is 1, 2 or 3; ``output_padding`` is None unless the convolution is transposed.
+    ``axes`` is 1, 2 or 3; ``output_padding`` is None unless the convolution is transposed. For others see `OctConv2d`.
 
     Raises:
         ValueError: the arguments do not fit each other; the message names the cure.
@@ -239,12 +253,13 @@ def conv_spec(
         if whole(name, channels) % whole("groups", groups):
             raise ValueError(f"{name} must be divisible by groups, got {channels} and {groups}")
     two_sizes = any(alpha.low if isinstance(alpha, ChannelSplit) else alpha for alpha in (alpha_in, alpha_out))
-    paths_stride = False
+    paths_stride = same = False
     if output_padding is None:
-        paddings, after = _checked_padding(padding, kernel, dilations)
+        same = padding == "same" and not pool_strides and max(strides) > 1
+        paddings, after = _checked_padding(padding, kernel, dilations, strides if same else None)
         reaches, extra = _reaches(kernel, dilations, zip(paddings, after)), None
         pools = [s in (1, 2) and (r == 1 or s == f == 1) for s, r, f in zip(strides, reaches, factor)]
-        paths_stride = not all(pools)
+        paths_stride = not all(pools) or (not pool_strides and max(strides) > 1)
     else:
         if isinstance(padding, str):
             raise ValueError(f"a transposed convolution takes its padding in pixels, got {padding!r}")
@@ -264,7 +279,7 @@ def conv_spec(
         )
     spec = ConvSpec(
         inputs, outputs, kernel, strides, paddings, dilations, groups, padding_mode, extra, factor, factor,
-        (1,) * axes, None if after == paddings else after, paths_stride,
+        (1,) * axes, None if after == paddings and not same else after, paths_stride, same,
     )  # fmt: skip
     if two_sizes and not spec.aligned:
         raise ValueError(_misaligned(spec, padding))
@@ -279,10 +294,14 @@ def _per_axis(name: str, value: int | Iterable[int], axes: int, least: int = 1) 
     return tuple(whole(name, size, least) for size in sizes)
 
 
-def _checked_padding(padding: Any, kernel: Sizes, dilations: Sizes) -> tuple[Sizes, Sizes]:
-    """Pixels before and after each axis."""
+def _checked_padding(
+    padding: Any, kernel: Sizes, dilations: Sizes, strides: Sizes | None = None
+) -> tuple[Sizes, Sizes]:
+    """Pixels before and after each axis; for ``"same"`` at ``strides`` those of an input that the stride divides."""
     spans = tuple(d * (k - 1) for d, k in zip(dilations, kernel))
     if padding == "same":
+        if strides is not None:
+            spans = tuple(max(span + 1 - s, 0) for span, s in zip(spans, strides))
         return tuple(span // 2 for span in spans), tuple(span - span // 2 for span in spans)
     if padding == "valid":
         padding = 0
@@ -294,6 +313,12 @@ def _checked_padding(padding: Any, kernel: Sizes, dilations: Sizes) -> tuple[Siz
         raise ValueError(f"padding has one number or two for each axis, before and after it, got {padding!r}")
     before, after = (_per_axis("padding", [pair[i] for pair in sides], len(kernel), 0) for i in range(2))
     return before, after
+
+
+def _to_ceil(pixels: int, span: int, stride: int) -> Any:
+    """Padding of both sides together that makes ``pixels / stride``, rounded up; sizes may be symbols."""
+    padding = -pixels % stride + span + 1 - stride
+    return padding if span + 1 >= stride else torch.sym_max(padding, 0)
 
 
 def _misaligned(spec: ConvSpec, padding: Any) -> str:

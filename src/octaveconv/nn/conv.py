@@ -22,6 +22,7 @@ class OctConvNd(MayReturnTensor, AlphaMarked):
     weight: Tensor
     bias: Tensor | None
     spec: ConvSpec
+    pool_strides = True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         if "alpha" in kwargs:
@@ -43,9 +44,10 @@ class OctConvNd(MayReturnTensor, AlphaMarked):
         """The arguments of the dense layer, then both alphas with their high and low channels."""
         inputs, outputs = self.spec.inputs, self.spec.outputs
         factor = "" if self.spec.factor == FACTORS[self.axes] else f", factor={self.spec.factor}"
+        strides = "" if self.pool_strides else ", pool_strides=False"
         return (
             f"{super().extra_repr()}, alpha_in={self.alpha_in:g} ({inputs.high}+{inputs.low}), "
-            f"alpha_out={self.alpha_out:g} ({outputs.high}+{outputs.low}){factor}"
+            f"alpha_out={self.alpha_out:g} ({outputs.high}+{outputs.low}){factor}{strides}"
         )
 
 
@@ -71,6 +73,7 @@ class _OctConv(OctConvNd):
         cut_in: int | None = None,
         cut_out: int | None = None,
         factor: int | Sizes | None = None,
+        pool_strides: bool = True,
     ) -> None:
         spec = conv_spec(
             self.axes,
@@ -87,14 +90,17 @@ class _OctConv(OctConvNd):
             cut_in,
             cut_out,
             factor,
+            pool_strides=pool_strides,
         )
-        own = padding if isinstance(padding, int | str) or all(isinstance(p, int) for p in padding) else spec.padding
+        plain = isinstance(padding, int | str) or all(isinstance(p, int) for p in padding)
+        own = padding if plain and not spec.same else spec.padding
         super().__init__(
             in_channels, out_channels, kernel_size, stride, own, dilation, groups, bias, padding_mode, device, dtype
         )
         if own is spec.padding:
             vars(self)["padding"] = padding  # as given, to be printed
         self._set_spec(spec, alpha_in, alpha_out)
+        self.pool_strides = pool_strides
 
 
 class OctConv1d(_OctConv, nn.Conv1d):  # type: ignore[misc]  # it takes and returns octaves
@@ -139,6 +145,9 @@ class OctConv2d(_OctConv, nn.Conv2d):  # type: ignore[misc]
             convolution it is ``groups``, the default. Give its ungrouped neighbors the same number on the side they
             share with it if the network is to use dense weights.
         factor: how much smaller the low map is on each axis, 1 or 2; by default 2 on both.
+        pool_strides: False: each path convolves at the stride, at 2 as well. So the high channels are convolved as in
+            the dense layer, and weights that have learned to stride keep what they know. ``"same"`` then makes the
+            input's size over the stride, rounded up, as in TensorFlow.
 
     Shape:
         ``Octave([N, C_high, H, W], [N, C_low, ceil(H/2), ceil(W/2)])``, or a tensor ``[N, C, H, W]`` if alpha_in is 0,

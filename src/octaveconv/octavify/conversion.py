@@ -21,6 +21,7 @@ from .channels_last import mark_channels_last
 from .hierarchy import nest
 from .idioms import rewrite_idioms
 from .keywords import read_keywords
+from .layers import pool_strides
 from .maps import is_map, shape_of
 from .padding import absorb
 from .permute import permute
@@ -44,6 +45,7 @@ class Options(NamedTuple):
     keep: list[str]
     min_size: int
     stem: bool
+    pool_strides: bool = False
 
 
 class Traced(NamedTuple):
@@ -101,6 +103,8 @@ class Source:
         read_keywords(graph)
         rewrite_idioms(graph, model, kept)
         absorb(graph, model, kept)
+        if self.options.pool_strides:
+            pool_strides(model)
         try:
             add_shapes(model, graph, self.call.values)
         except Exception as error:  # the model itself runs: its code asks for types, which torch.fx answers wrongly

@@ -31,8 +31,6 @@ from .layers import (
     oct_prelu,
     oct_response_norm,
     oct_standardized_conv,
-    pads_same,
-    pools_at_most,
     response_norm,
     sample_drop,
     sync_batch_norm,
@@ -62,10 +60,7 @@ _CHANNEL_DROPOUT = Handler(same, elementwise=True)
 _SAMPLE_DROPOUT = Handler(same, sample_drop)
 _CONV = Handler(conv, oct_conv, conv_spec_of, fits=is_plain_conv)
 _CONV_TRANSPOSE = Handler(conv_transpose, oct_conv_transpose, conv_spec_of)
-_CONV_SAME = Handler(conv, oct_conv, conv_spec_of, axes=2, fits=lambda x: is_plain_conv(x) and pools_at_most(x))
-_STANDARDIZED_CONV = Handler(
-    conv, oct_standardized_conv, conv_spec_of, axes=2, fits=lambda x: not pads_same(x) or pools_at_most(x)
-)
+_STANDARDIZED_CONV = Handler(conv, oct_standardized_conv, conv_spec_of, axes=2)
 _GROUP_NORM = Handler(same, oct_group_norm)
 _GROUP_NORM_AND_ACTIVATION = Handler(same, oct_group_norm, fits=_is_followed_elementwise, behind=_BEHIND)
 _INSTANCE_NORM = Handler(same, oct_instance_norm, fits=lambda layer: not layer.track_running_stats)
@@ -111,7 +106,7 @@ NAMED: dict[str, tuple[str | tuple[str, ...], Handler]] = {
     **dict.fromkeys(
         ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"), ("timm.layers", _STANDARDIZED_CONV)
     ),
-    "Conv2dSame": ("timm.layers", _CONV_SAME),
+    "Conv2dSame": ("timm.layers", _CONV.on(2)),
     "GlobalResponseNorm": ("timm.layers", Handler(response_norm, oct_response_norm, axes=2, channels_last=True)),
     "BatchNormAct2d": (
         "", Handler(same, batch_norm(OctBatchNorm2d), axes=2, fits=_is_batch_norm_and_activation, behind=_BEHIND)

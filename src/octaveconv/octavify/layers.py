@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..nn import (
     FrozenOctBatchNorm2d,
@@ -24,6 +25,7 @@ from ..nn import (
     StandardizedOctConv2d,
 )
 from ..nn.computed import compute_like, parameter_names
+from ..nn.conv import OctConvNd
 from ..octave import ChannelSplit
 from ..resolution import FACTORS, pooled_size
 from ..spec import ConvSpec, conv_spec
@@ -61,7 +63,9 @@ def is_aligned(layer: Any) -> bool:
 
 
 def _padding_of(layer: Any) -> Any:
-    """Pixels for each axis, or before and after it."""
+    """Pixels for each axis, or before and after it; ``"same"`` where they depend on the input's size."""
+    if pads_same(layer) and max(layer.stride) > 1 and not pools_strides(layer):
+        return "same"
     if pads_same(layer):
         spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size)]
         return tuple((span // 2, span - span // 2) for span in spans)
@@ -73,9 +77,16 @@ def pads_same(layer: Any) -> bool:
     return type(layer).__name__ == "Conv2dSame" or bool(getattr(layer, "same_pad", False))
 
 
-def pools_at_most(layer: Any) -> bool:
-    """Whether a convolution's stride is none that an octave one would have to convolve at."""
-    return all(stride <= 2 for stride in layer.stride)
+def pool_strides(model: nn.Module) -> None:
+    """Let the octave forms of a network's convolutions pool where these stride by 2."""
+    for layer in model.modules():
+        if isinstance(layer, _ConvNd) and not isinstance(layer, OctConvNd):
+            layer.pool_strides = True  # type: ignore[assignment]  # see `pools_strides`
+
+
+def pools_strides(layer: Any) -> bool:
+    """Whether a stride of 2 is to pool, as in the paper, rather than to stride, as the weights have learned."""
+    return bool(getattr(layer, "pool_strides", False))
 
 
 def _padding_mode_of(layer: Any) -> str:
@@ -122,6 +133,7 @@ def conv_spec_of(layer: Any, inputs: float | ChannelSplit, outputs: float | Chan
         None,
         None,
         layer.output_padding if layer.transposed else None,
+        pools_strides(layer),
     )
 
 
@@ -157,6 +169,7 @@ def _conv_like(kind: Any, layer: Any, inputs: ChannelSplit, outputs: ChannelSpli
         device="meta",
         alpha_in=inputs,
         alpha_out=outputs,
+        pool_strides=pools_strides(layer),
     )
     return with_state(made, layer)
 

@@ -42,6 +42,7 @@ def octavify(
     distill: int = 0,
     min_size: int = 8,
     stem: bool = False,
+    pool_strides: bool = False,
     say: Callable[[str], object] | None = None,
 ) -> tuple[OctavifiedModule, Plan]:
     """Turn a convolutional network into an octave network with the same weights.
@@ -72,6 +73,8 @@ def octavify(
         min_size: maps with fewer pixels in height or width, or of a series in length, stay dense; an axis of one pixel
             does not count.
         stem: convert the stem, too: the convolutions that read the image, and everything before an early pooling.
+        pool_strides: let strides of 2 pool, as in the paper's networks. By default octave convolutions stride, as the
+            weights have learned; see `OctConv2d`.
         say: is called with a line of text after each step of the work with a sample, such as ``print``.
 
     Warns:
@@ -101,7 +104,7 @@ def octavify(
         >>> print(plan.summary())
         9 of 20 convolutions are octave; MACs 148,557,824 -> 128,552,960 (86.5%); borders: 1 Merge, 1 Split
     """
-    options = Options(_keep(keep, min_size), min_size, stem)
+    options = Options(_keep(keep, min_size), min_size, stem, pool_strides)
     inputs = _inputs(model, example_inputs)
     budget = Budget.of(alpha, calibrate, macs=macs, latency=latency, agreement=agreement)
     sample = None if calibrate is None else Sample.of(calibrate, inputs)
@@ -159,6 +162,7 @@ def rebuild(model: nn.Module, conversion: Mapping[str, Any]) -> OctavifiedModule
             raise ValueError(f"register its layers first, with octaveconv.register_layer: {', '.join(sorted(missing))}")
         image = torch.zeros(1, *conversion["input_size"])
         rest = {key: conversion[key] for key in ("keep", "min_size", "stem")}
+        rest["pool_strides"] = conversion.get("pool_strides", True)  # 0.2.0 and before did
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a network without octave layers, which it may be
             octave, _ = octavify(model, dict(conversion["alphas"]), image, **rest)

@@ -125,13 +125,14 @@ class Net:
         groups = getattr(self.module(node), "groups", 1)
         return groups if isinstance(groups, int) else 1
 
-    def pools(self, node: fx.Node) -> bool:
-        """Whether the convolution that a node calls would pool its input first: an octave's does so at stride 2."""
+    def strides(self, node: fx.Node) -> bool:
+        """Whether the convolution that a node calls strides."""
         handler = self.handler(node)
         if handler.spec is None:  # it is registered
             return any(made < read for made, read in zip(size_of(node), size_of(self.steps[node].inputs[0])))
         inputs, outputs = (ChannelSplit(self.channels(x), 0) for x in (self.steps[node].inputs[0], node))
-        return max(handler.spec(self.module(node), inputs, outputs).pooling) > 1
+        spec = handler.spec(self.module(node), inputs, outputs)
+        return not spec.transposed and max(spec.stride) > 1
 
     def blocks(self, space: fx.Node) -> tuple[int, bool] | None:
         """How many blocks a space's channels form, inside which they may be reordered, and whether the blocks may be.
@@ -150,14 +151,14 @@ class Net:
 
     @cached_property
     def flow(self) -> list[tuple[Step, fx.Node, list[fx.Node], bool]]:
-        """What can write or read octaves: a node's step, its run, the runs that it reads, whether it pools first."""
+        """What can write or read octaves: a node's step, its run, the runs that it reads, whether it strides."""
         roles = Role.CONV, Role.MEAN, Role.CAT, Role.PIECE, Role.JOIN
         return [
             (
                 self.steps[node],
                 self.runs.of(node),
                 [self.runs.of(x) for x in self.steps[node].inputs if is_map(x)],
-                self.steps[node].role is Role.CONV and self.pools(node),
+                self.steps[node].role is Role.CONV and self.strides(node),
             )
             for node in self.nodes(*roles)
         ]

@@ -60,10 +60,10 @@ class Splits:
     def converted(self, node: fx.Node) -> bool:
         """Whether a convolution becomes an octave convolution.
 
-        Where an octave convolution pools instead of striding, that is not what the weights have learned. With a dense
-        output it saves nothing, so such a convolution stays as it is there.
+        One that strides stays as it is if its output is dense: it would compute what the low channels tell at half the
+        resolution of that.
         """
-        reads = self.is_octave(self.net.steps[node].inputs[0]) and not self.net.pools(node)
+        reads = self.is_octave(self.net.steps[node].inputs[0]) and not self.net.strides(node)
         return not self.net.steps[node].refusal and (self.is_octave(node) or reads)
 
     def cuts(self, node: fx.Node) -> tuple[ChannelSplit, ChannelSplit]:
@@ -155,10 +155,10 @@ class Splits:
         }  # at least one of them must have low channels
         while True:
             made, read = set[fx.Node](), set[fx.Node]()
-            for step, run, inputs, pools in net.flow:
+            for step, run, inputs, strides in net.flow:
                 if step.role is Role.CONV and not step.refusal:
                     made.add(run)
-                    read.update(inputs if run in found or not pools else ())
+                    read.update(inputs if run in found or not strides else ())
                 elif step.role is Role.MEAN and not step.refusal:
                     read.update(inputs)
                 elif step.role in (Role.CAT, Role.PIECE) or (step.role is Role.JOIN and len(inputs) > 1):
