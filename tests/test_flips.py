@@ -84,6 +84,15 @@ def test_a_damaged_checkpoint_does_not_become_the_previous_one(run):
     assert run.previous.read_bytes() == before
 
 
+def test_a_name_inside_the_file_is_shown_in_one_line(tmp_path):
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a\n\x1b[2J", b"content")
+    path.write_bytes(path.read_bytes().replace(b"content", b"contenT"))
+    with pytest.raises(ValueError, match=r"the checksum of its record a\\n\\x1b\[2J is not that of its content"):
+        weights.read(path)
+
+
 def test_a_damaged_file_names_what_is_beside_it(run):
     broken(run.path / "model.safetensors")
     message = (

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from ._text import shown
+
 Buffer = bytes | bytearray | memoryview
 EMPTY = "0" * 64
 _KEY = b'"checksum":"'
@@ -84,4 +86,4 @@ def _problem_of_zip(path: Path) -> str:
             record = archive.testzip()
     except Exception as error:  # a damaged archive makes zipfile raise anything
         return f"it is not a complete zip archive ({type(error).__name__})"
-    return "" if record is None else f"the checksum of its record {record} is not that of its content"
+    return "" if record is None else f"the checksum of its record {shown(record)} is not that of its content"
