@@ -11,7 +11,7 @@ tried again:
     python experiments/fuzz.py --reader params --input runs/fuzz/params-0-17
 
 The random numbers start again with every chunk of files, and the result is written after each, so that a run which was
-stopped goes on where it was, as long as commit and versions are the same.
+stopped goes on where it was, as long as versions are the same, and for each reader the commit.
 """
 
 import argparse
@@ -206,13 +206,14 @@ def add(total, result):
     return summed | largest | {"cpu_s": seconds, "result": "failed" if problems else "passed", "problems": problems}
 
 
-def fuzz(options, report, write):
+def fuzz(options, commit, report, write):
     """Try the files that are missing in the report, and write it after each chunk."""
 
     def one(name):
-        found = report["readers"].get(name, {"chunks": 0})
+        found = report["readers"].get(name, {})
+        found = found if found.get("commit") == commit else {"commit": commit, "chunks": 0}
         for number, result in attempts(name, found["chunks"], -(-options.cases // options.chunk), options.chunk):
-            found = {"chunks": number + 1} | add(found, result)
+            found = {"commit": commit, "chunks": number + 1} | add(found, result)
             print(name, json.dumps(found | {"problems": result["problems"]}), flush=True)
             write(name, found)
 
@@ -238,15 +239,15 @@ def main():
     report = {
         "env": env.facts(),
         "threads": 1,
-        "commit": env.commit().removesuffix(env.DIRTY),
         "chunk": options.chunk,
         "seconds_limit": SECONDS,
     }
+    commit = env.commit().removesuffix(env.DIRTY)
     known = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     same = all(known.get(key) == report[key] for key in report)
     report["readers"], lock = known["readers"] if same else {}, threading.Lock()
     if known and not same:
-        print(f"{options.json} is of another commit or machine: starting again", flush=True)
+        print(f"{options.json} is of another machine: starting again", flush=True)
 
     def write(name, found):
         with lock:
@@ -254,7 +255,7 @@ def main():
             if options.json:
                 options.json.write_text(json.dumps(report, indent=1) + "\n")
 
-    fuzz(options, report, write)
+    fuzz(options, commit, report, write)
     return any(found["problems"] for found in report["readers"].values())
 
 

@@ -82,8 +82,9 @@ def fuzz_table():
          f"{1000 * run['longest_s']:.0f} ms", run["result"]]
         for name, run in result["readers"].items()
     ]  # fmt: skip
+    commits = ", ".join(dict.fromkeys(run["commit"] for run in result["readers"].values()))
     return (
-        f"{markdown(rows)}\n\nConditions: `python experiments/fuzz.py`, commit {result['commit']}, PyTorch "
+        f"{markdown(rows)}\n\nConditions: `python experiments/fuzz.py`, commit {commits}, PyTorch "
         f"{result['env']['torch']}, 1 thread, {result['env']['cpu']}; a file fails if reading it ends the process, "
         f"raises another error than the reader promises, or takes more than {result['seconds_limit']:g} s of the "
         f"processor or than its size and 64 MiB of address space (`params`: 82, for what xz -9 compresses needs 65)."
