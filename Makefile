@@ -40,7 +40,6 @@ fuzz: .venv/test  ## a million random files for each reader of foreign bytes (ho
 	$(BIN)/python experiments/fuzz.py --cases 1000000 --json results/fuzz.json
 
 fuzz-files: .venv/test  ## mutate checkpoints, recipes, metadata and the files of a run (an hour)
-	$(BIN)/python experiments/fuzz_files.py --cases 100000 --json results/fuzz_files.json
 
 flips: .venv/test  ## flip 400 bits in each kind of file that we write (minutes)
 	$(BIN)/python experiments/bit_flips.py --json results/bit_flips.json

@@ -113,7 +113,7 @@ def test_what_is_in_it_is_looked_at(tmp_path, content, message):
     "kind", ["legacy", "zip", "pickle in a zip", "recipe", "metadata", "results.csv", "config.yaml"]
 )
 def test_mutations_are_read_or_refused(tmp_path, kind):
-    """experiments/fuzz_files.py tries more."""
+    """`make fuzz` tries more."""
     draw = random.Random(0)
     whole, write, read = kinds(tmp_path)[kind]
     assert fate(lambda: read(write(whole)))[0] == "read"
