@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test units test-slow test-ecosystem lint docs site fuzz fuzz-files flips soak sanitize parity coverage strangers real wheel dist clean
+.PHONY: help demo test units test-slow test-ecosystem lint docs site fuzz flips soak sanitize parity coverage strangers real wheel dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -38,8 +38,6 @@ site: .venv/docs  ## make a site of the documents in site/, with the reference f
 # Proofs that take minutes to hours; each writes its file in results/, which `make docs` then shows.
 fuzz: .venv/test  ## a million random files for each reader of foreign bytes (hours; it goes on where it stopped)
 	$(BIN)/python experiments/fuzz.py --cases 1000000 --json results/fuzz.json
-
-fuzz-files: .venv/test  ## mutate checkpoints, recipes, metadata and the files of a run (an hour)
 
 flips: .venv/test  ## flip 400 bits in each kind of file that we write (minutes)
 	$(BIN)/python experiments/bit_flips.py --json results/bit_flips.json
