@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
-from octavify_tables import coverage_table, finetune_table, real_table, strangers_table
+from octavify_tables import coverage_table, real_table, strangers_table, transfer_table
 from tables import ROOT, markdown
 
 import octaveconv as oc
@@ -349,7 +349,7 @@ TABLES = {
     "octavify": coverage_table,
     "octavify_real": real_table,
     "strangers": strangers_table,
-    "finetune": finetune_table,
+    "transfer": transfer_table,
     "triton": triton_table,
     "speed": speed_table,
     "speeds": speeds_table,

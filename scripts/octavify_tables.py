@@ -42,31 +42,25 @@ def real_table():
     return f"{markdown(rows)}\n\n{note}"
 
 
-def finetune_table():
-    """What octavify keeps of a trained network, and what fine-tuning brings back."""
-    result = json.loads((ROOT / "results" / "octavify_finetune.json").read_text())
-    stages = {"right_away": "at once", "norms": "norms", "one_epoch": "1 epoch", "tenth": f"{result['tenth']} epochs"}
-    found = {}
-    for row in result["rows"]:
-        name = row["network"] + {True: ", with a sample", False: "", None: ""}[row.get("calibrated")]
-        for stage in (*stages, "top1"):
-            if stage in row:
-                found.setdefault((row["alpha"], name), {}).setdefault(stage, []).append(row[stage])
-
-    def cell(values):
-        return f"{mean(values):.1f} ± {stdev(values):.1f}" if values else ""
-
-    rows = [["alpha", "network", *stages.values()]]
-    for (alpha, name), scores in sorted(found.items()):
-        last = "right_away" if name == "dense" else "tenth"
-        scores = scores | ({last: scores["top1"]} if "top1" in scores else {})
-        rows.append([f"{alpha:g}", name, *(cell(scores.get(stage)) for stage in stages)])
-    seeds = len({row["seed"] for row in result["rows"]})
+def transfer_table():
+    """What fine-tuning on few images of other classes makes of a dense and of an octave network."""
+    result = json.loads((ROOT / "results" / "transfer.json").read_text())
+    names = dict.fromkeys(row["network"] for row in result["rows"])
+    rows = [["network", "multiply-adds", "top-1", "below dense"]]
+    dense = {row["seed"]: row["top1"] for row in result["rows"] if row["network"] == "dense"}
+    for name in names:
+        each = [row for row in result["rows"] if row["network"] == name]
+        found, lost = [row["top1"] for row in each], [dense[row["seed"]] - row["top1"] for row in each]
+        below = "" if name == "dense" else f"{mean(lost):.1f} ± {stdev(lost):.1f}"
+        rows.append(
+            [name, f"{mean(row['macs'] for row in each):.0%}", f"{mean(found):.1f} ± {stdev(found):.1f}", below]
+        )
     note = (
-        f"Top-1 in %, mean and standard deviation of {seeds} seeds. Conditions: {result['what']}; the dense network is "
-        f"trained for {result['epochs']} epochs, fine-tuning begins at a learning rate of {result['lr']:g}, the sample "
-        f"is {result['images']} training images; {counted(result['threads'], 'thread')}, PyTorch "
-        f"{result['env']['torch']}, {result['env']['cpu']}."
+        f"Top-1 in %, mean and standard deviation of {len(dense)} seeds, which draw {result['images']} training images "
+        f"of each of CIFAR-10's classes; {10 * result['test']:,} test images at {result['size']} pixels. Conditions: "
+        f"EfficientNet-Lite0 with ImageNet's weights, {result['epochs']} epochs of AdamW; octavified with 200 training "
+        f"images without labels; {counted(result['threads'], 'thread')}, PyTorch {result['env']['torch']}, "
+        f"{result['env']['cpu']}."
     )
     return f"{markdown(rows)}\n\n{note}"
 
