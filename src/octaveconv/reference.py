@@ -16,7 +16,7 @@ product that counts each low pixel four times, once for each high pixel that it 
 from torch import Tensor
 
 from .octave import Octave
-from .resolution import pool, upsample
+from .resolution import crop, pool, upsample
 from .spec import ConvSpec
 
 
@@ -63,7 +63,8 @@ def octconv_at_stride(x: Octave, weight: Tensor, bias: Tensor | None, spec: Conv
 
     if high is not None:
         if hh is not None:
-            to_high.append(spec.conv(high, hh))
+            y = spec.conv(high, hh)
+            to_high.append(crop(y, high_size) if spec.same else y)  # it has that size, which symbols may not show
         if hl is not None:
             to_low.append(spec.conv_low(pool(high, spec.factor), hl, low_size))
     if low is not None:

@@ -61,7 +61,7 @@ def pool(x: Tensor, factor: Sizes | None = None) -> Tensor:
 
 def pooled_size(size: Sizes, factor: Sizes) -> Sizes:
     """Pixels on each axis after `pool`: ``ceil(size / factor)``."""
-    return tuple(-(-n // f) for n, f in zip(size, factor))
+    return tuple((n + f - 1) // f for n, f in zip(size, factor))  # -(-n // f) is wrong in ONNX by the older exporter
 
 
 def _pool_volume(x: Tensor, factor: Sizes) -> Tensor:

@@ -192,9 +192,10 @@ class ConvSpec(NamedTuple):
 
     def out_sizes(self, x: Octave) -> tuple[Sizes, Sizes]:
         """Pixels of the high and of the low output, where paths stride or are transposed."""
-        size = self.high_size(x)
-        axes = zip(size, self.stride, self.at(size).reach)
-        if self.output_padding is None:
+        axes = zip(self.high_size(x), self.stride, self.reach)
+        if self.same:
+            high = pooled_size(self.high_size(x), self.stride)
+        elif self.output_padding is None:
             high = tuple((n - r) // s + 1 for n, s, r in axes)
         else:
             high = tuple(s * (n - 1) + r + p for (n, s, r), p in zip(axes, self.output_padding))
@@ -317,7 +318,7 @@ def _checked_padding(
 
 def _to_ceil(pixels: int, span: int, stride: int) -> Any:
     """Padding of both sides together that makes ``pixels / stride``, rounded up; sizes may be symbols."""
-    padding = -pixels % stride + span + 1 - stride
+    padding = (pixels + stride - 1) // stride * stride - pixels + span + 1 - stride
     return padding if span + 1 >= stride else torch.sym_max(padding, 0)
 
 
