@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test units test-slow test-ecosystem lint docs site fuzz flips soak sanitize parity coverage strangers real wheel dist clean
+.PHONY: help demo test units test-slow test-ecosystem lint docs site fuzz flips soak sanitize parity coverage strangers foreign real wheel dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -58,6 +58,9 @@ strangers: .venv/test  ## octavify networks of transformers, diffusers, ultralyt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check transformers diffusers ultralytics monai torchaudio segmentation-models-pytorch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps efficientnet-pytorch
 	$(BIN)/python experiments/strangers.py --json results/strangers.json
+
+foreign: .venv/test  ## octavify 2,000 random networks in the forms of other projects (it goes on where it stopped)
+	$(BIN)/python experiments/foreign.py --networks 2000 --json results/foreign.json
 
 real: .venv/test  ## octavify networks with real weights, and score them on photos and tones (hours)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[real]

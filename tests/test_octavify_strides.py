@@ -120,6 +120,44 @@ def test_transposed_layers_of_other_axes(kind):
         kind(8, 4, 3, 2, 0, alpha_out=0.5)
 
 
+class Several(nn.Module):
+    """Layers that all read one octave."""
+
+    def __init__(self, conv, transposed, strided, enlarging):
+        super().__init__()
+        torch.manual_seed(0)
+        some = dict(alpha_in=0.5, alpha_out=0.25)
+        self.first = conv(3, 8, 3, padding=1, alpha_out=0.5)
+        self.layers = nn.ModuleList([conv(8, 4, *each, **some) for each in strided])
+        self.layers.extend(transposed(8, 4, *each, **some) for each in enlarging)
+
+    def forward(self, x):
+        x = self.first(x)
+        return [part for layer in self.layers for part in layer(x)]
+
+
+STRIDED = [(4, 2, 1), (3, 3, 0), (5, 3, 1), (4, 4, 0), (7, 4, 3), (2, 1, 1), (3, 2, 0)]
+ENLARGING = [(4, 2, 1), (2, 2), (3, 2, 1, 0), (3, 2, 1, 1), (5, 3, 1), (16, 8, 4)]
+IMAGES, SERIES = (oc.OctConv2d, oc.OctConvTranspose2d), (oc.OctConv1d, oc.OctConvTranspose1d)
+EXPORTED = [  # of layers, how many of each kind, and the size at which they are exported
+    (IMAGES, 1, (32, 45)), pytest.param(IMAGES, 7, (32, 48), marks=pytest.mark.slow),
+    pytest.param(IMAGES, 7, (33, 45), marks=pytest.mark.slow), pytest.param(SERIES, 7, (33,), marks=pytest.mark.slow),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(torch.__version__ < "2.14", reason="there, PyTorch's pooling with ceil_mode may guard on odd sizes")
+@pytest.mark.parametrize(("kinds", "count", "size"), EXPORTED)
+def test_an_exported_program_holds_for_all_sizes(kinds, count, size):
+    model = Several(*kinds, STRIDED[:count], ENLARGING[:count]).eval()
+    images = [torch.randn(2, 3, *(n, n + 5)[: len(size)]) for n in (24, 25, 26, 27, 29, 32, 35, 36)]
+    dims = dict.fromkeys(range(2, images[0].dim()), torch.export.Dim.DYNAMIC)
+    exported = torch.export.export(model, (torch.randn(2, 3, *size),), dynamic_shapes=(dims,)).module()
+    for x in images:
+        with torch.no_grad():
+            for y, z in zip(exported(x), model(x), strict=True):
+                assert_close(y, z)
+
+
 @pytest.mark.slow
 def test_deployed():
     model, x = NETWORKS["patches"][0], torch.randn(1, 3, 64, 64)

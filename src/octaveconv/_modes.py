@@ -50,6 +50,40 @@ def copied(model: Module, memo: dict[int, Any] | None = None) -> Module:
     return twin
 
 
+@contextmanager
+def restored(model: nn.Module) -> Iterator[list[tuple[str, str]]]:
+    """Put attributes and buffers back that modules change when they are called inside the ``with`` block.
+
+    Yields:
+        A list, which then gets the name of each such module, and what it does.
+    """
+    before = {name: (module, dict(vars(module))) for name, module in model.named_modules()}
+    buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+    changed: list[tuple[str, str]] = []
+    try:
+        yield changed
+    finally:
+        for name, (buffer, value) in buffers.items():
+            if not equal(buffer, value):
+                owner, _, own = name.rpartition(".")
+                changed.append((owner, f"keeps {own} of a call"))
+                buffer.copy_(value)
+        for name, (module, attributes) in before.items():
+            now = vars(module)
+            for own in [*now]:
+                if now[own] is not attributes.get(own, now) and not own.startswith("_tensor_constant"):
+                    changed.append((name, f"keeps {own} of a call"))
+                    if own in attributes:
+                        now[own] = attributes[own]
+                    else:
+                        del now[own]
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same; nothing is known of those without numbers."""
+    return one.is_meta or bool(((one == other) | ((one != one) & (other != other))).all())
+
+
 def detached(model: nn.Module) -> dict[int, Any]:
     """For the memo of a deep copy: the tensors that modules keep of a call, as the old ``weight_norm`` does."""
     kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]

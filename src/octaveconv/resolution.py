@@ -102,4 +102,8 @@ def traced() -> bool:
 
 def crop(x: Tensor, size: Sizes) -> Tensor:
     """The first ``size`` pixels of each axis."""
+    if torch.compiler.is_exporting() and any(isinstance(pixels, torch.SymInt) for pixels in size):
+        for axis, pixels in enumerate(size, 2):  # of a view, it would matter to the program whether it is the whole map
+            x = torch.ops.aten.slice_copy(x, axis, 0, pixels)
+        return x
     return x[(...,) + tuple(slice(pixels) for pixels in size)]

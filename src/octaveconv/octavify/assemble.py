@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .._modes import copied
+from .._modes import copied, detached
 from .allocate import allocate, least_share
 from .budget import Budget
 from .calls import run, values_like
@@ -204,6 +204,8 @@ class _Copied(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
+        for key, value in detached(self).items():
+            memo.setdefault(key, value)
         vars(twin).update((name, copy.deepcopy(value, memo)) for name, value in vars(self).items())
         return twin
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from .._modes import eval_mode, explained
+from .._modes import eval_mode, explained, restored
+from .sample import cloned
 
 _CONTAINERS = (list, tuple, dict, OrderedDict, torch.Size)
+_FROZEN = (immutable_list, immutable_dict)
 _PLAIN = (bool, str, bytes, Enum, torch.dtype, torch.device, torch.memory_format, slice, type(None))
 
 
@@ -114,6 +118,7 @@ class Recording:
         within: for each of these calls, the names of the modules inside whose calls it stands.
         macs: multiply-accumulates of each module by itself, without those of the modules that it calls.
         lengths: of modules that return lists or tuples, always of one length, the length.
+        output: what the network returns, with random numbers of seed 0.
     """
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -128,8 +133,10 @@ class Recording:
         try:
             for p in trained:
                 p.requires_grad_(False)  # the counter looks for gradients
-            with FlopCounterMode(display=False) as self._counter:
-                run(model, inputs, {name: (self._enter, self._leave) for name, _ in model.named_modules()})
+            with FlopCounterMode(display=False) as self._counter, torch.random.fork_rng():
+                torch.manual_seed(0)
+                notes = {name: (self._enter, self._leave) for name, _ in model.named_modules()}
+                self.output = run(model, cloned(inputs), notes)
         finally:
             for p in trained:
                 p.requires_grad_(True)
@@ -149,7 +156,7 @@ class Recording:
         self._found[name].add(len(output) if type(output) in (list, tuple) else 0)
 
 
-def run(model: nn.Module, inputs: tuple[Any, ...], notes: dict[str, tuple[Callable[..., None], Any]]) -> None:
+def run(model: nn.Module, inputs: tuple[Any, ...], notes: dict[str, tuple[Callable[..., None], Any]]) -> Any:
     """Call a model in evaluation mode, and tell of each call of the modules in ``notes``.
 
     Args:
@@ -175,8 +182,38 @@ def run(model: nn.Module, inputs: tuple[Any, ...], notes: dict[str, tuple[Callab
         if after is not None:
             hooks.append(part.register_forward_hook(leave))
     try:
-        with explained(model, inputs), eval_mode(model), torch.no_grad():
-            model(*inputs)
+        with explained(model, inputs), eval_mode(model), restored(model), torch.no_grad():
+            return model(*inputs)
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def alike(found: Any, expected: Any) -> bool:
+    """Whether two answers have the same types, shapes, dtypes, and nearly the same numbers."""
+    pairs = zip(leaves(found), leaves(expected))
+    return _kinds(found) == _kinds(expected) and all(
+        x.shape == y.shape and x.dtype == y.dtype and torch.allclose(x.double(), y.double(), 1e-4, 1e-5, equal_nan=True)
+        for x, y in pairs
+    )
+
+
+def _kinds(value: Any) -> Any:
+    """The types in what a module returns; those of torch.fx stand for Python's."""
+    items = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    kind = type(value)
+    return kind.__base__ if kind in _FROZEN else kind, [_kinds(item) for item in items]
+
+
+def leaves(value: Any) -> Iterator[Tensor]:
+    """The tensors in what a module takes or returns."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from leaves(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from leaves(item)
+    elif is_dataclass(value) or type(value).__module__ not in ("builtins", "torch"):
+        yield from leaves(dict(getattr(value, "__dict__", {})))

@@ -16,13 +16,13 @@ from .._modes import copied, eval_mode
 from .allocate import allocate, least_share
 from .budget import Budget, searched
 from .budget import latency as measured_latency
-from .calls import Call, Recording
+from .calls import Call, Recording, alike
 from .channels_last import mark_channels_last
 from .hierarchy import nest
 from .idioms import rewrite_idioms
 from .keywords import read_keywords
 from .layers import pool_strides
-from .maps import is_map, shape_of
+from .maps import add_shapes, drop_expansions, is_map, shape_of
 from .padding import absorb
 from .permute import permute
 from .plan import LayerPlan, Plan
@@ -34,8 +34,9 @@ from .sample import Sample
 from .spaces import Net
 from .splits import Splits
 from .steps import steps_of
-from .trace import Untraceable, Way, add_shapes, drop_expansions, trace
+from .trace import Untraceable, Way, trace
 
+OTHERWISE = "does what its values or their types decide, or keeps something of a call"  # than its graph
 _CONVS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
@@ -96,7 +97,8 @@ class Source:
             Untraceable: torch.fx cannot follow it.
         """
         model = copied(self.model, dict(self.memo))
-        found = Recording(model, self.call.args).lengths if self.lengths is None else self.lengths
+        recording = Recording(model, self.call.args) if self.lengths is None else None
+        found = recording.lengths if recording else self.lengths or {}
         lengths = {model.get_submodule(name): length for name, length in found.items()}
         graph, notes, left = trace(model, Way(self.kept, lengths, self.call, self.lenient, own=bool(self.name)))
         kept = {*self.kept, *left}
@@ -106,10 +108,12 @@ class Source:
         if self.options.pool_strides:
             pool_strides(model)
         try:
-            add_shapes(model, graph, self.call.values)
+            output = add_shapes(model, graph, self.call.values)
         except Exception as error:  # the model itself runs: its code asks for types, which torch.fx answers wrongly
             reason = f"does what the types of its values decide ({str(error).partition(chr(10))[0]})"
             raise Untraceable(f"{type(model).__name__} cannot be traced: it {reason}", reason) from error
+        if recording and not alike(output, recording.output):
+            raise Untraceable(f"{type(model).__name__} cannot be traced: it {OTHERWISE}", OTHERWISE)
         drop_expansions(graph)
         mark_channels_last(graph, model)
         net = Net(

@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .._modes import eval_mode
+
 Place = tuple[str, int]  # file and line
 _FACTS = ("shape", "dtype", "device", "ndim", "is_cuda")
 _SIZES = ("size", "dim", "numel")
+_OURS = ("torch.fx.", f"{__package__}.")  # packages that trace
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Decisions:
             self._run.args_iter = iter(self.values)
         self.running = True
         try:
-            with torch.no_grad():
+            with torch.no_grad(), eval_mode(root):  # which changes no statistics
                 for each in node.graph.nodes:
                     if each not in self._run.env:
                         self._run.env[each] = self._run.run_node(each)
@@ -90,11 +93,9 @@ def agree(found: bool, expected: bool) -> None:
 
 
 def _place() -> Place:
-    """Where the network's code asks."""
+    """Where the network's code asks: neither in torch.fx nor in octavify itself."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and (
-        "/torch/fx/" in frame.f_code.co_filename or "/octavify/" in frame.f_code.co_filename
-    ):
+    while frame.f_back is not None and f"{frame.f_globals.get('__name__', '')}.".startswith(_OURS):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno
 

@@ -1,14 +1,18 @@
-"""Which values of a traced network are feature maps, of how many axes, and which layers convolve them."""
+"""Which values of a traced network are feature maps, of how many axes and pixels, and which layers convolve them."""
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from math import prod
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
+from .._modes import eval_mode, restored
 from ..resolution import FACTORS, Sizes, pooled_size
+from .sample import cloned
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # over one, two and three axes
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -79,3 +83,53 @@ def map_axes(graph: fx.Graph, model: nn.Module) -> int:
         if node.op == "call_module" and (axes := conv_axes(model.get_submodule(str(node.target)))):
             macs[axes] += node.meta["macs"]
     return max(macs, key=macs.__getitem__, default=2)
+
+
+class _Shapes(fx.Interpreter):
+    """Notes for each node the shape of its value and the multiply-accumulates of computing it."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = self.counter.get_total_flops()
+        result = super().run_node(n)
+        n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
+        n.meta["count"] = len(result) if isinstance(result, (list, tuple)) else None
+        n.meta["macs"] = (self.counter.get_total_flops() - before) // 2  # it counts a MAC as two operations
+        return result
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as self.counter:
+            return super().run(*args, **kwargs)
+
+
+def drop_expansions(graph: fx.Graph) -> None:
+    """Let a product with a gate that was expanded to the map's size read the gate itself, which means the same."""
+    for node in list(graph.nodes):
+        if node.target in ("expand_as", "expand") and node.op == "call_method":
+            gate, shape = node.args[0], node.meta["shape"]
+            small = gate.meta["shape"] or ()
+            pixel = (1,) * axes_of(node)
+            if len(small) == len(shape) == len(pixel) + 2 and small[:2] == shape[:2] and small[2:] == pixel:
+                products = [user for user in node.users if user.target in (operator.mul, torch.mul, "mul")]
+                for user in products:
+                    if any(x is not node and x.meta["shape"] == shape for x in user.all_input_nodes):
+                        user.replace_input_with(node, gate)
+            if not node.users:
+                graph.erase_node(node)
+
+
+def add_shapes(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> Any:
+    """Run the graph once, in evaluation mode, noting ``shape``, ``macs`` and ``axes`` in the ``meta`` of each node.
+
+    Returns:
+        What it returns, with random numbers of seed 0.
+    """
+    module = fx.GraphModule(model, graph)
+    with eval_mode(module), restored(module), torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        output = _Shapes(module, graph=graph).run(*cloned(inputs))
+    axes = map_axes(graph, model)
+    for node in graph.nodes:
+        node.meta["axes"] = axes
+    return output

@@ -6,17 +6,16 @@ it stays as it is, and is searched in turn; where its own ``forward`` cannot be 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .._modes import eval_mode
-from .calls import Recording
-from .conversion import Options, Source, Traced
+from .._modes import eval_mode, restored
+from .calls import Recording, alike, leaves
+from .conversion import OTHERWISE, Options, Source, Traced
 from .handlers import REGISTERED
 from .maps import conv_axes
 from .sample import cloned
@@ -78,7 +77,8 @@ class Parts:
         whole = replace(parts, found=[], reasons={})
         parts._search_in("")
         whole._search("", children=False)
-        if sum(part.saved for part in whole.found) > _WORTH * sum(part.saved for part in parts.found):
+        saved = [sum(part.saved for part in each.found) for each in (whole, parts)]
+        if saved[0] > _WORTH * saved[1] or not parts.found:
             parts = whole
         else:
             parts.reasons[""] = _KEEPS
@@ -207,37 +207,13 @@ def check_same(module: nn.Module, traced: Traced, args: Any, kwargs: Any, values
         with eval_mode(module), eval_mode(graph), torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
             args, kwargs = cloned((args, kwargs))
-            expected = module(*args, **kwargs)
+            with restored(module):
+                expected = module(*args, **kwargs)
             torch.manual_seed(0)
-            found = graph(*cloned(values))
+            with restored(graph):
+                found = graph(*cloned(values))
     except Exception as error:  # its code may raise anything
         reason = f"cannot be run by itself ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         raise Untraceable(reason, reason) from error
-    ours, theirs = list(leaves(found)), list(leaves(expected))
-    same = _kinds(found) == _kinds(expected) and all(
-        x.shape == y.shape and x.dtype == y.dtype and torch.allclose(x.double(), y.double(), 1e-4, 1e-5, equal_nan=True)
-        for x, y in zip(ours, theirs)
-    )
-    if not same:
-        reason = "does what its values or their types decide, or keeps something of a call"
-        raise Untraceable(reason, reason)
-
-
-def _kinds(value: Any) -> Any:
-    """The types in what a module returns."""
-    items = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return type(value), [_kinds(item) for item in items]
-
-
-def leaves(value: Any) -> Iterator[Tensor]:
-    """The tensors in what a module takes or returns."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from leaves(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from leaves(item)
-    elif is_dataclass(value) or type(value).__module__ not in ("builtins", "torch"):
-        yield from leaves(dict(getattr(value, "__dict__", {})))
+    if not alike(found, expected):
+        raise Untraceable(OTHERWISE, OTHERWISE)

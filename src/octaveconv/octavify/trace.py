@@ -1,24 +1,22 @@
-"""A network as a graph: its modules' calls and functions in order, with the shape of every value."""
+"""A network as a graph: its modules' calls and functions in order."""
 
 from __future__ import annotations
 
 import operator
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from .._modes import eval_mode
+from .._modes import equal, eval_mode, restored
 from ..nn import Merge, OctMap, OctSqueezeExcite, Split
 from ..nn.conv import OctConvNd
 from .calls import Call, Mark, form, has_marks
 from .decisions import Decisions, Place, canonical, drop_unread, is_check
 from .handlers import handler_of
-from .maps import axes_of, map_axes
 from .operations import CUTS, is_in_place
 
 _OCTAVE_LAYERS = (OctConvNd, OctMap, OctSqueezeExcite, Merge, Split)
@@ -36,6 +34,18 @@ class Untraceable(ValueError):
         self.reason = reason
 
 
+class Changed(Untraceable):
+    """A module of the network changes when it is called.
+
+    Attributes:
+        module: its name.
+    """
+
+    def __init__(self, model: nn.Module, module: str, what: str) -> None:
+        super().__init__(f"{type(model).__name__} cannot be traced: its module {module!r} {what}", what)
+        self.module = module
+
+
 class Way(NamedTuple):
     """How to trace a network.
 
@@ -45,6 +55,7 @@ class Way(NamedTuple):
         call: the arguments; numbers and tensors in them may change, everything else is as it is.
         lenient: leave a module that cannot be traced as it is, instead of failing, and pass conditions on sizes.
         own: whether conditions in the network's own ``forward`` are passed, too.
+        buffers: whether buffers that the code computes with are read when the graph runs, as parameters always are.
         flipped, refused, guarded: see `Decisions`.
     """
 
@@ -53,6 +64,7 @@ class Way(NamedTuple):
     call: Call
     lenient: bool = False
     own: bool = False
+    buffers: bool = False
     flipped: frozenset[Place] = frozenset()
     refused: frozenset[Place] = frozenset()
     guarded: frozenset[Place] = frozenset()
@@ -73,6 +85,7 @@ class _Tracer(fx.Tracer):
         # timm keeps tracers out of NFNet's block because of an in-place product; `_make_functional` handles that.
         self._leaves = tuple(module for module in get_notrace_modules() if module.__name__ != "NormFreeBlock")
         self._way = way
+        self.proxy_buffer_attributes = way.buffers
         self._entered: list[str] = []
         self._attributes: dict[str, fx.Proxy] = {}
         self._listed: dict[int, tuple[tuple[Any, ...], Any]] = {}  # what modules returned, by the identity of the list
@@ -204,15 +217,28 @@ def trace(model: nn.Module, way: Way) -> tuple[fx.Graph, list[str], dict[str, st
     with eval_mode(model):
         left: dict[str, str] = {}
         while True:
-            way = _judged(model.eval(), way)
-            graph, constants, found, _ = _trace(model, way)
-            left |= found
-            way = way._replace(kept={*way.kept, *left})
-            in_training, others, _, _ = _trace(model.train(), way)
-            where = _parting(graph, in_training)
-            if not where or not way.lenient:
-                break
-            left[where] = "does more in training mode than in evaluation"
+            try:
+                way = _judged(model.eval(), way)
+                graph, constants, found, _ = _trace(model, way)
+                if constants and not way.buffers and next(model.buffers(), None) is not None:
+                    way = way._replace(buffers=True)  # a constant may be computed from them, and they can be loaded
+                    continue
+                left |= found
+                way = way._replace(kept={*way.kept, *left})
+                in_training, others, _, _ = _trace(model.train(), way)
+            except Changed as error:
+                if not way.lenient or error.module in ("", *way.kept):
+                    raise
+                where, reason = error.module, error.reason
+            else:
+                where, reason = _parting(graph, in_training), "does more in training mode than in evaluation"
+                if not where:
+                    where, reason = _drawing(graph, constants, others), "draws random numbers"
+                if not where:
+                    break
+                if not way.lenient:
+                    raise Untraceable(f"{type(model).__name__} cannot be traced: its module {where!r} {reason}", reason)
+            left[where] = reason
             way = way._replace(kept={*way.kept, where})
     for name, constant in constants.items():
         model.register_buffer(name, constant, persistent=False)  # it moves with the network, and adds no key
@@ -254,11 +280,12 @@ def _trace(model: nn.Module, way: Way) -> tuple[fx.Graph, dict[str, Tensor], dic
     """The graph, the constants that the model creates as it runs, what was left as it is, and the conditions met."""
     tracer = _Tracer(way)
     try:
-        with _unchanged(model):
+        with restored(model) as changed:
             graph = tracer.trace(model)
-        drop_unread(graph)  # there may be fewer pieces than asked for, or conditions alone have read it
-        constants = {name: vars(model).pop(name) for name in [*vars(model)] if name.startswith("_tensor_constant")}
-        return graph, constants, tracer.left, tracer.decisions.met
+        if changed:
+            raise Changed(model, *changed[0])
+    except Changed:
+        raise
     except Exception as error:  # with proxies, Python code may raise anything
         where = tracer.where
         part = f"module {where!r} ({type(model.get_submodule(where)).__name__})" if where else "forward of the model"
@@ -270,36 +297,15 @@ def _trace(model: nn.Module, way: Way) -> tuple[fx.Graph, dict[str, Tensor], dic
         reason = _in_short(error)
         text = f"the {part} branches on values, or is not plain tensor code ({reason})"
         raise Untraceable(f"{type(model).__name__} cannot be traced: {text}. {cure}", text) from error
+    finally:
+        constants = {name: vars(model).pop(name) for name in [*vars(model)] if name.startswith("_tensor_constant")}
+    drop_unread(graph)  # there may be fewer pieces than asked for, or conditions alone have read it
+    return graph, constants, tracer.left, tracer.decisions.met
 
 
 def _in_short(error: Exception) -> str:
     reason = str(error).partition("\n")[0].partition(". ")[0]
     return f"{type(error).__name__}: {reason}"
-
-
-@contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Put attributes back that the modules change when they are called.
-
-    Raises:
-        RuntimeError: they have changed any.
-    """
-    before = {module: dict(vars(module)) for module in model.modules()}
-    changed = ""
-    try:
-        yield
-    finally:
-        for module, attributes in before.items():
-            now = vars(module)
-            for name in [*now]:
-                if now[name] is not attributes.get(name, now) and not name.startswith("_tensor_constant"):
-                    changed = f"{type(module).__name__} keeps {name} of a call"
-                    if name in attributes:
-                        now[name] = attributes[name]
-                    else:
-                        del now[name]
-    if changed:
-        raise RuntimeError(changed)
 
 
 def _steps(graph: fx.Graph) -> list[fx.Node]:
@@ -308,12 +314,28 @@ def _steps(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _parting(graph: fx.Graph, in_training: fx.Graph) -> str:
-    """The innermost module in which the two graphs part; nothing if they do not, or if that is the whole network."""
-    for nodes in zip(_steps(graph), _steps(in_training)):
-        if nodes[0].op != nodes[1].op or nodes[0].target != nodes[1].target:
-            inside = [[name for name, _ in node.meta.get("nn_module_stack", {}).values()] for node in nodes]
-            return max(inside, key=len, default=[""])[-1] if any(inside) else ""
+    """The innermost module that is called in both graphs and does something else; nothing if there is none."""
+    ours, theirs = _inside(graph), _inside(in_training)
+    other = [name for name in ours if name in theirs and ours[name] != theirs[name]]
+    return max(other, key=lambda name: name.count("."), default="")
+
+
+def _drawing(graph: fx.Graph, constants: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str:
+    """A module whose constants are others when it is called again; nothing if there is none."""
+    for node in graph.nodes:
+        one, other = constants.get(str(node.target)), others.get(str(node.target))
+        if one is not None and other is not None and one.shape == other.shape and not equal(one, other):
+            return next((name for name, _ in reversed(node.meta.get("nn_module_stack", {}).values())), "")
     return ""
+
+
+def _inside(graph: fx.Graph) -> dict[str, list[Any]]:
+    """What is computed inside each module, by its name."""
+    found = defaultdict(list)
+    for node in _steps(graph):
+        for name in {name for name, _ in node.meta.get("nn_module_stack", {}).values()} - {node.target}:
+            found[name].append((node.op, node.target))
+    return found
 
 
 def _follow_mode(graph: fx.Graph, in_training: fx.Graph) -> bool:
@@ -354,47 +376,3 @@ def _make_functional(graph: fx.Graph, model: nn.Module) -> None:
         if is_in_place(node, model) and node.args and isinstance(node.args[0], fx.Node):
             source = node.args[0]
             source.replace_all_uses_with(node, lambda user, own=node: place[user] > place[own])  # type: ignore[misc]
-
-
-class _Shapes(fx.Interpreter):
-    """Notes for each node the shape of its value and the multiply-accumulates of computing it."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        before = self.counter.get_total_flops()
-        result = super().run_node(n)
-        n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
-        n.meta["count"] = len(result) if isinstance(result, (list, tuple)) else None
-        n.meta["macs"] = (self.counter.get_total_flops() - before) // 2  # it counts a MAC as two operations
-        return result
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        from torch.utils.flop_counter import FlopCounterMode
-
-        with FlopCounterMode(display=False) as self.counter:
-            return super().run(*args, **kwargs)
-
-
-def drop_expansions(graph: fx.Graph) -> None:
-    """Let a product with a gate that was expanded to the map's size read the gate itself, which means the same."""
-    for node in list(graph.nodes):
-        if node.target in ("expand_as", "expand") and node.op == "call_method":
-            gate, shape = node.args[0], node.meta["shape"]
-            small = gate.meta["shape"] or ()
-            pixel = (1,) * axes_of(node)
-            if len(small) == len(shape) == len(pixel) + 2 and small[:2] == shape[:2] and small[2:] == pixel:
-                products = [user for user in node.users if user.target in (operator.mul, torch.mul, "mul")]
-                for user in products:
-                    if any(x is not node and x.meta["shape"] == shape for x in user.all_input_nodes):
-                        user.replace_input_with(node, gate)
-            if not node.users:
-                graph.erase_node(node)
-
-
-def add_shapes(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> None:
-    """Run the graph once, in evaluation mode, noting ``shape``, ``macs`` and ``axes`` in the ``meta`` of each node."""
-    module = fx.GraphModule(model, graph)
-    with eval_mode(module), torch.no_grad():
-        _Shapes(module, graph=graph).run(*inputs)
-    axes = map_axes(graph, model)
-    for node in graph.nodes:
-        node.meta["axes"] = axes
