@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 from helpers import assert_close
 from torch import nn
@@ -156,6 +157,22 @@ def test_an_exported_program_holds_for_all_sizes(kinds, count, size):
         with torch.no_grad():
             for y, z in zip(exported(x), model(x), strict=True):
                 assert_close(y, z)
+
+
+@pytest.mark.slow
+def test_tensorflows_padding_at_every_size():
+    """Exported, compiled for all sizes, and in older ONNX files' arithmetic (`test_traced.py`)."""
+    same = timm.layers.Conv2dSame
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), same(8, 8, 3, stride=2), same(8, 8, 5, stride=2), nn.Conv2d(8, 4, 1))
+    net, _ = oc.octavify(model.eval(), 0.5, torch.zeros(1, 3, 64, 64), stem=True)
+    dims = dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC)
+    exported = torch.export.export(net, (torch.randn(2, 3, 64, 64),), dynamic_shapes=(dims,)).module()
+    compiled = torch.compile(net, dynamic=True, fullgraph=True, backend="eager")
+    for size in ((64, 64), (65, 67), (50, 33)):
+        x = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            assert_close(exported(x), net(x))
+            assert_close(compiled(x), net(x))
 
 
 @pytest.mark.slow

@@ -25,6 +25,15 @@ def layers(dimensions, **arguments):
     ).eval()
 
 
+def strided():
+    """Layers that stride by 2 without pooling."""
+    both = dict(alpha_in=0.5, alpha_out=0.5, pool_strides=False)
+    return nn.Sequential(
+        oc.OctConv2d(3, 8, 3, 2, 1, alpha_out=0.5, pool_strides=False), oc.OctConv2d(8, 8, 3, 2, "same", **both),
+        oc.OctConv2d(8, 8, 5, 2, "same", groups=8, **both), oc.Merge(),
+    ).eval()  # fmt: skip
+
+
 def images(size, dimensions=2, batch=1):
     size = size[:1] if dimensions == 1 else (5, *size) if dimensions == 3 else size
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -41,6 +50,7 @@ MODELS = {
     "images": (lambda: layers(2), 2),
     "groups": (lambda: layers(2, groups=2), 2),
     "videos": (lambda: layers(3), 3),
+    "strides": (strided, 2),
     "alpha 1": (lambda: nn.Sequential(oc.OctConv2d(3, 8, 1, alpha_out=1.0), oc.Merge(), nn.MaxPool2d(2)), 2),
     "network": (lambda: settle(shallow("oct_resnet18", 0.25, tiny=True)).eval(), 2),
 }
@@ -71,7 +81,9 @@ def onnx_run(model, x, opset):
     return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
 
 
-@pytest.mark.parametrize("kind", ["images", "groups", "videos", pytest.param("network", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["images", "groups", "videos", "strides", pytest.param("network", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("opset", [11, 17])
 def test_the_older_onnx_exporter(kind, opset):
     make, dimensions = MODELS[kind]
