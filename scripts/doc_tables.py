@@ -111,19 +111,20 @@ def fields_table():
 
 
 def soak_table():
-    result = json.loads((ROOT / "results" / "soak.json").read_text())
-    runs, stops = (
-        result["runs"],
-        Counter(stop.partition(" after")[0] for run in result["runs"] for stop in run["stops"]),
-    )
+    """The runs of all machines that the soak ran on, a file each."""
+    results = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("soak*.json"))]
+    runs = [run for result in results for run in result["runs"]]
+    stops = Counter(stop.partition(" after")[0] for run in runs for stop in run["stops"])
     told = ", ".join(f"{count} by {name}" for name, count in sorted(stops.items()))
+    first = results[0]
+    machines = " and ".join(f"{len(result['runs'])} on {result['env']['cpu']}" for result in results)
     return (
-        f"`python experiments/soak_train.py`: {len(runs)} runs of {result['processes']} processes, each of about "
-        f"{result['seconds_of_work']:g} seconds of work, were stopped {stops.total()} times at random moments ({told}) "
+        f"`python experiments/soak_train.py`: {len(runs)} runs of {first['processes']} processes, each of about "
+        f"{first['seconds_of_work']:g} seconds of work, were stopped {stops.total()} times at random moments ({told}) "
         f"and resumed; {sum(run['result'] == 'identical' for run in runs)} ended with the very weights and results.csv "
-        f"of the run that nothing disturbed, every epoch once. Conditions: PyTorch {result['env']['torch']}, "
-        f"{result['threads']} thread each, {result['env']['cpu']}; {sum(run['seconds'] for run in runs) / 60:.0f} "
-        f"minutes in all."
+        f"of the run that nothing disturbed, every epoch once. Conditions: commit {first['commit']}, PyTorch "
+        f"{first['env']['torch']}, {first['threads']} thread each; {machines}; "
+        f"{sum(run['seconds'] for run in runs) / 60:.0f} minutes in all."
     )
 
 
