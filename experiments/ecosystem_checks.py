@@ -2,7 +2,6 @@
 
 import io
 import tempfile
-from pathlib import Path
 
 import timm
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 import octaveconv as oc
 import octaveconv.models
+from octaveconv.cost import MAC_HOOKS
 from octaveconv.weights import read
 
 CHECKS = []
@@ -43,6 +43,14 @@ def difference(found, expected):
     if not ratio < 1e-4:
         raise AssertionError(f"the output differs by {ratio:.1e}")
     return f"largest difference {ratio:.0e}"
+
+
+def correlation(found, expected):
+    """How alike answers are that are not equal."""
+    value = float(torch.corrcoef(torch.stack([found.flatten(), expected.flatten()]))[0, 1])
+    if value < 0.9:
+        raise AssertionError(f"the logits' correlation with float32 is {value:.3f}")
+    return f"the logits' correlation with float32 is {value:.4f}"
 
 
 def share(counted, model):
@@ -83,10 +91,20 @@ def exported():
     return difference(program.module()(IMAGE[..., :48, :64]), model(IMAGE[..., :48, :64]))
 
 
-@check("torch", "torch.export with a named Dim", expected="fails")
+@check("torch", "torch.export with a named Dim alone", expected="fails")
 def exported_by_name():
-    named = {2: torch.export.Dim("h", min=32, max=512)}
-    torch.export.export(network(), (IMAGE,), dynamic_shapes=(named,))
+    return _exported_by_name()
+
+
+@check("torch", "torch.export with a named Dim and prefer_deferred_runtime_asserts_over_guards=True")
+def exported_by_name_with_asserts():
+    return _exported_by_name(prefer_deferred_runtime_asserts_over_guards=True)
+
+
+def _exported_by_name(**arguments):
+    model, sizes = network(), {axis: torch.export.Dim(name, min=33, max=512) for axis, name in ((2, "h"), (3, "w"))}
+    program = torch.export.export(model, (IMAGE,), dynamic_shapes=(sizes,), **arguments)
+    return difference(program.module()(IMAGE[..., :48, :63]), model(IMAGE[..., :48, :63]))
 
 
 @check("torch", "torch.save of a whole octavified network", expected="refused")
@@ -102,20 +120,41 @@ def fvcore():
     return share(FlopCountAnalysis(model, IMAGE[:1]).unsupported_ops_warnings(False).total(), model)
 
 
-@check("thop", "profile", expected="fails")
+@check("thop", "profile alone", expected="fails")
 def thop():
     import thop
 
     return share(thop.profile(network(), (IMAGE[:1],), verbose=False)[0], network())
 
 
-@check("ptflops", "get_model_complexity_info", expected="fails")
-def ptflops():
+@check("thop", "profile with custom_ops=MAC_HOOKS")
+def thop_with_hooks():
+    import thop
+
+    return share(thop.profile(network(), (IMAGE[:1],), custom_ops=MAC_HOOKS, verbose=False)[0], network())
+
+
+def ptflops_count(**arguments):
     from ptflops import get_model_complexity_info
 
     size = tuple(IMAGE.shape[1:])
-    macs, _ = get_model_complexity_info(network(), size, as_strings=False, print_per_layer_stat=False)
+    macs, _ = get_model_complexity_info(network(), size, as_strings=False, print_per_layer_stat=False, **arguments)
     return share(macs, network())
+
+
+@check("ptflops", "get_model_complexity_info alone", expected="fails")
+def ptflops():
+    return ptflops_count()
+
+
+@check("ptflops", 'get_model_complexity_info with backend="aten"')
+def ptflops_aten():
+    return ptflops_count(backend="aten")
+
+
+@check("ptflops", "get_model_complexity_info with custom_modules_hooks=MAC_HOOKS")
+def ptflops_with_hooks():
+    return ptflops_count(custom_modules_hooks=MAC_HOOKS)
 
 
 @check("torchinfo", "summary: multiply-adds", expected="fails")
@@ -160,12 +199,39 @@ def lora():
     return difference(model.eval()(IMAGE), network()(IMAGE))
 
 
-@check("peft", "LoRA on octave layers", expected="fails")
+@check("peft", "LoRA on octave layers", expected="refused")
 def lora_octave():
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(network(), LoraConfig(r=4, target_modules=r".*layer1.*conv2"))
     return difference(model.eval()(IMAGE), network()(IMAGE))
+
+
+@check("peft", "LoRA on the dense twin, merged, loaded into the octave network")
+def lora_dense():
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=r".*conv2", init_lora_weights=False)
+    merged = get_peft_model(network(alpha=0.0), config).merge_and_unload()
+    octave = network()
+    octave.load_state_dict(merged.state_dict())
+    assert not torch.equal(octave(IMAGE), network()(IMAGE))
+    dense = network(alpha=0.0)
+    dense.load_state_dict(octave.state_dict() | {})
+    return difference(dense(IMAGE), merged(IMAGE))
+
+
+@check("torch-pruning", "prune a dense network, then octavify it", module="torch_pruning")
+def pruned():
+    import torch_pruning
+
+    dense = timm.create_model("resnet18", num_classes=10).eval()
+    importance = torch_pruning.importance.MagnitudeImportance(p=2)
+    arguments = dict(importance=importance, pruning_ratio=0.5, ignored_layers=[dense.fc])
+    torch_pruning.pruner.MagnitudePruner(dense, IMAGE, **arguments).step()
+    octave, plan = oc.octavify(dense, 0.25, IMAGE)
+    assert octave(IMAGE).shape == (2, 10)
+    return f"multiply-adds of the pruned network: {plan.macs_after / plan.macs_before:.0%}"
 
 
 @check("lightning", "fit two batches; its checkpoint loads as a file of weights")
@@ -237,107 +303,6 @@ def monai():
     return f"multiply-adds: {', '.join(notes)}"
 
 
-def onnx_session(model, **arguments):
-    """A session of the exported network, as a function, and the file."""
-    import onnxruntime
-
-    file = io.BytesIO()
-    torch.onnx.export(model, (IMAGE,), file, input_names=["x"], **arguments)
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), file.getvalue()
-
-
-@check("onnxruntime", "torch.onnx.export(dynamo=False), opsets 11 and 17, at another size")
-def onnx_legacy():
-    model, axes = network(), {"x": {0: "n", 2: "h", 3: "w"}}
-    found = [onnx_session(model, dynamo=False, opset_version=opset, dynamic_axes=axes)[0] for opset in (11, 17)]
-    x = IMAGE[..., :48, :51]
-    return [difference(run(x), model(x)) for run in found][-1]
-
-
-@check("onnxruntime", "torch.onnx.export(dynamo=True)")
-def onnx_dynamo():
-    model = network()
-    return difference(onnx_session(model, dynamo=True)[0](IMAGE), model(IMAGE))
-
-
-@check("onnxruntime", "static int8 (QDQ) of the exported network")
-def onnx_int8():
-    import onnxruntime
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Images(CalibrationDataReader):
-        def __init__(self):
-            self.left = iter([{"x": IMAGE.numpy()}] * 2)
-
-        def get_next(self):
-            return next(self.left, None)
-
-    model = network()
-    with tempfile.TemporaryDirectory() as folder:
-        plain, ready, small = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "ready", "int8"))
-        Path(plain).write_bytes(onnx_session(model, dynamo=False, opset_version=17)[1])
-        quant_pre_process(plain, ready)
-        quantize_static(ready, small, Images())
-        session = onnxruntime.InferenceSession(small, providers=["CPUExecutionProvider"])
-        found = torch.from_numpy(session.run(None, {"x": IMAGE.numpy()})[0])
-    return correlation(found, model(IMAGE))
-
-
-def correlation(found, expected):
-    """How alike answers are that are not equal."""
-    value = float(torch.corrcoef(torch.stack([found.flatten(), expected.flatten()]))[0, 1])
-    if value < 0.9:
-        raise AssertionError(f"the logits' correlation with float32 is {value:.3f}")
-    return f"the logits' correlation with float32 is {value:.4f}"
-
-
-def pt2e(model):
-    """Quantise an exported program, and compare."""
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-
-    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-    prepared = prepare_pt2e(model, quantizer)
-    prepared(IMAGE)
-    return correlation(convert_pt2e(prepared)(IMAGE), network()(IMAGE))
-
-
-@check("torchao", "PT2E static int8 (X86InductorQuantizer) of torch.export's program", expected="fails")
-def pt2e_of_export():
-    return pt2e(torch.export.export(network(), (IMAGE,)).module())
-
-
-@check("torchao", "PT2E static int8 (X86InductorQuantizer) of what octaveconv.export wrote as pt2")
-def pt2e_of_file():
-    with tempfile.TemporaryDirectory() as folder:
-        oc.export(network(), IMAGE, f"{folder}/model.pt2")
-        return pt2e(torch.export.load(f"{folder}/model.pt2").module())
-
-
-@check("torchao", "int8 weights of the linear layers (quantize_)")
-def torchao():
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    model = network()
-    quantize_(model, Int8WeightOnlyConfig())
-    return correlation(model(IMAGE), network()(IMAGE))
-
-
-@check("openvino", "convert_model(module), at another size")
-def openvino():
-    import openvino
-
-    model = network()
-    run = openvino.compile_model(
-        openvino.convert_model(model, example_input=torch.zeros(1, 3, 64, 64)),
-        "CPU",
-        {"INFERENCE_PRECISION_HINT": "f32"},
-    )
-    return difference(torch.from_numpy(run(IMAGE.numpy())[0]), model(IMAGE))
-
-
 @check("timm", "features_only with every feature_cls; output_stride 16; save_for_hf of an octavified network")
 def timm_features():
     expected = network(features_only=True)(IMAGE)
@@ -349,15 +314,3 @@ def timm_features():
     with tempfile.TemporaryDirectory() as folder:
         timm.models.save_for_hf(model, folder, safe_serialization=True)
         return difference(timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(IMAGE), model(IMAGE))
-
-
-@check("executorch", "to_edge_transform_and_lower with XNNPACK")
-def executorch():
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-    from executorch.runtime import Runtime
-
-    model = network()
-    lowered = to_edge_transform_and_lower(torch.export.export(model, (IMAGE,)), partitioner=[XnnpackPartitioner()])
-    program = Runtime.get().load_program(lowered.to_executorch().buffer)
-    return difference(program.load_method("forward").execute([IMAGE])[0], model(IMAGE))

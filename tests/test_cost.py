@@ -9,7 +9,9 @@ from networks import CLASSES, SHALLOW, shallow
 from torch import nn
 
 import octaveconv as oc
+from octaveconv.cost import MAC_HOOKS
 from octaveconv.errors import UsageError
+from octaveconv.nn.conv import OctConvNd
 
 
 @functools.lru_cache(maxsize=2)
@@ -178,3 +180,25 @@ def test_text_and_json():
         data["total"]["macs"] == report.macs == sum(row["high"]["macs"] + row["low"]["macs"] for row in data["layers"])
     )
     assert data["dense"]["params"] == report.params
+
+
+@pytest.mark.parametrize("counter", ["total_ops", "__flops__"])
+def test_hooks_for_counters_that_go_by_class(counter):
+    """thop and ptflops give each module a number of this name, and hook the layers whose exact class they know."""
+    net = nn.Sequential(
+        oc.OctConv2d(4, 8, 3, 2, 1, alpha_out=0.5), oc.OctConvTranspose2d(8, 4, 2, 2, alpha_in=0.5, alpha_out=0.25)
+    )
+    for layer in net:
+        setattr(layer, counter, 0)
+        layer.register_forward_hook(MAC_HOOKS[type(layer)])
+    x = torch.zeros(2, 4, 9, 7)
+    net(x)
+    assert [getattr(layer, counter) for layer in net] == [layer.total.macs for layer in oc.cost(net, x).layers]
+
+
+def test_every_octave_convolution_has_its_hook():
+    classes, found = [OctConvNd], set()
+    while classes:
+        classes += (subclasses := classes.pop().__subclasses__())
+        found |= {cls for cls in subclasses if cls.__module__.startswith("octaveconv.") and cls.__name__[0] != "_"}
+    assert found == MAC_HOOKS.keys()

@@ -114,6 +114,16 @@ def test_the_ends_of_alpha(alpha, tmp_path):
     exported(few_layers(alpha).eval(), tmp_path, "pt2", (40, 40))
 
 
+def test_a_pt2_file_holds_operations_that_other_runtimes_know(tmp_path):
+    """ExecuTorch refuses others than the core ones; Core ML crops no upsampling that has both a size and a factor."""
+    graph = torch.export.load(exported(block(), tmp_path, "pt2", (9, 7))).graph
+    operations = {node.target for node in graph.nodes if node.op == "call_function"}
+    assert torch.ops.aten.upsample_nearest2d.vec in operations
+    for operation in operations:
+        composite = torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeImplicitAutograd")
+        assert torch.Tag.core in operation.tags or composite, operation
+
+
 @pytest.mark.parametrize(("size", "slices"), [pytest.param((16, 12), 0, marks=pytest.mark.slow), ((9, 7), 2)])
 def test_onnx_upsamples_by_resize(size, slices, tmp_path):
     graph = onnx.load(exported(block(), tmp_path, "onnx", size)).graph

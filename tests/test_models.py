@@ -18,7 +18,7 @@ import octaveconv as oc
 from octaveconv.models._build import OctNet
 from octaveconv.octave import as_octave
 
-OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
+OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
 every_name = pytest.mark.parametrize(  # at full depth; the others of a class are slow
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in CLASSES)) for name in NAMES]
 )
@@ -242,7 +242,10 @@ def test_compile_without_graph_breaks(name, alpha):
 
 
 @pytest.mark.skipif(OLD_TORCH, reason="there, PyTorch's pooling with ceil_mode guards on odd sizes")
-@pytest.mark.parametrize(("name", "alpha"), [(name, ALPHAS[name][0]) for name in CLASSES] + [("oct_resnet18", 1)])
+@pytest.mark.parametrize(
+    ("name", "alpha"),
+    [("oct_resnet18", 1)] + [pytest.param(name, ALPHAS[name][0], marks=pytest.mark.slow) for name in CLASSES],
+)
 def test_export_at_every_size(name, alpha):
     """At every batch size and one size of image: `test_export.py`. The dense twin: `test_deploy.py`."""
     model = shallow(name, alpha, tiny=True).eval()
@@ -251,6 +254,29 @@ def test_export_at_every_size(name, alpha):
     for shape in ((3, 3, 33, 47), (1, 3, 96, 64)):
         with torch.no_grad():
             assert_close(exported(image(*shape)), model(image(*shape)))
+
+
+@pytest.mark.skipif(OLD_TORCH, reason="as above")
+@pytest.mark.parametrize(
+    ("factor", "least", "deferred", "sizes"),
+    [
+        (1, 33, True, ((33, 47), (96, 65))),
+        pytest.param(32, 2, False, ((64, 64), (96, 64)), marks=pytest.mark.slow),
+    ],
+)
+def test_export_with_named_sizes(factor, least, deferred, sizes):
+    """The two ways that docs/ecosystem.md shows."""
+    model = shallow("oct_resnet18", 0.25, tiny=True).eval()
+    named = {axis: factor * torch.export.Dim(name, min=least) for axis, name in ((2, "h"), (3, "w"))}
+    exported = torch.export.export(
+        model,
+        (image(2, 3, 64, 96),),
+        dynamic_shapes=(named,),
+        prefer_deferred_runtime_asserts_over_guards=deferred,
+    ).module()
+    for size in sizes:
+        with torch.no_grad():
+            assert_close(exported(image(2, 3, *size)), model(image(2, 3, *size)))
 
 
 @one_alpha_or_the_ends

@@ -67,6 +67,13 @@ def test_a_trace_holds_for_other_sizes(kind):
             assert torch.equal(recorded(x), model(x))
 
 
+def test_a_trace_cuts_channels_by_slices():
+    """pnnx takes ``narrow`` for a layer that ncnn has; the file it writes then does not load."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), oc.Split(8, 0.5), oc.Merge())
+    kinds = {node.kind() for node in traced(model, images(SIZES[0])).inlined_graph.nodes()}
+    assert "aten::narrow" not in kinds
+
+
 def onnx_run(model, x, opset):
     """The legacy exporter's file, in ONNX Runtime."""
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -18,8 +18,17 @@ from torch import Tensor, nn
 
 from ._modes import check_network, eval_mode, explained
 from ._text import text_table
-from .nn.conv import OctConvNd
+from .nn.conv import (
+    OctConv1d,
+    OctConv2d,
+    OctConv3d,
+    OctConvNd,
+    OctConvTranspose1d,
+    OctConvTranspose2d,
+    OctConvTranspose3d,
+)
 from .nn.group_norm import OctGroupNorm
+from .nn.layers import PixelwiseOctLinear, StandardizedOctConv2d
 from .nn.norm import OctBatchNormNd
 from .octave import Octave, as_octave
 from .resolution import Sizes, pooled_size
@@ -293,6 +302,25 @@ def _octconv_cost(name: str, module: OctConvNd, params: int, x: Octave, y: Octav
     written = sum(outputs[:2]) * prod(out_size) * module.weight.element_size()
     dense = Cost(params, module.weight.numel() * prod(size if spec.transposed else out_size), written)
     return LayerCost(name, type(module).__name__, high, low, dense, paths)
+
+
+def count_macs(module: OctConvNd, inputs: tuple[Any, ...], output: Any) -> None:
+    """A forward hook that adds a layer's multiply-adds to what thop and ptflops keep in the module."""
+    macs = _layer_cost("", module, 0, inputs[0], output).total.macs
+    for name in ("total_ops", "__flops__"):  # thop's, ptflops's
+        if hasattr(module, name):
+            setattr(module, name, getattr(module, name) + macs)
+
+
+# What counters that go by a layer's class need: thop.profile(..., custom_ops=MAC_HOOKS), and the custom_modules_hooks=
+# of ptflops's "pytorch" backend. Its "aten" backend and PyTorch's FlopCounterMode need nothing.
+MAC_HOOKS = dict.fromkeys(
+    (
+        *(OctConv1d, OctConv2d, OctConv3d, OctConvTranspose1d, OctConvTranspose2d, OctConvTranspose3d),
+        *(PixelwiseOctLinear, StandardizedOctConv2d),
+    ),
+    count_macs,
+)
 
 
 def _out_size(spec: ConvSpec, x: Octave, y: Octave) -> Sizes:

@@ -219,6 +219,8 @@ def _write(format: str, graph: fx.GraphModule, example: Tensor, path: Path) -> N
     elif format == "openvino":
         _write_openvino(graph, example, path)
     else:
+        if format == "pt2":  # which ExecuTorch, Core ML and LiteRT read: operations of the core set alone
+            _crop_after_upsampling(graph)
         if len(example) == 1:
             example = torch.cat([example, example])  # a batch of 1 would be taken for a fixed size
         program = torch.export.export(graph, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
@@ -260,7 +262,7 @@ def _write_openvino(graph: fx.GraphModule, example: Tensor, path: Path) -> None:
 
 
 def _crop_after_upsampling(graph: fx.GraphModule) -> None:
-    """Split an upsampling to an odd size in two: ONNX's Resize takes either a scale or a size."""
+    """Split an upsampling to an odd size in two: both ONNX and core ATen take a scale or a size."""
     operations = torch.ops.aten
     for node in graph.graph.find_nodes(op="call_function", target=operations.upsample_nearest2d.default):
         x, size, *scales = node.args

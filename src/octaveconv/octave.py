@@ -279,7 +279,9 @@ def check_sizes(x: Octave, factor: Sizes) -> None:
 @leaf_function
 def split_tensor(x: Tensor, split: ChannelSplit, factor: int | Sizes | None = None) -> Octave:
     """Keep the high channels of ``x`` and pool the low ones: ``[N, C, H, W]`` to an octave."""
-    if split.contiguous:  # not split.split: a following activation may work in place
+    if split.contiguous and traced():  # pnnx knows slices, but not narrow
+        high, low = x[:, : split.high], x[:, split.high :]
+    elif split.contiguous:  # not split.split: a following activation may work in place
         high, low = x.narrow(1, 0, split.high), x.narrow(1, split.high, split.low)
     else:
         high, low = split.split(x, 1)
