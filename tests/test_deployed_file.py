@@ -330,6 +330,7 @@ WRONG_SIZES = {
     "a convolution beyond its map": ("dilation", [1, 9], "layer 'relu': a convolution reads beyond its map"),
     "a stride beyond its map": ("stride", [2, 1], "layer 'relu': a convolution reads beyond its map"),
     "too little padding": ("padding", [1, 0], "layer 'relu': a convolution reads beyond its map"),
+    "too much padding": ("padding", [1, 2], "layer 'relu': a convolution makes a larger map than its sum"),
 }
 
 

@@ -128,7 +128,9 @@ class _Check:
     def _term(self, term: Term, grid: Pair) -> None:
         for axis, (pixels, there) in enumerate(zip(grid, self.of(term.source.map))):
             last = (pixels - 1) * term.stride[axis] + (term.weight.shape[2 + axis] - 1) * term.dilation[axis]
-            require(last < there + 2 * term.padding[axis], "a convolution reads beyond its map")
+            left = there + 2 * term.padding[axis] - 1 - last
+            require(left >= 0, "a convolution reads beyond its map")
+            require(left < term.stride[axis], "a convolution makes a larger map than its sum")  # as PyTorch would
 
     def _window(self, window: Window, grid: Pair) -> None:
         if window.kind == "mean":
