@@ -126,13 +126,14 @@ class Net:
         return groups if isinstance(groups, int) else 1
 
     def strides(self, node: fx.Node) -> bool:
-        """Whether the convolution that a node calls strides."""
+        """Whether the convolution that a node calls has a stride of 2 at which the paper's would pool."""
         handler = self.handler(node)
         if handler.spec is None:  # it is registered
             return any(made < read for made, read in zip(size_of(node), size_of(self.steps[node].inputs[0])))
         inputs, outputs = (ChannelSplit(self.channels(x), 0) for x in (self.steps[node].inputs[0], node))
         spec = handler.spec(self.module(node), inputs, outputs)
-        return not spec.transposed and max(spec.stride) > 1
+        fits = spec.same or all(reach == 1 for reach, stride in zip(spec.reach, spec.stride) if stride > 1)
+        return not spec.transposed and max(spec.stride) == 2 and fits
 
     def blocks(self, space: fx.Node) -> tuple[int, bool] | None:
         """How many blocks a space's channels form, inside which they may be reordered, and whether the blocks may be.
