@@ -132,8 +132,8 @@ class Net:
             return any(made < read for made, read in zip(size_of(node), size_of(self.steps[node].inputs[0])))
         inputs, outputs = (ChannelSplit(self.channels(x), 0) for x in (self.steps[node].inputs[0], node))
         spec = handler.spec(self.module(node), inputs, outputs)
-        fits = spec.same or all(reach == 1 for reach, stride in zip(spec.reach, spec.stride) if stride > 1)
-        return not spec.transposed and max(spec.stride) == 2 and fits
+        pools = max(spec.stride) == 2 and all(r == 1 for r, s in zip(spec.reach, spec.stride) if s > 1)
+        return not spec.transposed and (pools or spec.same)
 
     def blocks(self, space: fx.Node) -> tuple[int, bool] | None:
         """How many blocks a space's channels form, inside which they may be reordered, and whether the blocks may be.
