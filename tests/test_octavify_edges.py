@@ -11,6 +11,7 @@ from timm.layers.conv2d_same import conv2d_same
 from torch import nn
 
 import octaveconv as oc
+from octaveconv.octavify import regression
 
 
 def chain(*layers):
@@ -78,6 +79,20 @@ def test_high_channels_are_strided_as_in_the_dense_layer(kernel, stride):
         expected = conv2d_same(high, layer.weight[:9, :4], None, (stride, stride))
         assert_close(y.high, expected)
         assert y.low.shape[2:] == tuple((n + 1) // 2 for n in expected.shape[2:])
+
+
+@pytest.mark.parametrize("size", [(14, 16), (15, 13)])
+def test_a_regression_reads_what_a_layer_pads_by_its_size(size):
+    layer = oc.OctConv2d(8, 8, 3, 2, "same", alpha_in=0.5, alpha_out=0.5, bias=False, pool_strides=False).double()
+    low_size = tuple((n + 1) // 2 for n in size)
+    x = oc.Octave(torch.randn(4, 4, *size).double(), torch.randn(4, 4, *low_size).double())
+    with torch.no_grad():
+        y = layer(x)
+        for rows, part, for_low in ((layer.weight[:4], y.high, False), (layer.weight[4:], y.low, True)):
+            sums = regression.Sums()
+            regression.collect(sums, layer.spec, x, part, for_low, torch.arange(part[0, 0].numel()))
+            left = sums.statistics(centered=False).left(rows.flatten(1).mT[None])
+            assert left.abs().max() < 1e-9, "the layer's own weight gives its own output"
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 36), (35, 38)])

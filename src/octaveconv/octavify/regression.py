@@ -91,6 +91,7 @@ class Pixels(NamedTuple):
 
 def collect(sums: Sums, spec: ConvSpec, x: Octave, y: Tensor, for_low: bool, some: Tensor) -> None:
     """Note what a convolution reads, and what one output part is to be, at ``some`` pixels of that."""
+    spec = spec.at(spec.high_size(x))
     read = [*_patches(spec, x, for_low, tuple(y.shape[2:]), some)]
     groups = read[0].shape[1] if spec.depthwise else spec.groups
     rows = torch.cat([_grouped(patch, groups) for patch in read], 1)
