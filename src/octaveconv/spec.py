@@ -280,7 +280,7 @@ def conv_spec(
         )
     spec = ConvSpec(
         inputs, outputs, kernel, strides, paddings, dilations, groups, padding_mode, extra, factor, factor,
-        (1,) * axes, None if after == paddings and not same else after, paths_stride, same,
+        (1,) * axes, None if after == paddings else after, paths_stride, same,
     )  # fmt: skip
     if two_sizes and not spec.aligned:
         raise ValueError(_misaligned(spec, padding))
@@ -302,7 +302,7 @@ def _checked_padding(
     spans = tuple(d * (k - 1) for d, k in zip(dilations, kernel))
     if padding == "same":
         if strides is not None:
-            spans = tuple(max(span + 1 - s, 0) for span, s in zip(spans, strides))
+            spans = tuple(_to_ceil(s, span, s) for span, s in zip(spans, strides))
         return tuple(span // 2 for span in spans), tuple(span - span // 2 for span in spans)
     if padding == "valid":
         padding = 0

@@ -8,12 +8,12 @@ from pathlib import Path
 from timm.optim import list_optimizers
 
 from .. import processes
-from .._text import did_you_mean, shown
+from .._text import did_you_mean
 from ..data.datasets import is_named, open_dataset
 from ..errors import UsageError
 from ..models.create import check as check_network
 from ..weights import Weights
-from .defaults import has_rate
+from .defaults import check_rate
 from .recipe import Recipe
 
 
@@ -57,8 +57,7 @@ def _optimizer(recipe: Recipe) -> None:
     if recipe.opt.lower() not in known:
         cure = did_you_mean(recipe.opt.lower(), known) or ": sgd, adamw and lamb are some of its"
         raise UsageError(f"timm has no optimizer {recipe.opt!r}{cure}")
-    if not has_rate(recipe):
-        raise UsageError(f"there is no rule for the learning rate of {shown(recipe.opt)}: give lr")
+    check_rate(recipe)
 
 
 def _batch(recipe: Recipe) -> None:

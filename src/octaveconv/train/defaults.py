@@ -56,14 +56,14 @@ def settle(recipe: Recipe, images: int, unit: int = 1) -> tuple[Recipe, str]:
     return replace(recipe, **chosen).checked(), f"chosen for {images:,} images: {told}"
 
 
-def has_rate(recipe: Recipe) -> bool:
-    """Whether a recipe gives a learning rate, or there is a rule for that of its optimizer."""
-    return recipe.lr is not None or any(word in recipe.opt.lower() for word in ("sgd", "momentum", "ada", "lamb"))
+def check_rate(recipe: Recipe) -> None:
+    """UsageError unless a recipe gives a learning rate, or there is a rule for that of its optimizer."""
+    if recipe.lr is None and not any(word in recipe.opt.lower() for word in ("sgd", "momentum", "ada", "lamb")):
+        raise UsageError(f"there is no rule for the learning rate of {shown(recipe.opt)}: give lr")
 
 
 def _rate(recipe: Recipe, batch: int) -> float:
-    if not has_rate(recipe):
-        raise UsageError(f"there is no rule for the learning rate of {shown(recipe.opt)}: give lr")
+    check_rate(recipe)
     if "ada" in recipe.opt.lower() or "lamb" in recipe.opt.lower():  # as in timm
         return float(0.001 * math.sqrt(batch / 1024))
     return 0.1 * batch / 256
